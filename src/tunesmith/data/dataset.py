@@ -1,0 +1,122 @@
+"""The data of a run: read and split as text (no model needed), then as tokens, with everything left out counted."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tunesmith.data.sources import read_source
+from tunesmith.data.split import hold_out
+from tunesmith.data.template import Example, make_examples
+from tunesmith.data.tokenize import Encoder, Rules, TokenRow
+from tunesmith.errors import DataError
+
+
+class DataSettings(Protocol):
+    """What is read of the recipe's data section."""
+
+    @property
+    def source(self) -> str: ...  # noqa: D102
+    @property
+    def split(self) -> str: ...  # noqa: D102
+    @property
+    def prompt(self) -> str: ...  # noqa: D102
+    @property
+    def completion(self) -> str | None: ...  # noqa: D102
+    @property
+    def messages(self) -> str | None: ...  # noqa: D102
+    @property
+    def validation(self) -> float | int | str: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """The examples to learn from and those held out; `repeated` were dropped because they stand in both sources."""
+
+    learn: list[Example]
+    held_out: list[Example]
+    repeated: int
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over the content of every example, in order."""
+        digest = hashlib.sha256()
+        for side in (self.learn, self.held_out):
+            digest.update(str(len(side)).encode())
+            for example in side:
+                digest.update(example.content_hash.encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The token rows of a run.
+
+    counts: rows learnt from, held out, truncated, dropped for their length, dropped as repeated, and the tokens.
+    """
+
+    learn: list[TokenRow]
+    held_out: list[TokenRow]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def read_text(settings: DataSettings) -> TextSet:
+    """Read the sources, fill the templates, hold rows out.
+
+    Raises DataError (file, line, column), RecipeError (template) or NetworkError.
+    """
+    def examples(source: str, key: str) -> list[Example]:
+        rows = read_source(source, settings.split, key)
+        return make_examples(rows, prompt=settings.prompt, completion=settings.completion, messages=settings.messages)
+
+    every = examples(settings.source, "data.source")
+    if not isinstance(settings.validation, str):
+        learn, held_out = hold_out(every, settings.validation)
+        return TextSet(learn, held_out, 0)
+    held_out = examples(settings.validation, "data.validation")
+    seen = {example.content_hash for example in held_out}
+    learn = [example for example in every if example.content_hash not in seen]
+    if not learn:
+        raise DataError("data.source: every row also stands in data.validation, so none is left to learn from")
+    return TextSet(learn, held_out, len(every) - len(learn))
+
+
+def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules) -> Dataset:
+    """Turn examples into token rows by the rules.
+
+    Raises DataError for an overlong row under `overlong: error`, a row with no token that bears loss, and when the
+    rules leave no rows.
+    """
+    encoder = Encoder(tokenizer, rules)
+    counts = {"truncated": 0, "dropped": 0, "repeated": text.repeated}
+    learn = _encode_all(text.learn, encoder, counts)
+    held_out = _encode_all(text.held_out, encoder, counts)
+    if not learn:
+        raise DataError(f"data.max_length: all {len(text.learn)} rows are longer than {rules.max_length} tokens",
+                        "Raise data.max_length, or set data.overlong to truncate.")
+    if text.held_out and not held_out:
+        raise DataError(f"data.max_length: all {len(text.held_out)} held-out rows exceed {rules.max_length} tokens",
+                        "Raise data.max_length, or set data.overlong to truncate.")
+    counts |= {"learn": len(learn), "held_out": len(held_out), "tokens": sum(len(row.ids) for row in learn)}
+    return Dataset(learn, held_out, counts)
+
+
+def _encode_all(examples: list[Example], encoder: Encoder, counts: dict[str, int]) -> list[TokenRow]:
+    rules, rows = encoder.rules, []
+    for example in examples:
+        row, overlong = encoder.encode(example)
+        if overlong and rules.overlong == "error":
+            raise DataError(f"{row.place}: longer than data.max_length, {rules.max_length} tokens",
+                            "Raise data.max_length, or set data.overlong to truncate or drop.")
+        if overlong and rules.overlong == "drop":
+            counts["dropped"] += 1
+            continue
+        counts["truncated"] += overlong
+        if not row.loss_tokens:
+            reason = f"its prompt alone fills data.max_length, {rules.max_length} tokens" if overlong else (
+                "the completion is empty" if rules.loss_on == "completion" else "it is empty or one token long")
+            raise DataError(f"{row.place}: no token to learn from: {reason}",
+                            "Remove the row" + (", or set data.overlong to drop." if overlong else "."))
+        rows.append(row)
+    return rows

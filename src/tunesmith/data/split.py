@@ -1,0 +1,34 @@
+"""Which examples are held out: decided by their content alone, so equal rows never sit on both sides."""
+
+from __future__ import annotations
+
+from tunesmith.data.template import Example
+from tunesmith.errors import DataError
+
+
+def hold_out(examples: list[Example], amount: float | int) -> tuple[list[Example], list[Example]]:
+    """(to learn from, held out), both in their first order.
+
+    amount: a share below 1, or a count of rows. Groups of equal rows go to the held-out side in the order of their
+    content's hash until the amount is reached, so neither the seed nor the order of the file matters; with repeated
+    rows a few more than asked may be held out.
+    Raises DataError when nothing would be left to learn from.
+    """
+    if amount == 0:
+        return examples, []
+    count = max(1, round(amount * len(examples))) if amount < 1 else int(amount)
+    sizes: dict[str, int] = {}
+    for example in examples:
+        sizes[example.content_hash] = sizes.get(example.content_hash, 0) + 1
+    chosen: set[str] = set()
+    total = 0
+    for content_hash in sorted(sizes):
+        if total >= count:
+            break
+        chosen.add(content_hash)
+        total += sizes[content_hash]
+    learn = [e for e in examples if e.content_hash not in chosen]
+    if not learn:
+        raise DataError(f"data.validation: {amount} of {len(examples)} rows held out leaves none to learn from",
+                        "Hold out fewer, or set data.validation to a source of its own.")
+    return learn, [e for e in examples if e.content_hash in chosen]

@@ -1,0 +1,134 @@
+"""Examples to token rows: which tokens there are, and exactly which of them are learnt.
+
+The prompt's tokens are always those that generation will send: a completion never melts into the prompt's last token.
+Only the notebook's own setting (`loss_on: all`, `append_eos: false`) tokenizes the text in one piece, as it does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.template import Example
+from tunesmith.errors import DataError, RecipeError
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One example as tokens.
+
+    ids: the tokens, at most `max_length`.
+    learnt: for each token whether its prediction bears loss; False for the first, which nothing predicts.
+    prompt_ids, prompt, reference: what generation is given, the same as text, and the answer that the data gives.
+    """
+
+    ids: list[int]
+    learnt: list[bool]
+    prompt_ids: list[int]
+    prompt: str
+    reference: str
+    place: str
+
+    @property
+    def loss_tokens(self) -> int:
+        """How many tokens bear loss."""
+        return sum(self.learnt)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How examples become tokens: the recipe's data section, without its sources."""
+
+    loss_on: str
+    append_eos: bool
+    max_length: int
+    overlong: str
+
+
+class Encoder:
+    """Tokenizes examples with a transformers tokenizer, whose own beginning (such as a BOS token) is kept.
+
+    Raises RecipeError when the tokenizer has no end token and one is to be appended.
+    """
+
+    def __init__(self, tokenizer: Any, rules: Rules) -> None:
+        self.tokenizer, self.rules = tokenizer, rules
+        self.eos: int | None = tokenizer.eos_token_id
+        if rules.append_eos and self.eos is None:
+            raise RecipeError("data.append_eos: this base's tokenizer has no end token",
+                              "Set data.append_eos to false; its answers will then not end by themselves.")
+        plain, special = self._plain("a"), list(tokenizer("a")["input_ids"])
+        starts = [i for i in range(len(special)) if special[i:i + len(plain)] == plain]
+        self.beginning: list[int] = special[:starts[0]] if starts else []
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The tokens that generation is given for a prompt."""
+        return self.beginning + self._plain(prompt)
+
+    def encode(self, example: Example) -> tuple[TokenRow, bool]:
+        """The example as tokens, and whether it was longer than `max_length` (then it is cut, and has no end token)."""
+        row, ends = self._chat(example) if example.messages is not None else self._plain_text(example)
+        ids, learnt = row.ids, row.learnt
+        if self.rules.append_eos and not ends and self.eos is not None:
+            ids, learnt = [*ids, self.eos], [*learnt, True]
+        overlong = len(ids) > self.rules.max_length
+        ids, learnt = ids[: self.rules.max_length], learnt[: self.rules.max_length]
+        if learnt:
+            learnt[0] = False
+        return TokenRow(ids, learnt, row.prompt_ids, row.prompt, row.reference, row.place), overlong
+
+    def _plain_text(self, example: Example) -> tuple[TokenRow, bool]:
+        prompt_ids = self.prompt_ids(example.prompt)
+        ids = self.beginning + self._plain(example.prompt + example.completion)
+        as_the_notebook = self.rules.loss_on == "all" and not self.rules.append_eos
+        if ids[: len(prompt_ids)] != prompt_ids and not as_the_notebook:
+            ids = prompt_ids + self._plain(example.completion)
+        first = 0 if self.rules.loss_on == "all" else len(prompt_ids)
+        learnt = [False] * first + [True] * (len(ids) - first)
+        return TokenRow(ids, learnt, prompt_ids, example.prompt, example.completion, example.place), False
+
+    def _render(self, messages: list[dict[str, str]], example: Example, prompt: bool = False) -> str:
+        if not messages:
+            return ""
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+        except Exception as error:  # Jinja raises what the template's author raised
+            raise DataError(f"{example.place}: the chat template refuses these messages: {error}",
+                            "Order the turns as the template wants them.") from None
+
+    def _chat(self, example: Example) -> tuple[TokenRow, bool]:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise RecipeError("data.messages: this base's tokenizer has no chat template",
+                              "Use a chat model as model.base, or data.prompt and data.completion.")
+        turns = [{"role": role, "content": text} for role, text in example.messages or ()]
+        answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        if not answers:
+            raise DataError(f"{example.place}: no message of the assistant, so nothing to learn")
+        text = self._render(turns, example)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+        before = self._render(turns[: answers[-1]], example, prompt=True)
+        if self.rules.loss_on == "all":
+            learnt = [True] * len(ids)
+        else:
+            spans = [self._answer_span(turns, i, text, example) for i in answers]
+            learnt = [any(start < last and end > first for first, last in spans) for start, end in offsets]
+        ends = answers[-1] != len(turns) - 1 or self._ends(text)
+        row = TokenRow(ids, learnt, self._plain(before), before, turns[answers[-1]]["content"], example.place)
+        return row, ends
+
+    def _answer_span(self, turns: list[dict[str, str]], index: int, text: str, example: Example) -> tuple[int, int]:
+        """Where the answer of one turn stands in the whole text: what its header leaves, up to its end mark."""
+        before = self._render(turns[:index], example, prompt=True)
+        through = self._render(turns[: index + 1], example)
+        if not (text.startswith(through) and through.startswith(before)):
+            raise DataError(f"{example.place}: the chat template writes message {index + 1} differently once more follow, "
+                            "so its answer cannot be told apart", "Set data.loss_on to all, or split the conversation.")
+        return len(before), len(through)
+
+    def _ends(self, text: str) -> bool:
+        """Whether the template itself closed the last turn with the end token."""
+        return self.tokenizer.eos_token is not None and text.rstrip().endswith(self.tokenizer.eos_token)

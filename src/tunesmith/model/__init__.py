@@ -1,0 +1,1 @@
+"""A frozen, quantised base with an adapter on it, behind one small interface (`engine.py`)."""

@@ -1,0 +1,178 @@
+"""Where a base's files are, checked before anything heavy is imported: config, safetensors weights, no pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith import embedded
+from tunesmith.errors import IntegrityError, NetworkError, RecipeError, TunesmithError
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_NOT_NEEDED = ["original/*", "onnx/*", "consolidated*", "*.gguf", "*/*"]
+#: Above this size only the headers and samples of the weights are hashed for the manifest.
+_HASH_WHOLE_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """A base on this disk. name: as the recipe gives it; folder: where its files are."""
+
+    name: str
+    revision: str | None
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        """The `model_type` of its config."""
+        return str(self.config.get("model_type", "unknown"))
+
+    @property
+    def weights(self) -> list[Path]:
+        """Its safetensors files, sorted."""
+        return sorted(self.folder.glob("*.safetensors"))
+
+    def weight_bytes(self) -> int:
+        """How large its weights are on disk."""
+        return sum(path.stat().st_size for path in self.weights)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A base folder's config.json. Raises RecipeError when it is missing or broken."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if (folder / "adapter_config.json").exists():
+            raise RecipeError(f"model.base: {folder} is an adapter, not a base",
+                              "Name the base that it was trained on (base_model_name_or_path in its config).") from None
+        raise RecipeError(f"model.base: {folder} has no config.json", "Is this the folder of a model?") from None
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{path}: not readable: {error}") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise RecipeError(f"{path}: names no model_type, so this is not a transformers model")
+    return config
+
+
+def locate_config(base: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """A base's config alone, without its weights: (name, config). Raises RecipeError or NetworkError."""
+    local = _local_folder(base)
+    if local is None:
+        local = Path(_download(base, revision, ["config.json"]))
+    return base, read_config(local)
+
+
+def locate_base(base: str, revision: str | None) -> BaseFiles:
+    """The files of a base, downloaded from the Hub when it is not a folder here.
+
+    Raises RecipeError when there is no such base or it has no weights, IntegrityError when it only has pickled ones,
+    NetworkError when the Hub does not answer.
+    """
+    folder = _local_folder(base) or Path(_download(base, revision, _DOWNLOAD))
+    config = read_config(folder)
+    found = BaseFiles(base, revision, folder, config)
+    if not found.weights:
+        pickles = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+        if pickles:
+            raise IntegrityError(f"model.base: {base} has its weights only as pickle ({pickles[0]}), which is refused: "
+                                 "a pickle can run any code", "Use a copy of the model in safetensors.")
+        raise RecipeError(f"model.base: {base} has no weights (*.safetensors) in {folder}")
+    _check_headers(found)
+    return found
+
+
+def _local_folder(base: str) -> Path | None:
+    inside = embedded.path_of(base)
+    if inside is not None:
+        return inside
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_file():
+        raise RecipeError(f"model.base: {base} is a file, not the folder of a model")
+    if base.startswith((".", "/", "~", "embedded:")) or base.count("/") > 1 or not base.strip("/"):
+        raise RecipeError(f"model.base: {base}: no such folder",
+                          "Give a folder with config.json and safetensors, or a Hub id.")
+    return None
+
+
+def _download(base: str, revision: str | None, patterns: list[str]) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return str(snapshot_download(base, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_NEEDED))
+    except HFValidationError as error:
+        raise RecipeError(f"model.base: {base}: neither a folder nor a Hub id", str(error).splitlines()[0]) from None
+    except Exception as error:  # the client raises a dozen classes of its own and of its HTTP library
+        raise explain_hub(error, f"model.base: {base}") from None
+
+
+def explain_hub(error: Exception, what: str) -> TunesmithError:
+    """What a failed Hub call means for the user."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, GatedRepoError):
+        return NetworkError(f"{what}: the Hub asks you to accept the model's terms first", reason)
+    if isinstance(error, RevisionNotFoundError):
+        return RecipeError(f"{what}: no such revision on the Hub", "Check model.revision.")
+    if isinstance(error, LocalEntryNotFoundError):
+        return NetworkError(f"{what}: not a folder here, not in the local cache, and the Hub cannot be reached",
+                            "Check the name; or connect, or unset HF_HUB_OFFLINE, and run this again.")
+    if isinstance(error, RepositoryNotFoundError | EntryNotFoundError):
+        return RecipeError(f"{what}: neither a folder here nor a repository that the Hub shows you",
+                           "Check the name; a private one needs `hf auth login`.")
+    return NetworkError(f"{what}: the Hub did not answer: {reason}", "Check the network, then run this again.")
+
+
+def _check_headers(base: BaseFiles) -> None:
+    """Every weight file begins with a safetensors header and is as long as that header says."""
+    for path in base.weights:
+        size = path.stat().st_size
+        try:
+            with open(path, "rb") as file:
+                (header_bytes,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(header_bytes)) if header_bytes < min(size, 1 << 28) else None
+            ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
+            whole = header is not None and size == 8 + header_bytes + max(ends, default=0)
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise IntegrityError(f"{path}: not a whole safetensors file", "Download or copy the base again.")
+
+
+def fingerprint(base: BaseFiles) -> dict[str, str]:
+    """A hash of each file that makes the base what it is, for the manifest. Large weights are sampled, and say so."""
+    sampled = base.weight_bytes() > _HASH_WHOLE_BYTES
+    hashes = {}
+    for path in [base.folder / "config.json", base.folder / "tokenizer.json", *base.weights]:
+        if path.exists():
+            is_weight = path.suffix == ".safetensors"
+            kind = "sha256-of-samples" if sampled and is_weight else "sha256"
+            hashes[path.name] = f"{kind}:{_hash(path, sampled and is_weight)}"
+    return hashes
+
+
+def _hash(path: Path, sampled: bool) -> str:
+    digest, size = hashlib.sha256(), path.stat().st_size
+    digest.update(str(size).encode())
+    block = 1 << 20
+    starts = range(0, size, max(block, size // 64)) if sampled else range(0, size, block)
+    with open(path, "rb") as file:
+        for start in starts:
+            file.seek(start)
+            digest.update(file.read(block))
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""Load a base through transformers: quantised, frozen, 1-d parameters in fp32; its tokenizer beside it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tunesmith.errors import EnvironmentFault, OutOfMemory, RecipeError
+from tunesmith.model.files import BaseFiles
+from tunesmith.model.hf.quantize import WAYS
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def quiet_libraries() -> None:
+    """No advice, warnings or progress bars of other libraries on the user's terminal; errors still come as errors."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def choose_device(device: str) -> str:
+    """`auto` as cuda where there is one, else cpu. Raises EnvironmentFault when a GPU is asked for and missing."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise EnvironmentFault(f"model.device: {device}, but torch sees no CUDA GPU here",
+                                   "Set model.device to auto or cpu; `tunesmith doctor` says what this machine has.")
+        index = int(device.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise EnvironmentFault(f"model.device: {device}, but this machine has {torch.cuda.device_count()} GPUs",
+                                   "They count from cuda:0.")
+    return device
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """`auto` as float32 on CPU, bfloat16 on a GPU that has it, else float16."""
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    if not device.startswith("cuda"):
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def load_tokenizer(base: BaseFiles) -> Any:
+    """The base's tokenizer. Raises RecipeError when its files are missing or unusable."""
+    quiet_libraries()
+    try:
+        return AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its parser meets
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"model.base: {base.name} has no usable tokenizer: {reason}",
+                          "The folder needs tokenizer.json (and tokenizer_config.json).") from None
+
+
+def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, device: str,
+                device_map_auto: bool) -> torch.nn.Module:
+    """The base, quantised as asked, every parameter frozen and the 1-d ones in fp32.
+
+    device_map_auto: let accelerate spread it over the GPUs when one cannot hold it.
+    Raises RecipeError for an architecture that transformers does not know as a causal language model, OutOfMemory.
+    """
+    quiet_libraries()
+    way = WAYS[quantization]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base.folder, dtype=dtype, quantization_config=way.config(dtype), use_safetensors=True,
+            trust_remote_code=False, device_map="auto" if device_map_auto and device == "cuda" else {"": device})
+    except torch.OutOfMemoryError:
+        raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",
+                          "Quantise it further (model.quantization: nf4) or choose a smaller base.") from None
+    except ValueError as error:
+        if "dispatched on the CPU or the disk" in str(error):
+            raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on the GPUs here",
+                              "Quantise it further (model.quantization: nf4) or choose a smaller base.") from None
+        if "Unrecognized" in str(error) or "model_type" in str(error) or "trust_remote_code" in str(error):
+            raise RecipeError(f"model.base: {base.name}: transformers {transformers.__version__} has no causal language "
+                              f"model for its architecture ({base.architecture})",
+                              "Code that comes with a model is never run. Choose a base that transformers knows.") from None
+        raise
+    way.prepare(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim == 1 and parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32)
+    model.config.use_cache = False
+    return model

@@ -1,0 +1,213 @@
+"""Reading a recipe: YAML 1.2 values, `--set a.b=c`, and errors that name the key, the line and the likely meaning."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe.schema import Recipe
+
+Key = tuple[str | int, ...]
+
+#: Settings that may differ when a run is resumed: they change neither the adapter nor the order of the samples.
+HARMLESS = ("share.", "judge.", "train.save_steps", "train.eval_steps", "train.save_total_limit")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader (no tags that build objects) with YAML 1.2's idea of numbers and booleans, and no repeated keys."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers
+            if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
+                              list("tTfF"))
+_Loader.add_implicit_resolver(  # 2e-4 is a number here; YAML 1.1 reads it as text
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."))
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[str] = set()
+    for key_node, _ in node.value:
+        if key_node.value in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"`{key_node.value}` is set twice", key_node.start_mark)
+        seen.add(key_node.value)
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
+    """The value of a YAML text, and the line of each of its keys."""
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader), dict(_key_lines(node, ()))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{name}, line {mark.line + 1}" if mark else name
+        problem = error.problem or "not readable as YAML"
+        if "could not determine a constructor for the tag" in problem:
+            tag = problem.split("'")[1] if "'" in problem else "a tag"
+            raise RecipeError(f"{where}: the YAML tag {tag} is not allowed",
+                              "A recipe is plain text, numbers, true, false, null and lists.") from None
+        raise RecipeError(f"{where}: {problem}", "Compare with a fresh one: tunesmith init") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{name}: not readable as YAML: {error}", "Compare with a fresh one: tunesmith init") from None
+
+
+def _key_lines(node: yaml.Node | None, prefix: Key) -> Iterator[tuple[Key, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value in node.value:
+            path = (*prefix, key_node.value)
+            yield path, key_node.start_mark.line + 1
+            if len(path) < 4:  # a recipe is two levels deep; this also ends on an alias that contains itself
+                yield from _key_lines(value, path)
+
+
+def parse_recipe(text: str, *, name: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from YAML text.
+
+    name: how errors call the text (its file).
+    overrides: `section.key=value` words as given to --set; values are read as YAML.
+    Raises RecipeError for anything that is not a valid recipe, all problems at once.
+    """
+    values, lines = _parse_yaml(text, name)
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name}: a recipe is sections of settings, this is {type(values).__name__}",
+                          "Write a commented one: tunesmith init")
+    source: dict[Key, str] = {}
+    for word in overrides:
+        _apply_override(values, word, source)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(problem, name, lines, source) for problem in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(problems))) from None
+
+
+def _apply_override(values: dict[str, Any], word: str, source: dict[Key, str]) -> None:
+    key, equals, text = word.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) != 2 or not all(parts):
+        raise RecipeError(f"--set {word}: not of the form section.key=value", "For example: --set train.learning_rate=1e-4")
+    value, _ = _parse_yaml(text, f"--set {key}")
+    section = values.setdefault(parts[0], {})
+    if section is None:
+        section = values[parts[0]] = {}
+    if isinstance(section, dict):
+        section[parts[1]] = value
+        source[tuple(parts)] = f"--set {word}"
+
+
+def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, str]) -> str:
+    """One pydantic problem as a sentence: where, what, and what was probably meant."""
+    path = tuple(part for part in problem["loc"])
+    # A union reports one problem per member, with the member's name at the end of the path.
+    key: Key = path[:2]
+    dotted = ".".join(str(part) for part in key)
+    where = source.get(key) or (f"{name}, line {lines[key]}" if key in lines else name)
+    kind, given = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        return f"{where}: {dotted}: no such setting.{_suggestion(key)}"
+    if kind == "missing":
+        return f"{where}: {dotted} is missing. {_field_help(key)}".rstrip()
+    if kind == "value_error":
+        return f"{where}: {dotted}: {problem['ctx']['error']}"
+    if kind == "model_type":
+        return f"{where}: {dotted}: a section of settings, not {given!r}"
+    limit = problem["msg"].removeprefix("Input should be ")
+    return f"{where}: {dotted}: {given!r} does not fit, it should be {limit}. ({_field_help(key)})"
+
+
+def _fields(section: str) -> dict[str, Any]:
+    field = Recipe.model_fields.get(section)
+    kind = field.annotation if field else None
+    return dict(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+
+
+def _field_help(key: Key) -> str:
+    field = _fields(str(key[0])).get(str(key[1])) if len(key) > 1 else None
+    return str(field.description) if field else ""
+
+
+def _suggestion(key: Key) -> str:
+    last = str(key[-1])
+    siblings = list(_fields(str(key[0]))) if len(key) > 1 else list(Recipe.model_fields)
+    close = difflib.get_close_matches(last, siblings, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]}?"
+    everywhere = {field: section for section in Recipe.model_fields for field in _fields(section)}
+    close = difflib.get_close_matches(last, list(everywhere), n=1, cutoff=0.75)
+    if close:
+        return f" Did you mean {everywhere[close[0]]}.{close[0]}?"
+    return f" Known here: {', '.join(siblings)}."
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, its local paths made absolute (looked for from here, then from the recipe's folder).
+
+    Raises RecipeError when the file cannot be read or is not a valid recipe.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe", f"Write one: tunesmith init {path}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: a folder, not a recipe", f"Write one: tunesmith init {path}/recipe.yaml") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise RecipeError(f"{path}, line {line}: not UTF-8 text", "Save the file as UTF-8.") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    recipe = parse_recipe(text, name=str(path), overrides=overrides)
+    return _absolute(recipe, path.parent)
+
+
+def _absolute(recipe: Recipe, folder: Path) -> Recipe:
+    def local(value: str) -> str:
+        if value.startswith("embedded:"):
+            return value
+        for start in (Path.cwd(), folder):
+            candidate = start / Path(value).expanduser()
+            if candidate.exists() or (glob.has_magic(value) and glob.glob(str(candidate), recursive=True)):
+                return str(candidate.absolute()) if glob.has_magic(value) else str(candidate.resolve())
+        return value
+
+    data = {"source": local(recipe.data.source)}
+    if isinstance(recipe.data.validation, str):
+        data["validation"] = local(recipe.data.validation)
+    return recipe.model_copy(update={
+        "model": recipe.model.model_copy(update={"base": local(recipe.model.base)}),
+        "data": recipe.data.model_copy(update=data),
+    })
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML with every setting written out."""
+    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True, width=100)
+
+
+def differences(then: Recipe, now: Recipe) -> list[str]:
+    """What makes `now` another experiment than `then`, one line a setting; empty when a run may be resumed with it."""
+    lines = []
+    before, after = then.model_dump(), now.model_dump()
+    for section in before:
+        for key, value in before[section].items():
+            name = f"{section}.{key}"
+            if value != after[section][key] and not name.startswith(HARMLESS):
+                lines.append(f"{name}: the run has {value!r}, the recipe says {after[section][key]!r}")
+    return lines

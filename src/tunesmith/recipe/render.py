@@ -1,0 +1,37 @@
+"""A recipe as commented YAML: every setting, its value, and what the schema says of it."""
+
+from __future__ import annotations
+
+import yaml
+
+from tunesmith.recipe.load import _fields
+from tunesmith.recipe.schema import Recipe
+
+_TITLES = {"model": "the frozen base", "data": "the rows, and how each becomes text", "lora": "the adapter",
+           "train": "the experiment", "judge": "did it help?", "share": "where the adapter goes"}
+
+
+def _scalar(value: object) -> str:
+    text = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=10_000).strip()
+    text = text.removesuffix("...").strip()
+    if isinstance(value, float) and value < 1e-3 and value > 0:
+        mantissa, exponent = f"{value:e}".split("e")
+        text = f"{mantissa.rstrip('0').rstrip('.') if float(mantissa) % 1 else mantissa[:3]}e{int(exponent)}"
+    return f'"{value}"' if isinstance(value, str) and ("{" in value) and '"' not in value and "\\" not in value else text
+
+
+def render_commented(recipe: Recipe, header: str = "") -> str:
+    """The recipe as YAML in which each setting stands with its meaning and unit."""
+    lines = [f"# {line}".rstrip() for line in header.strip().splitlines()]
+    for section, values in recipe.model_dump().items():
+        lines += ["", f"{section}:  # {_TITLES[section]}"]
+        if section == "data" and recipe.data.messages is not None:
+            values = {key: value for key, value in values.items() if key not in ("prompt", "completion")}
+        fields = _fields(section)
+        settings = [f"  {key}: {_scalar(value)}" for key, value in values.items()]
+        column = min(48, max(map(len, settings)) + 2)
+        for setting, key in zip(settings, values, strict=True):
+            lines.append(f"{setting:<{column}}# {fields[key].description}")
+            if len(setting) >= column:
+                lines[-1] = f"{setting}  # {fields[key].description}"
+    return "\n".join(lines).lstrip("\n") + "\n"

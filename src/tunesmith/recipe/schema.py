@@ -1,0 +1,150 @@
+"""The recipe's schema: every setting with its type, default, unit and meaning. The only place where a default stands."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A section of the recipe: strict types, no unknown keys, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelSection(Section):
+    """The frozen base."""
+
+    base: str = Field(min_length=1, description="the base model: a Hub id or a local folder with safetensors weights")
+    revision: str | None = Field(None, description="branch, tag or commit of a base on the Hub; null: its main branch")
+    quantization: Literal["none", "int8", "nf4"] = Field(
+        "int8", description="how the frozen weights are kept: none | int8 (LLM.int8) | nf4 (double-quantised)")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="what is computed in: auto (float32 on CPU, bfloat16 on a GPU that has it, else float16)"
+        " | float32 | bfloat16 | float16")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda|cuda:\d+)$",
+        description="auto | cpu | cuda | cuda:N; auto spreads a base that one GPU cannot hold")
+
+
+class DataSection(Section):
+    """The rows, and how each becomes text."""
+
+    source: str = Field(min_length=1, description="a Hub id, or a .jsonl, .json, .csv or .parquet file, folder or glob")
+    split: str = Field("train", min_length=1, description="which split of a data set on the Hub")
+    prompt: str = Field("", description="what the model is given, columns in braces ({{ and }} for braces themselves)")
+    completion: str | None = Field(None, description="what it should answer, columns in braces")
+    messages: str | None = Field(
+        None, description="instead of prompt and completion: the column with a chat, as role/content or from/value")
+    loss_on: Literal["all", "completion"] = Field(
+        "all", description="which tokens are learnt: all (as the notebook) | completion (the answer alone)")
+    append_eos: bool = Field(True, description="teach the model to stop; false reproduces the notebook, which never does")
+    max_length: Annotated[int, Field(ge=2)] = Field(2048, description="longest row [tokens]")
+    overlong: Literal["error", "truncate", "drop"] = Field(
+        "error", description="what becomes of a longer row: error | truncate | drop; always counted")
+    validation: float | int | str = Field(
+        0.05, description="held out: a share below 1, a count of rows, or a source of its own; 0 holds nothing out")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> DataSection:
+        if (self.completion is None) == (self.messages is None):
+            raise ValueError("give either `completion` (with `prompt`) or `messages`, not both and not neither")
+        if self.messages is not None and self.prompt:
+            raise ValueError("`prompt` goes with `completion`; `messages` brings its own prompts")
+        held_out = self.validation
+        if isinstance(held_out, bool) or (isinstance(held_out, int | float) and not held_out >= 0):
+            raise ValueError(f"`validation` is {held_out}: a share below 1, a count of rows, or a source")
+        if isinstance(held_out, float) and held_out >= 1 and not held_out.is_integer():
+            raise ValueError(f"`validation` is {held_out}: a share is below 1, a count is a whole number")
+        if isinstance(held_out, float) and held_out == float("inf"):
+            raise ValueError("`validation` is infinite: a share below 1, a count of rows, or a source")
+        return self
+
+
+class LoraSection(Section):
+    """The adapter (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+
+    r: PositiveInt = Field(16, description="rank of the update")
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(32.0, description="the update is scaled by alpha / r")
+    dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
+        0.05, description="dropout before the adapter [probability]")
+    target_modules: str | list[str] = Field(
+        "auto", description="auto (PEFT's own table) | all-linear | a list of module names")
+
+    @model_validator(mode="after")
+    def _named(self) -> LoraSection:
+        if not self.target_modules or (isinstance(self.target_modules, list) and not all(self.target_modules)):
+            raise ValueError("`target_modules` is empty: auto, all-linear or a list of module names")
+        return self
+
+
+class TrainSection(Section):
+    """The experiment, and how it is run."""
+
+    max_steps: PositiveInt | None = Field(None, description="length of the run [optimiser steps]; or num_epochs")
+    num_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="length of the run [passes over the training rows]; or max_steps")
+    batch_size: PositiveInt = Field(16, description="samples per optimiser step: the experiment")
+    micro_batch_size: Literal["auto"] | PositiveInt = Field(
+        "auto", description="samples computed at once: auto | a number; cuts a step to fit, never changes it")
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(2.0e-4, description="peak learning rate")
+    lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="after the warm-up: linear (to 0) | cosine (to 0) | constant")
+    warmup_steps: NonNegativeInt = Field(100, description="the learning rate climbs from 0 over this many [steps]")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="AdamW's decoupled weight decay")
+    max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1.0, description="gradients are clipped to this norm; 0 does not clip")
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        "auto", description="recompute activations to save memory: auto (only when needed) | true | false")
+    engine: Literal["auto", "hf", "native"] = Field("auto", description="auto | hf (transformers + peft) | native")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of shuffling, initialisation and dropout")
+    save_steps: PositiveInt = Field(50, description="a checkpoint every so many [steps]")
+    save_total_limit: Annotated[int, Field(ge=1)] = Field(3, description="how many checkpoints are kept")
+    eval_steps: NonNegativeInt = Field(50, description="held-out loss every so many [steps]; 0: only before and after")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSection:
+        if self.max_steps is not None and self.num_epochs is not None:
+            raise ValueError("give either `max_steps` or `num_epochs`, not both")
+        if self.max_steps is None and self.num_epochs is None:
+            object.__setattr__(self, "max_steps", 200)
+        return self
+
+
+class JudgeSection(Section):
+    """How it is found out whether the adapter helped."""
+
+    max_new_tokens: PositiveInt = Field(64, description="an answer that is longer has not stopped [tokens]")
+    samples: NonNegativeInt = Field(5, description="held-out prompts whose answers are shown before and after [rows]")
+    stop_rows: NonNegativeInt = Field(128, description="held-out prompts answered to measure the stop rate, at most [rows]")
+
+
+class ShareSection(Section):
+    """Where the adapter goes afterwards."""
+
+    repo: str | None = Field(None, description="Hub repository to push to, as user/name; null: stay here")
+    private: bool = Field(True, description="create that repository private")
+    message: str | None = Field(None, description="commit message of the push")
+
+    @model_validator(mode="after")
+    def _repository(self) -> ShareSection:
+        if self.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
+            raise ValueError(f"`repo` is {self.repo!r}: a repository is written user/name")
+        return self
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    model: ModelSection
+    data: DataSection
+    lora: LoraSection = Field(default_factory=LoraSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    judge: JudgeSection = Field(default_factory=JudgeSection)
+    share: ShareSection = Field(default_factory=ShareSection)

@@ -1,0 +1,23 @@
+"""What happened: the run folder, its files that are written whole or not at all, and its hashed checkpoints."""
+
+from tunesmith.rundir.checkpoints import Checkpoints
+from tunesmith.rundir.files import sync_folder, write_atomically
+from tunesmith.rundir.folder import RunFolder
+from tunesmith.rundir.metrics import MetricsLog
+from tunesmith.rundir.seal import SEAL_NAME, check_seal, read_sealed, seal, write_sealed_folder
+from tunesmith.rundir.verify import Damage, verify_path
+
+__all__ = [
+    "SEAL_NAME",
+    "Checkpoints",
+    "Damage",
+    "MetricsLog",
+    "RunFolder",
+    "check_seal",
+    "read_sealed",
+    "seal",
+    "sync_folder",
+    "verify_path",
+    "write_atomically",
+    "write_sealed_folder",
+]

@@ -1,0 +1,49 @@
+"""The checkpoints of a run: sealed folders named by step, the newest few kept, the newest whole one found again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tunesmith.errors import IntegrityError
+from tunesmith.rundir.files import TEMPORARY_PREFIX, disk_errors, remove_leftovers
+from tunesmith.rundir.seal import read_sealed, write_sealed_folder
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run: `step-000050/` and so on, each sealed."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """The checkpoint folders, oldest first, whole or not."""
+        return sorted((path for path in self.folder.glob("step-*") if path.name[5:].isdigit()),
+                      key=lambda path: int(path.name[5:]))
+
+    def save(self, step: int, files: dict[str, bytes]) -> Path:
+        """Write a checkpoint whole, then drop the oldest ones beyond `keep`. Raises DiskError; older ones then stay."""
+        path = self.folder / f"step-{step:06d}"
+        write_sealed_folder(path, files)
+        with disk_errors(self.folder):
+            for old in [p for p in self.paths() if p != path][: -(self.keep - 1) or None]:
+                # Renamed first, so that a crash half-way through the deletion leaves no torn checkpoint behind.
+                doomed = old.with_name(TEMPORARY_PREFIX + old.name)
+                old.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+        return path
+
+    def newest_whole(self) -> tuple[Path | None, dict[str, bytes], list[str]]:
+        """The newest checkpoint whose every byte is as written.
+
+        Returns its folder (None when there is none), its files, and what is wrong with each newer one.
+        """
+        remove_leftovers(self.folder)
+        damaged = []
+        for path in reversed(self.paths()):
+            try:
+                return path, read_sealed(path), damaged
+            except IntegrityError as error:
+                damaged.append(error.message)
+        return None, {}, damaged

@@ -1,0 +1,53 @@
+"""metrics.jsonl: one JSON object a step, appended as the run goes; a checkpoint remembers how long the file was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tunesmith.rundir.files import disk_errors
+
+
+class MetricsLog:
+    """The step log of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one step's line. Raises DiskError."""
+        with disk_errors(self.path), open(self.path, "ab") as file:
+            file.write((json.dumps(record) + "\n").encode())
+
+    def mark(self) -> dict[str, Any]:
+        """The file's length and hash so far, flushed to disk: what a checkpoint keeps. Raises DiskError."""
+        with disk_errors(self.path):
+            self.path.touch()
+            with open(self.path, "rb+") as file:
+                os.fsync(file.fileno())
+                content = file.read()
+        return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def rewind(self, mark: dict[str, Any] | None) -> bool:
+        """Cut the file back to a mark (None: empty it). False when what is left is not what the mark knew."""
+        with disk_errors(self.path):
+            self.path.touch()
+            with open(self.path, "rb+") as file:
+                file.truncate(mark["bytes"] if mark else 0)
+                content = file.read()
+        return mark is None or hashlib.sha256(content).hexdigest() == mark["sha256"]
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every whole line so far; a last line torn by a crash is passed over."""
+        if not self.path.exists():
+            return []
+        records = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        return records

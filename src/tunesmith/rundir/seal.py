@@ -1,0 +1,80 @@
+"""A folder's seal: one file that lists the SHA-256 of every other, in canonical bytes, so that any flipped byte shows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tunesmith.errors import IntegrityError
+from tunesmith.rundir.files import write_atomically, write_folder_atomically
+
+SEAL_NAME = "sha256.json"
+_CHUNK_BYTES = 1 << 22
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of a file's content, as hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _canonical(hashes: dict[str, str]) -> bytes:
+    listed = json.dumps(hashes, sort_keys=True, indent=1)
+    own = hashlib.sha256(listed.encode()).hexdigest()
+    return (json.dumps({"files": hashes, "this_list": own}, sort_keys=True, indent=1) + "\n").encode()
+
+
+def seal(folder: Path, names: Iterable[str]) -> None:
+    """Write the seal of `folder` over the files `names` (relative, with /). Raises DiskError."""
+    write_atomically(folder / SEAL_NAME, _canonical({name: sha256_file(folder / name) for name in sorted(names)}))
+
+
+def write_sealed_folder(folder: Path, files: dict[str, bytes]) -> None:
+    """Write `files` and their seal as `folder`, whole or not at all. Raises DiskError."""
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    write_folder_atomically(folder, {**files, SEAL_NAME: _canonical(hashes)})
+
+
+def read_seal(folder: Path) -> dict[str, str]:
+    """The hashes listed in a folder's seal. Raises IntegrityError when the list itself is missing or damaged."""
+    path = folder / SEAL_NAME
+    try:
+        content = path.read_bytes()
+        hashes = json.loads(content)["files"]
+        whole = _canonical(hashes) == content
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing") from None
+    except (ValueError, KeyError, TypeError, OSError):
+        whole = False
+    if not whole:
+        raise IntegrityError(f"{path}: damaged")
+    return dict(hashes)
+
+
+def check_seal(folder: Path) -> list[Path]:
+    """The files of a sealed folder that are missing or not as they were written; the seal itself if it is damaged."""
+    try:
+        hashes = read_seal(folder)
+    except IntegrityError:
+        return [folder / SEAL_NAME]
+    return [folder / name for name, digest in hashes.items()
+            if not (folder / name).is_file() or sha256_file(folder / name) != digest]
+
+
+def read_sealed(folder: Path) -> dict[str, bytes]:
+    """Every file of a sealed folder, checked as it is read. Raises IntegrityError naming the first damaged one."""
+    files = {}
+    for name, digest in read_seal(folder).items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError:
+            raise IntegrityError(f"{folder / name}: missing") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise IntegrityError(f"{folder / name}: damaged")
+        files[name] = content
+    return files
