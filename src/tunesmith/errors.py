@@ -72,7 +72,7 @@ class IntegrityError(TunesmithError):
 class DivergedError(TunesmithError):
     """The loss became NaN or infinite; nothing after that step would mean anything."""
 
-    exit_code = 1
+    exit_code = 3
 
 
 class Interrupted(TunesmithError):

@@ -87,7 +87,7 @@ def _a(word: str) -> str:
 
 # Each template says how many topics it uses; {n0} is a noun of its first topic, {v1} a verb of its second, ...
 _SAYINGS = [
-    (1, "{An0} {n0} does not {v0} for the {j0}."),
+    (1, "{Aj0} {n0} does not {v0} for the {m0}."),
     (1, "Never {v0} before the {n0} is {j0}."),
     (1, "To {v0} is to carry {aj0} {n0}."),
     (1, "Every {n0} was once {j0}, and every {j0} {m0} must {v0}."),

@@ -35,9 +35,8 @@ class Engine(Protocol):
     dtype: torch.dtype
     quantization: str
 
-    def loss_sum(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor,
-                 labels_BT: torch.Tensor) -> torch.Tensor:
-        """Summed cross-entropy (nats, fp32, scalar) over the labels that are not -100; differentiable in training."""
+    def losses(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+        """Each row's summed cross-entropy [B] (nats, fp32) over its labels that are not -100; differentiable."""
         ...
 
     def logits(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
@@ -62,6 +61,14 @@ class Engine(Protocol):
 
     def bare(self) -> AbstractContextManager[None]:
         """Within it the adapter is off: the bare base answers."""
+        ...
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward pass from now on, instead of keeping them."""
+        ...
+
+    def load_adapter_weights(self, state: dict[str, torch.Tensor]) -> None:
+        """Put back adapter tensors by the names in `adapter_model.safetensors`. Raises IntegrityError."""
         ...
 
     def adapter_files(self) -> dict[str, bytes]:

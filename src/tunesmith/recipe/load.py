@@ -44,7 +44,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
         if key_node.value in seen:
             raise yaml.constructor.ConstructorError(None, None, f"`{key_node.value}` is set twice", key_node.start_mark)
         seen.add(key_node.value)
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+    return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
@@ -132,24 +132,25 @@ def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, s
     return f"{where}: {dotted}: {given!r} does not fit, it should be {limit}. ({_field_help(key)})"
 
 
-def _fields(section: str) -> dict[str, Any]:
+def section_fields(section: str) -> dict[str, Any]:
+    """The settings of a section by name, as pydantic fields; empty for an unknown section."""
     field = Recipe.model_fields.get(section)
     kind = field.annotation if field else None
     return dict(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
 
 
 def _field_help(key: Key) -> str:
-    field = _fields(str(key[0])).get(str(key[1])) if len(key) > 1 else None
+    field = section_fields(str(key[0])).get(str(key[1])) if len(key) > 1 else None
     return str(field.description) if field else ""
 
 
 def _suggestion(key: Key) -> str:
     last = str(key[-1])
-    siblings = list(_fields(str(key[0]))) if len(key) > 1 else list(Recipe.model_fields)
+    siblings = list(section_fields(str(key[0]))) if len(key) > 1 else list(Recipe.model_fields)
     close = difflib.get_close_matches(last, siblings, n=1, cutoff=0.6)
     if close:
         return f" Did you mean {close[0]}?"
-    everywhere = {field: section for section in Recipe.model_fields for field in _fields(section)}
+    everywhere = {field: section for section in Recipe.model_fields for field in section_fields(section)}
     close = difflib.get_close_matches(last, list(everywhere), n=1, cutoff=0.75)
     if close:
         return f" Did you mean {everywhere[close[0]]}.{close[0]}?"
@@ -198,7 +199,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML with every setting written out."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True, width=100)
+    return str(yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True, width=100))
 
 
 def differences(then: Recipe, now: Recipe) -> list[str]:

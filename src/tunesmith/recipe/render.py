@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from tunesmith.recipe.load import _fields
+from tunesmith.recipe.load import section_fields
 from tunesmith.recipe.schema import Recipe
 
 _TITLES = {"model": "the frozen base", "data": "the rows, and how each becomes text", "lora": "the adapter",
@@ -27,7 +27,7 @@ def render_commented(recipe: Recipe, header: str = "") -> str:
         lines += ["", f"{section}:  # {_TITLES[section]}"]
         if section == "data" and recipe.data.messages is not None:
             values = {key: value for key, value in values.items() if key not in ("prompt", "completion")}
-        fields = _fields(section)
+        fields = section_fields(section)
         settings = [f"  {key}: {_scalar(value)}" for key, value in values.items()]
         column = min(48, max(map(len, settings)) + 2)
         for setting, key in zip(settings, values, strict=True):

@@ -40,7 +40,7 @@ class Checkpoints:
         Returns its folder (None when there is none), its files, and what is wrong with each newer one.
         """
         remove_leftovers(self.folder)
-        damaged = []
+        damaged: list[str] = []
         for path in reversed(self.paths()):
             try:
                 return path, read_sealed(path), damaged

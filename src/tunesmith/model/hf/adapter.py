@@ -144,21 +144,28 @@ def load_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
     except ValueError as error:
         raise IntegrityError(f"{folder}: does not fit this base: {str(error).splitlines()[0]}",
                              "Is it an adapter for another base?") from None
-    expected = get_peft_model_state_dict(peft_model)
+    problems = _mismatches(state, get_peft_model_state_dict(peft_model))
+    if problems:
+        raise IntegrityError(f"{folder}: does not fit this base:\n  {problems}", "Is it an adapter for another base?")
+    set_state(peft_model, state)
+    return peft_model
+
+
+def _mismatches(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> str:
+    """Every tensor that is too many, missing, of another shape or not finite; empty when all fit."""
     problems = [f"{name}: not in this base" for name in sorted(set(state) - set(expected))]
     problems += [f"{name}: missing in the adapter" for name in sorted(set(expected) - set(state))]
     problems += [f"{name}: {list(state[name].shape)} in the adapter, {list(expected[name].shape)} in this base"
                  for name in sorted(set(state) & set(expected)) if state[name].shape != expected[name].shape]
     problems += [f"{name}: NaN or infinite" for name in sorted(state) if not torch.isfinite(state[name].float()).all()]
-    if problems:
-        shown = "\n  ".join(problems[:5] + ([f"... and {len(problems) - 5} more"] if len(problems) > 5 else []))
-        raise IntegrityError(f"{folder}: does not fit this base:\n  {shown}", "Is it an adapter for another base?")
-    set_state(peft_model, state)
-    return peft_model
+    return "\n  ".join(problems[:5] + ([f"... and {len(problems) - 5} more"] if len(problems) > 5 else []))
 
 
 def set_state(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
-    """Copy adapter tensors, by the names in the adapter's file, into the model."""
+    """Copy adapter tensors, by the names in the adapter's file, into the model. Raises IntegrityError."""
+    expected = get_peft_model_state_dict(model)
+    if problems := _mismatches(state, expected):
+        raise IntegrityError(f"the adapter's tensors do not fit this base:\n  {problems}")
     with torch.no_grad():
-        for name, tensor in get_peft_model_state_dict(model).items():
+        for name, tensor in expected.items():
             tensor.copy_(state[name])

@@ -49,9 +49,8 @@ class HfEngine:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def loss_sum(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor,
-                 labels_BT: torch.Tensor) -> torch.Tensor:
-        """Summed cross-entropy in nats over the labels that are not -100, fp32."""
+    def losses(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+        """Each row's summed cross-entropy [B] in nats over its labels that are not -100, fp32."""
         targets_BT = torch.full_like(labels_BT, _IGNORED)
         targets_BT[:, :-1] = labels_BT[:, 1:]
         more = {}
@@ -62,9 +61,12 @@ class HfEngine:
         with self._autocast():
             logits = self.model(input_ids=input_ids_BT.to(self.device), attention_mask=attention_mask_BT.to(self.device),
                                 use_cache=False, **more).logits
-        chosen = (targets_BT != _IGNORED).flatten().nonzero()[:, 0].to(logits.device)
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1)[chosen].float(),
-                                                 targets_BT.flatten().to(logits.device)[chosen], reduction="sum")
+        bears_BT = targets_BT != _IGNORED
+        chosen = bears_BT.flatten().nonzero()[:, 0].to(logits.device)
+        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1)[chosen].float(),
+                                                 targets_BT.flatten().to(logits.device)[chosen], reduction="none")
+        # The chosen tokens stand row after row, so each row's are one slice.
+        return torch.stack([part.sum() for part in nats.split(bears_BT.sum(dim=1).tolist())])
 
     @torch.no_grad()
     def logits(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
@@ -114,6 +116,10 @@ class HfEngine:
         """The bare base, its adapter switched off."""
         with self.model.disable_adapter():
             yield
+
+    def load_adapter_weights(self, state: dict[str, torch.Tensor]) -> None:
+        """Put back adapter tensors. Raises IntegrityError when they are not this adapter's."""
+        lora.set_state(self.model, state)
 
     def adapter_files(self) -> dict[str, bytes]:
         """PEFT's two files."""

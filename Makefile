@@ -1,0 +1,31 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first, from the pinned versions, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow clean
+
+demo: $(STAMP)
+	@$(BIN)/tunesmith demo
+
+test: $(STAMP)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "set-up: a virtual environment in $(VENV) (once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "tunesmith needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 5; }
+	@$(PYTHON) -m venv $(VENV)
+	@echo "set-up: torch and the other pinned packages (a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch 2>$(VENV)/pip.log || { cat $(VENV)/pip.log; exit 5; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>$(VENV)/pip.log || { cat $(VENV)/pip.log; exit 5; }
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist runs

@@ -1,0 +1,58 @@
+"""Tunesmith fine-tunes language models with LoRA on frozen, quantised bases, and proves that it helped.
+
+The public API is the command line's verbs, as functions of the same name and meaning. Nothing heavy is imported until
+one of them is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import TunesmithError
+
+if TYPE_CHECKING:
+    from tunesmith.verbs.demo import demo
+    from tunesmith.verbs.doctor import doctor
+    from tunesmith.verbs.evaluate import evaluate
+    from tunesmith.verbs.generate import generate
+    from tunesmith.verbs.init import init
+    from tunesmith.verbs.plan import plan
+    from tunesmith.verbs.train import train
+    from tunesmith.verbs.verify import verify
+
+__version__ = "0.1.0"
+__all__ = [
+    "TunesmithError",
+    "demo",
+    "doctor",
+    "evaluate",
+    "generate",
+    "init",
+    "plan",
+    "train",
+    "verify",
+]
+
+_VERBS = frozenset(__all__) - {"TunesmithError"}
+
+
+class _Api(types.ModuleType):
+    """This module. The rooms `plan` and `train` have the names of verbs; importing a room must not hide its verb."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _VERBS:
+            return getattr(importlib.import_module(f"tunesmith.verbs.{name}"), name)
+        raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _VERBS and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Api

@@ -1,0 +1,152 @@
+"""What every verb shares: --json and --quiet, how errors end the command, how progress is shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tunesmith.errors import DiskError, Interrupted, OutOfMemory, TunesmithError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe.")]
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+
+
+class Terminal:
+    """Shows progress and messages on stderr: live on a terminal, a few plain lines elsewhere, nothing with --quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self._console: Console | None = None
+        self._progress: Progress | None = None
+        self._status: Any = None
+        self._seconds: list[float] = []
+        self._last_line = 0.0
+
+    @property
+    def console(self) -> Console:
+        """stderr, made when first needed: rich is not imported for --help."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(stderr=True, quiet=self.quiet, highlight=False, soft_wrap=True)
+        return self._console
+
+    def stage(self, text: str) -> None:
+        """A passing line while something takes time."""
+        self._end_progress()
+        if self.console.is_terminal and not self.quiet:
+            if self._status is None:
+                self._status = self.console.status(text)
+                self._status.start()
+            self._status.update(f"{text} ...")
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False)
+
+    def facts(self, facts: dict[str, str]) -> None:
+        """Names and values, aligned."""
+        self._end_status()
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            self.console.print(f"  {name:<{width}}  {value}", markup=False)
+
+    def step(self, record: dict[str, Any], total_steps: int) -> None:
+        """The live line: step, loss, tokens a second, time left."""
+        if self.quiet:
+            return
+        self._end_status()
+        self._seconds = [*self._seconds[-49:], record["seconds"]]
+        left = (total_steps - record["step"]) * sum(self._seconds) / len(self._seconds)
+        text = (f"{record['step']}/{total_steps}  loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s  "
+                f"{int(left // 60)}:{int(left % 60):02d} left")
+        if not self.console.is_terminal:
+            if record["step"] in (1, total_steps) or time.monotonic() - self._last_line > 10:
+                self._last_line = time.monotonic()
+                self.console.print(f"  step {text}", markup=False)
+            return
+        if self._progress is None:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._progress = Progress(TextColumn("  training"), BarColumn(bar_width=30), TextColumn("{task.fields[text]}"),
+                                      console=self.console)
+            self._progress.start()
+            self._progress.add_task("", total=total_steps, text="")
+        self._progress.update(self._progress.task_ids[0], completed=record["step"], text=text)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._end_status()
+        self._end_progress()
+
+    def _end_status(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def _end_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[str, Any]], str], *, as_json: bool,
+             quiet: bool, exit_code: Callable[[dict[str, Any]], int] = lambda result: 0) -> None:
+    """Call a verb, print what it returns (as JSON, or as `tell` words it), and end with its exit code.
+
+    An expected failure ends with its own code and no traceback; anything else is a bug of ours and shows one.
+    """
+    terminal = Terminal(quiet)
+    try:
+        result = call(terminal)
+    except TunesmithError as error:
+        _fail(terminal, error, as_json)
+    except MemoryError:
+        _fail(terminal, OutOfMemory("this machine's memory is full", "Take a smaller base or shorter rows."), as_json)
+    except KeyboardInterrupt:
+        _fail(terminal, Interrupted(2, "Stopped."), as_json)
+    except OSError as error:
+        if error.errno != 28:
+            _bug(terminal, error)
+        _fail(terminal, DiskError("the disk is full", "Free some space, then run the same command again."), as_json)
+    except Exception as error:  # the last resort of the command line
+        _bug(terminal, error)
+    terminal.close()
+    print(json.dumps(result, ensure_ascii=False, indent=None) if as_json else tell(result), flush=True)
+    raise typer.Exit(exit_code(result))
+
+
+def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> None:
+    terminal.close()
+    print(error, file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"error": error.message, "hint": error.hint, "exit_code": error.exit_code}, ensure_ascii=False))
+    raise typer.Exit(error.exit_code) from None
+
+
+def _bug(terminal: Terminal, error: Exception) -> None:
+    terminal.close()
+    traceback.print_exception(error, file=sys.stderr)
+    print("\nThis is a bug of tunesmith. Please report it with the lines above and the output of `tunesmith doctor`.",
+          file=sys.stderr)
+    raise typer.Exit(1) from None
+
+
+def relative(path: str) -> str:
+    """A path as short as it can be said from here."""
+    from pathlib import Path
+
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

@@ -1,0 +1,21 @@
+"""`tunesmith evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tunesmith.cli.common import Json, Quiet, Set, run_verb
+from tunesmith.cli.words import evaluate_text
+
+
+def evaluate(target: Annotated[str, typer.Argument(metavar="RUN-OR-ADAPTER", help="A run folder, or any PEFT LoRA adapter.")],
+             recipe: Annotated[str | None, typer.Option(metavar="RECIPE", help="Names base and rows for an adapter "
+                                                        "that stands outside its run.")] = None,
+             overrides: Set = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Held-out loss, stop rate, samples, verdict against the bare base."""
+    import tunesmith
+
+    run_verb(lambda terminal: tunesmith.evaluate(target, recipe=recipe, overrides=tuple(overrides or ()), show=terminal),
+             evaluate_text, as_json=as_json, quiet=quiet)

@@ -1,0 +1,25 @@
+"""`tunesmith generate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tunesmith.cli.common import Json, Quiet, run_verb
+
+
+def generate(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="An adapter folder or a run folder.")],
+             prompt: Annotated[str, typer.Option(metavar="TEXT", help="The prompt, exactly as in training.")],
+             max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer [tokens].")] = 64,
+             base: Annotated[str | None, typer.Option(metavar="BASE", help="Another place of the base.")] = None,
+             quantization: Annotated[str | None, typer.Option(metavar="KIND", help="none | int8 | nf4; by default as trained.")]
+             = None,
+             device: Annotated[str, typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = "auto",
+             as_json: Json = False, quiet: Quiet = False) -> None:
+    """One answer on stdout."""
+    import tunesmith
+
+    run_verb(lambda terminal: tunesmith.generate(adapter, prompt=prompt, max_new_tokens=max_new_tokens, base=base,
+                                                 quantization=quantization, device=device, show=terminal),
+             lambda result: result["text"], as_json=as_json, quiet=quiet)

@@ -1,0 +1,120 @@
+"""How results are worded for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunesmith.cli.common import relative
+
+
+def judgement_lines(found: dict[str, Any]) -> list[str]:
+    """Before and after: loss, stop rate, lists."""
+    lines = [f"  held-out loss        {found['loss_base']:.3f} -> {found['loss_tuned']:.3f}"]
+    if found["stop_rate_tuned"] is not None:
+        lines.append(f"  answers that stop    {100 * found['stop_rate_base']:.0f}% -> {100 * found['stop_rate_tuned']:.0f}%"
+                     f"  (within {found['max_new_tokens']} tokens, {found['stop_rows']} prompts)")
+    if found["list_f1_tuned"] is not None:
+        lines.append(f"  tags that are right  {found['list_f1_base']:.2f} -> {found['list_f1_tuned']:.2f}  (F1)")
+    return lines
+
+
+def verdict_line(found: dict[str, Any]) -> str:
+    """The verdict in a sentence."""
+    said = {"helps": "It helped", "hurts": "It hurt"}.get(found["verdict"], "No difference that could be told from chance")
+    line = f"  {said}: loss lower on {found['rows_better']} of {found['rows']} held-out rows"
+    if found["interval"]:
+        line += f" (95% interval of the change {found['interval'][0]:+.3f} .. {found['interval'][1]:+.3f})"
+    return line + "."
+
+
+def sample_lines(samples: list[dict[str, Any]], most: int) -> list[str]:
+    """Held-out prompts with the answers before and after."""
+    lines = []
+    for sample in samples[:most]:
+        before, after = (sample[side].replace("\n", " ") + ("" if sample[f"{side}_stopped"] else " ...")
+                         for side in ("before", "after"))
+        lines += ["", f"  {_short(sample['prompt'])}", f"    before   {_short(before)}", f"    after    {_short(after)}"]
+    return lines
+
+
+def _short(text: str, width: int = 110) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def train_text(result: dict[str, Any]) -> str:
+    """What `tunesmith train` ends with."""
+    lines = [""]
+    if result["eval_loss_before"] is None:
+        lines += ["  Nothing was held out, so nothing says whether it helped. (data.validation)"]
+    else:
+        said = {"helps": "It helped", "hurts": "It hurt"}.get(result["verdict"], "No difference that could be told from chance")
+        lines += [f"  held-out loss  {result['eval_loss_before']:.3f} -> {result['eval_loss_after']:.3f}", f"  {said}."]
+    adapter = relative(result["adapter"])
+    return "\n".join([*lines, "", f"  adapter  {adapter}", f"  report   {relative(result['run'])}/report.html", "",
+                      f"  Try:     tunesmith generate {adapter} --prompt ..."])
+
+
+def demo_text(result: dict[str, Any]) -> str:
+    """What `tunesmith demo` ends with."""
+    adapter = relative(result["adapter"])
+    first = result["samples"][0]["prompt"]
+    return "\n".join([
+        "", *judgement_lines(result["judgement"]), *sample_lines(result["samples"], 2), "",
+        verdict_line(result["judgement"]), "",
+        "  The base is a toy: 3 M parameters and a made-up language, small enough for any laptop. For real work name a",
+        "  model of the Hub in your recipe, such as bigscience/bloom-7b1.", "",
+        f"  adapter  {adapter}   (PEFT format: loads in peft)",
+        f"  report   {relative(result['report'])}", "",
+        f"  Try:     tunesmith generate {adapter} --prompt '{first}'",
+        "  Yours:   tunesmith init my.yaml    then  tunesmith train my.yaml"])
+
+
+def evaluate_text(result: dict[str, Any]) -> str:
+    """What `tunesmith evaluate` prints."""
+    return "\n".join([*judgement_lines(result), *sample_lines(result["samples"], 3), "", verdict_line(result)])
+
+
+def plan_text(result: dict[str, Any]) -> str:
+    """What `tunesmith plan` prints."""
+    return "\n".join([
+        f"  base       {result['base']} ({result['architecture']})",
+        f"  trainable  {result['trainable_parameters']:,} parameters",
+        f"  all        {result['all_parameters']:,} parameters",
+        f"  share      {result['trainable_percent']:.4f} %",
+        f"  adapter    {result['adapter_bytes'] / 1e6:,.1f} MB on disk"])
+
+
+def verify_text(result: dict[str, Any]) -> str:
+    """What `tunesmith verify` prints."""
+    lines = [f"{path}: damaged or missing" for path in result["damaged"]]
+    if result["unsealed"]:
+        lines.append(f"{len(result['unsealed'])} files that nothing vouches for, such as {result['unsealed'][0]}")
+    if result["whole"]:
+        lines.append(f"{result['target']}: whole, {result['checked']} files checked.")
+    else:
+        lines.append(f"{result['target']}: {len(result['damaged'])} of {result['checked']} files are not what was written. "
+                     "The same train command falls back to the newest whole checkpoint.")
+    return "\n".join(lines)
+
+
+def doctor_text(result: dict[str, Any]) -> str:
+    """What `tunesmith doctor` prints."""
+    lines = [f"  machine   {result['machine']}",
+             f"  versions  {', '.join(f'{name} {version}' for name, version in result['versions'].items())}",
+             f"  disk      {result['disk_free_bytes'] / 1e9:,.1f} GB free here"]
+    for gpu in result["gpus"]:
+        lines.append(f"  gpu       {gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, capability {gpu['capability']}"
+                     f"{'' if gpu['bfloat16'] else ', no bfloat16 (float16 is used)'}")
+    if not result["gpus"]:
+        lines.append("  gpu       none that torch sees; everything runs on the CPU")
+    hub = result["hub"]
+    lines.append(f"  hub       {hub['endpoint']}, {'offline' if hub['offline'] else 'online'}, "
+                 f"{'logged in' if hub['logged_in'] else 'not logged in'}, cache {hub['cache']}")
+    lines.append("")
+    for check in result["checks"]:
+        lines.append(f"  {'works ' if check['works'] else 'BROKEN'}  {check['name']}: {check['detail']}")
+        if check["advice"]:
+            lines.append(f"          {check['advice']}")
+    lines += ["", "  All well." if result["healthy"] else "  Something that a run needs is broken; see above."]
+    return "\n".join(lines)

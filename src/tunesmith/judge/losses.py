@@ -1,0 +1,44 @@
+"""Held-out loss, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tunesmith.data import TokenRow, collate, cut_step
+from tunesmith.model.engine import Engine
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """For each held-out row its summed loss [nats] and how many tokens bear it."""
+
+    nats: np.ndarray
+    tokens: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Nats a loss-bearing token over all rows."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+
+@torch.no_grad()
+def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) -> RowLosses:
+    """The loss of each row, in the order of `rows`. The engine must be out of training.
+
+    max_tokens: padded tokens computed at once; halved when memory runs out.
+    """
+    nats = np.zeros(len(rows))
+    cuts = cut_step([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens, overhead_tokens=64)
+    try:
+        for indices in cuts:
+            batch = collate([rows[i] for i in indices], engine.pad_id)
+            nats[indices] = engine.losses(batch.input_ids_BT, batch.attention_mask_BT, batch.labels_BT).cpu().numpy()
+    except torch.OutOfMemoryError:
+        if max_tokens <= max(len(row.ids) for row in rows):
+            raise
+        torch.cuda.empty_cache()
+        return row_losses(engine, rows, max_tokens=max_tokens // 2)
+    return RowLosses(nats, np.array([row.loss_tokens for row in rows]))

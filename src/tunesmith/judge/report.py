@@ -1,0 +1,64 @@
+"""report.html: one self-contained page with the curves, the verdict, answers before and after, and what was run."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import altair
+import jinja2
+import vl_convert
+
+from tunesmith.judge.verdict import Judgement
+from tunesmith.rundir import RunFolder, write_atomically
+
+
+def write_report(run: RunFolder, *, manifest: dict[str, Any], recipe_text: str, result: dict[str, Any],
+                 judgement: Judgement | None) -> None:
+    """Write the run's report. Raises DiskError.
+
+    manifest, recipe_text, result: what was run and what `train --json` says of it.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    source = (resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
+    metrics = run.metrics.read()
+    curve = _svg(_loss_chart(metrics, judgement))
+    rate = _svg(_line(metrics, "learning_rate", "learning rate", 130))
+    page = environment.from_string(source).render(
+        name=run.path.name, manifest=manifest, recipe=recipe_text, result=result, judgement=judgement,
+        loss_curve=curve, rate_curve=rate, last=metrics[-1] if metrics else {})
+    write_atomically(run.report, page)
+
+
+def _svg(chart: altair.LayerChart | altair.Chart) -> str:
+    return str(vl_convert.vegalite_to_svg(chart.to_dict()))
+
+
+def _loss_chart(metrics: list[dict[str, Any]], judgement: Judgement | None) -> altair.LayerChart:
+    points = [{"step": m["step"], "loss": m["loss"], "of": "training"} for m in metrics]
+    held_out = [{"step": m["step"], "loss": m["eval_loss"], "of": "held out"} for m in metrics if "eval_loss" in m]
+    if judgement is not None:
+        last = metrics[-1]["step"] if metrics else 0
+        held_out = [{"step": 0, "loss": judgement.loss_base, "of": "held out"}, *held_out,
+                    {"step": last, "loss": judgement.loss_tuned, "of": "held out"}]
+    colour = altair.Color("of:N", title=None, legend=altair.Legend(orient="top-right"),
+                          scale=altair.Scale(domain=["training", "held out"], range=["#7a93b8", "#d1495b"]))
+    axes = {"x": altair.X("step:Q", title="optimiser step"),
+            "y": altair.Y("loss:Q", title="nats a token", scale=altair.Scale(zero=False)), "color": colour}
+    lines = altair.Chart(altair.Data(values=points)).mark_line(strokeWidth=1.5).encode(**axes)
+    dots = altair.Chart(altair.Data(values=held_out)).mark_line(point=True, strokeWidth=2).encode(**axes)
+    return _styled(altair.layer(lines, dots), 260)
+
+
+def _line(metrics: list[dict[str, Any]], key: str, title: str, height: int) -> altair.Chart:
+    values = [{"step": m["step"], key: m[key]} for m in metrics]
+    chart = altair.Chart(altair.Data(values=values)).mark_line(color="#7a93b8", strokeWidth=1.5).encode(
+        x=altair.X("step:Q", title="optimiser step"), y=altair.Y(f"{key}:Q", title=title))
+    return _styled(chart, height)
+
+
+def _styled(chart: Any, height: int) -> Any:
+    grey = "#8a8f98"
+    return chart.properties(width=640, height=height, background="transparent").configure_view(stroke=None).configure_axis(
+        labelColor=grey, titleColor=grey, gridColor="#8a8f9833", domainColor=grey, tickColor=grey,
+        labelFont="sans-serif", titleFont="sans-serif").configure_legend(labelColor=grey, labelFont="sans-serif")

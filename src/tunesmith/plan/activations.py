@@ -1,0 +1,29 @@
+"""About how many bytes of activations a training step keeps for each of its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunesmith.plan.shapes import FAMILIES
+
+#: Tensors of the hidden width that a layer keeps for its backward pass: norms, attention, the four-fold MLP, dropout.
+_KEPT_PER_LAYER = 34
+
+
+def activation_bytes_per_token(config: dict[str, Any], *, value_bytes: int, checkpointing: bool) -> int:
+    """Bytes a padded token needs during forward and backward; generous, and only used to choose how a step is cut.
+
+    value_bytes: of one activation (4 for fp32, 2 for bf16 and fp16). The head's logits and their gradient, in fp32,
+    are counted in full. Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198), eq. 2 counts the same 34 h bytes
+    in 16 bits; here it is 34 values, since the frozen base's products are kept in the dtype that they run in.
+    """
+    family = FAMILIES.get(config.get("model_type", ""))
+    if family is not None:
+        shapes = family(config)
+        layers, hidden, vocabulary = shapes.layers, shapes.hidden, shapes.vocabulary
+    else:
+        layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 32)
+        hidden = int(config.get("hidden_size") or config.get("n_embd") or 4096)
+        vocabulary = int(config.get("vocab_size") or 50_000)
+    kept = 2 * layers + _KEPT_PER_LAYER if checkpointing else _KEPT_PER_LAYER * layers
+    return kept * hidden * value_bytes + vocabulary * (4 + 4 + value_bytes)

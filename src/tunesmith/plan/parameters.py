@@ -1,0 +1,56 @@
+"""How many parameters a base has, and how many of them a LoRA adapter adds and trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.errors import RecipeError
+from tunesmith.plan.shapes import FAMILIES
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """trainable: the adapter's parameters; all: those and the base's; modules: linear modules that carry an adapter."""
+
+    trainable: int
+    all: int
+    modules: int
+
+    @property
+    def trainable_percent(self) -> float:
+        """The share that trains, in percent."""
+        return 100 * self.trainable / self.all
+
+
+def knows_family(config: dict[str, Any]) -> bool:
+    """Whether the arithmetic of this config's family stands in `plan/shapes.py`."""
+    return config.get("model_type") in FAMILIES
+
+
+def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | list[str]) -> ParameterCounts:
+    """Count a base and its LoRA adapter of rank r from its config alone.
+
+    A linear module of n inputs and m outputs gets r * (n + m) parameters (Hu et al. 2021, section 4.1).
+    Raises RecipeError for a target that names no module, or a config that lacks a width.
+    """
+    try:
+        shapes = FAMILIES[config["model_type"]](config)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise RecipeError(f"model.base: its config.json has no usable {error}",
+                          "Copy the base's config.json again.") from None
+    names = [linear.name for linear in shapes.linears]
+    wanted = [target_modules] if isinstance(target_modules, str) else target_modules
+    if target_modules == "auto":
+        wanted = list(shapes.auto_targets)
+    elif target_modules == "all-linear":
+        wanted = names
+    for target in wanted:
+        if target.rpartition(".")[2] not in names:
+            raise RecipeError(f"lora.target_modules: no linear module of this base is called {target!r}",
+                              f"This base has: {', '.join(sorted(names))}.")
+    last = {target.rpartition(".")[2] for target in wanted}
+    chosen = [linear for linear in shapes.linears if linear.name in last]
+    trainable = sum(r * (linear.inputs + linear.outputs) * linear.count for linear in chosen)
+    base = shapes.other_parameters + sum(linear.parameters for linear in shapes.linears)
+    return ParameterCounts(trainable, base + trainable, sum(linear.count for linear in chosen))

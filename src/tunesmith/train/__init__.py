@@ -1,0 +1,1 @@
+"""The training loop: one optimiser step, the loop around it, the optimiser, and how a run comes back after a crash."""

@@ -1,0 +1,126 @@
+"""The training loop, read from top to bottom."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.data import SampleOrder, TokenRow
+from tunesmith.errors import Interrupted
+from tunesmith.model.engine import Engine
+from tunesmith.rundir import RunFolder
+from tunesmith.train.optim import build_optimizer, build_scaler, learning_rate_at
+from tunesmith.train.resume import Progress, checkpoint_files, restore, seed_everything
+from tunesmith.train.signals import StopSignal
+from tunesmith.train.step import Cut, step_that_fits
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The experiment, in the recipe's words; total_steps is the resolved length of the run [optimiser steps]."""
+
+    total_steps: int
+    batch_size: int
+    learning_rate: float
+    lr_scheduler: str
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    seed: int
+    save_steps: int
+    save_total_limit: int
+    eval_steps: int
+
+
+def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: RunFolder, cut: Cut, stop: StopSignal, *,
+          held_out_loss: Callable[[], float] | None, on_step: Callable[[dict[str, Any]], None],
+          notify: Callable[[str], None]) -> Progress:
+    """Train the engine's adapter to the last step, from the newest whole checkpoint of `run` if it has one.
+
+    held_out_loss: the judge, asked every `eval_steps`. on_step: sees each step's record as metrics.jsonl gets it.
+    Raises Interrupted after saving when a signal came, DivergedError, OutOfMemory, DiskError, IntegrityError.
+    """
+    optimizer = build_optimizer(engine.trainable().values(), learning_rate=settings.learning_rate,
+                                weight_decay=settings.weight_decay)
+    scaler = build_scaler(engine.dtype, engine.device)
+    order = SampleOrder(len(rows), settings.seed)
+    checkpoints = run.checkpoints(settings.save_total_limit)
+    progress = _start(engine, optimizer, scaler, run, cut, settings, notify)
+
+    engine.training(True)
+    while progress.step < settings.total_steps:
+        started = time.perf_counter()
+        rate = learning_rate_at(progress.step, kind=settings.lr_scheduler, peak=settings.learning_rate,
+                                warmup_steps=settings.warmup_steps, total_steps=settings.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = [rows[i] for i in order.take(progress.samples, settings.batch_size)]
+        result = step_that_fits(engine, optimizer, scaler, batch, step=progress.step + 1, cut=cut,
+                                max_grad_norm=settings.max_grad_norm)
+        seconds = time.perf_counter() - started
+
+        progress.step += 1
+        progress.samples += len(batch)
+        progress.tokens += result.tokens
+        progress.loss_tokens += result.loss_tokens
+        progress.seconds += seconds
+        record = {"step": progress.step, "loss": result.loss, "learning_rate": rate, "grad_norm": result.grad_norm,
+                  "tokens": result.tokens, "tokens_per_second": result.tokens / seconds,
+                  "peak_memory_bytes": peak_memory_bytes(engine.device), "seconds": seconds}
+        last = progress.step == settings.total_steps
+        if held_out_loss and settings.eval_steps and not last and progress.step % settings.eval_steps == 0:
+            engine.training(False)
+            record["eval_loss"] = held_out_loss()
+            engine.training(True)
+        run.metrics.append(record)
+        on_step(record)
+
+        if last or progress.step % settings.save_steps == 0 or stop.number is not None:
+            progress.cut, progress.metrics = asdict(cut), run.metrics.mark()
+            checkpoints.save(progress.step, checkpoint_files(engine, optimizer, scaler, progress))
+        if stop.number is not None and not last:
+            raise Interrupted(stop.number, f"Stopped and saved at step {progress.step} of {settings.total_steps}.",
+                              "The same command goes on from there.")
+    engine.training(False)
+    return progress
+
+
+def _start(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, run: RunFolder, cut: Cut,
+           settings: TrainSettings, notify: Callable[[str], None]) -> Progress:
+    """Where the run begins: at its newest whole checkpoint, or at the beginning."""
+    path, files, damaged = run.checkpoints(settings.save_total_limit).newest_whole()
+    for reason in damaged:
+        notify(f"{reason}; falling back to an older checkpoint.")
+    if path is None:
+        run.metrics.rewind(None)
+        seed_everything(settings.seed)
+        progress = Progress()
+    else:
+        progress = restore(files, engine, optimizer, scaler)
+        if not run.metrics.rewind(progress.metrics):
+            notify(f"{run.metrics.path}: not as it was at the checkpoint; its curve may have gaps.")
+        for name, value in progress.cut.items():
+            setattr(cut, name, value)
+        if progress.step < settings.total_steps:
+            notify(f"Resuming {_short(run.path)} at step {progress.step} of {settings.total_steps} "
+                   f"(checkpoint of {time.strftime('%H:%M', time.localtime(path.stat().st_mtime))}, whole).")
+    if cut.checkpointing:
+        engine.checkpoint_gradients()
+    return progress
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,51 @@
+"""SIGINT and SIGTERM: the first asks for a stop at a good moment, the second leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tunesmith.errors import Interrupted
+
+
+class StopSignal:
+    """Whether the user asked the run to stop. As a context manager it holds the two signals' handlers.
+
+    Outside `deferred()` a signal raises Interrupted where it falls: nothing is lost there. Within, it only sets
+    `number`, and the loop stops itself after saving.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._deferring = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:
+            os._exit(128 + number)
+        self.number = number
+        if not self._deferring:
+            raise Interrupted(number, "Stopped.", "The same command starts again from what was saved.")
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it, a signal waits for the loop to look at `number`."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False

@@ -1,0 +1,110 @@
+"""One optimiser step: its samples, cut to fit, give exactly the gradient of the whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tunesmith.data import TokenRow, collate, cut_step
+from tunesmith.errors import DivergedError, OutOfMemory
+from tunesmith.model.engine import Engine
+
+
+@dataclass
+class Cut:
+    """How steps are cut into micro-batches; shrinks when memory runs out, and then stays so for the run.
+
+    rows: samples at once, or None to choose by length. max_tokens: padded tokens at once when chosen.
+    overhead_tokens: what a micro-batch costs beyond its tokens, in tokens. checkpointing: activations are recomputed.
+    may_checkpoint: whether that may be switched on when nothing smaller is left.
+    """
+
+    rows: int | None
+    max_tokens: int
+    overhead_tokens: int
+    checkpointing: bool = False
+    may_checkpoint: bool = False
+
+    def shrink(self, longest: int) -> bool:
+        """Take the next smaller cut; False when there is none. longest: tokens of the step's longest row."""
+        if self.rows is not None and self.rows > 1:
+            self.rows //= 2
+        elif self.rows is None and self.max_tokens > longest:
+            self.max_tokens = max(longest, self.max_tokens // 2)
+        elif self.may_checkpoint and not self.checkpointing:
+            self.checkpointing = True
+        else:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did: loss in nats a loss-bearing token; gradient norm before clipping; tokens without padding."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    loss_tokens: int
+
+
+def optimiser_step(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+                   rows: Sequence[TokenRow], *, step: int, cut: Cut, max_grad_norm: float) -> StepResult:
+    """Accumulate the gradient of `rows` over micro-batches, clip it, and step.
+
+    The loss of every micro-batch is divided by the loss-bearing tokens of the whole step, so any cut gives the same
+    step. Raises DivergedError with the step and the rows when the loss or the gradient is not finite.
+    """
+    loss_tokens = sum(row.loss_tokens for row in rows)
+    loss = torch.zeros((), dtype=torch.float64)
+    optimizer.zero_grad(set_to_none=True)
+    cuts = cut_step([len(row.ids) for row in rows], rows=cut.rows, max_tokens=cut.max_tokens,
+                    overhead_tokens=cut.overhead_tokens)
+    for indices in cuts:
+        batch = collate([rows[i] for i in indices], engine.pad_id)
+        part = engine.losses(batch.input_ids_BT, batch.attention_mask_BT, batch.labels_BT).sum() / loss_tokens
+        scaler.scale(part).backward()
+        value = part.item()
+        if not math.isfinite(value):
+            raise _diverged(f"the loss is {value}", step, [rows[i] for i in indices])
+        loss += value
+
+    scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
+    if not math.isfinite(grad_norm) and not scaler.is_enabled():
+        raise _diverged(f"the gradient's norm is {grad_norm}", step, rows)
+    if max_grad_norm > 0 and math.isfinite(grad_norm) and grad_norm > max_grad_norm:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(max_grad_norm / (grad_norm + 1e-6))
+    scaler.step(optimizer)  # fp16: passed over when the scaled gradient overflowed
+    scaler.update()
+    return StepResult(loss.item(), grad_norm, sum(len(row.ids) for row in rows), loss_tokens)
+
+
+def step_that_fits(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+                   rows: Sequence[TokenRow], *, step: int, cut: Cut, max_grad_norm: float) -> StepResult:
+    """The same step, cut smaller each time memory runs out. Raises OutOfMemory when one row alone does not fit."""
+    while True:
+        try:
+            return optimiser_step(engine, optimizer, scaler, rows, step=step, cut=cut, max_grad_norm=max_grad_norm)
+        except torch.OutOfMemoryError:
+            longest = max(len(row.ids) for row in rows)
+            if not cut.shrink(longest):
+                raise OutOfMemory(f"step {step}: one row of {longest} tokens alone does not fit in the GPU's memory",
+                                  "Lower data.max_length, quantise the base (nf4), or take a smaller one.") from None
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        if cut.checkpointing:
+            engine.checkpoint_gradients()
+
+
+def _diverged(what: str, step: int, rows: Sequence[TokenRow]) -> DivergedError:
+    places = "\n  ".join(row.place for row in rows)
+    return DivergedError(f"step {step}: {what}, so nothing after it would mean anything. Its rows:\n  {places}",
+                         "Lower train.learning_rate, lengthen train.warmup_steps, or look at these rows. "
+                         "The last checkpoint is from before.")

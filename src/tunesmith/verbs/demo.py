@@ -1,0 +1,24 @@
+"""`tunesmith demo`: the whole road on the embedded base and quotes, with no network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tunesmith.recipe import parse_recipe, preset_text
+from tunesmith.verbs.show import Show
+from tunesmith.verbs.train import train
+
+
+def demo(*, run: str | os.PathLike[str] = "runs/demo", show: Show | None = None) -> dict[str, Any]:
+    """Train the preset `demo` and show what changed.
+
+    Returns what `train` returns, and under `judgement` and `samples` what the judge found. Raises as `train` does.
+    """
+    result = train(parse_recipe(preset_text("demo"), name="demo"), run=run, show=show)
+    folder = Path(result["run"])
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    judgement = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
+    return {**result, "report": str(folder / "report.html"), "judgement": judgement, "samples": samples}

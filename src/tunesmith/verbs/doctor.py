@@ -1,0 +1,106 @@
+"""`tunesmith doctor`: what this machine has, what works on it, what to install."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+
+def doctor() -> dict[str, Any]:
+    """Try what a run needs.
+
+    Returns machine, versions, gpus, hub, disk_free_bytes, and `checks`: name, works, detail and advice of each.
+    `healthy` is whether everything a run on this machine needs works.
+    """
+    from tunesmith.verbs.manifest import describe_machine, library_versions
+
+    checks = [_check("torch computes", _torch, "Reinstall: pip install 'torch>=2.11'"),
+              _check("int8 on CPU (bitsandbytes)", lambda: _quantised("int8", "cpu"), "pip install -U bitsandbytes"),
+              _check("nf4 on CPU (bitsandbytes)", lambda: _quantised("nf4", "cpu"), "pip install -U bitsandbytes"),
+              _check("the embedded base", _embedded, "Reinstall tunesmith: its files are not whole.")]
+    import torch
+
+    gpus = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        gpus.append({"name": properties.name, "memory_bytes": properties.total_memory,
+                     "capability": f"{properties.major}.{properties.minor}",
+                     "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False)})
+        checks += [_check(f"int8 on cuda:{index}", lambda i=index: _quantised("int8", f"cuda:{i}"),
+                          "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes"),
+                   _check(f"nf4 on cuda:{index}", lambda i=index: _quantised("nf4", f"cuda:{i}"),
+                          "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes")]
+    return {"machine": describe_machine(), "versions": library_versions(), "gpus": gpus, "hub": _hub(),
+            "disk_free_bytes": shutil.disk_usage(".").free, "checks": checks,
+            "healthy": all(check["works"] for check in checks)}
+
+
+def _check(name: str, attempt: Callable[[], str], advice: str) -> dict[str, Any]:
+    try:
+        return {"name": name, "works": True, "detail": attempt(), "advice": ""}
+    except Exception as error:  # a doctor reports whatever is broken and goes on
+        reason = (str(error).splitlines() or [""])[0]
+        return {"name": name, "works": False, "detail": f"{type(error).__name__}: {reason}", "advice": advice}
+
+
+def _torch() -> str:
+    import torch
+
+    product = torch.ones(8, 8) @ torch.ones(8, 8)
+    if product[0, 0].item() != 8:
+        raise ArithmeticError("a product of ones came out wrong")
+    return f"{torch.get_num_threads()} threads"
+
+
+def _quantised(kind: str, device: str) -> str:
+    """Send a vector through one quantised layer and back; returns the relative error against the exact product."""
+    import bitsandbytes
+    import torch
+
+    from tunesmith.model.hf.quantize import WAYS
+
+    torch.manual_seed(0)
+    exact = torch.nn.Linear(64, 64, bias=False)
+    if kind == "int8":
+        layer = bitsandbytes.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=6.0)
+    else:
+        layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+    layer.load_state_dict(exact.state_dict())
+    layer = layer.to(device)
+    WAYS[kind].prepare(layer)
+    layer.requires_grad_(False)
+    x = torch.randn(4, 64, device=device, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    with torch.no_grad():
+        want = exact.to(device)(x)
+    error = ((y - want).norm() / want.norm()).item()
+    if not error < 0.2 or x.grad is None or not torch.isfinite(x.grad).all():
+        raise ArithmeticError(f"relative error {error:.3f}")
+    return f"relative error {error:.4f}"
+
+
+def _embedded() -> str:
+    import json
+
+    from tunesmith import embedded
+    from tunesmith.model.files import locate_base
+    from tunesmith.rundir.seal import sha256_file
+
+    base = locate_base(embedded.BASE_NAME, None)
+    about = json.loads((base.folder / "about.json").read_text(encoding="utf-8"))
+    if sha256_file(base.weights[0]) != about["weights_sha256"]:
+        raise ValueError("its weights are not as they were made")
+    return f"{about['parameters']:,} parameters, {base.weight_bytes() / 1e6:.1f} MB"
+
+
+def _hub() -> dict[str, Any]:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    return {"client": importlib.metadata.version("huggingface_hub"), "endpoint": constants.ENDPOINT,
+            "offline": bool(constants.HF_HUB_OFFLINE), "cache": constants.HF_HUB_CACHE,
+            "logged_in": bool(huggingface_hub.get_token()), "token_from_environment": bool(os.environ.get("HF_TOKEN"))}

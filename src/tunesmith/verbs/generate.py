@@ -1,0 +1,40 @@
+"""`tunesmith generate`: one answer from an adapter on its quantised base."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from tunesmith.errors import UsageError
+from tunesmith.verbs.adapters import adapter_base, find_adapter
+from tunesmith.verbs.show import Show, Silent
+
+
+def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: int = 64, base: str | None = None,
+             quantization: str | None = None, device: str = "auto", show: Show | None = None) -> dict[str, Any]:
+    """Answer a prompt greedily with an adapter, on the base and in the quantisation that its files name.
+
+    adapter: an adapter folder or a run folder. prompt: exactly as in training, template included.
+    Returns text, tokens (generated), stopped (whether the answer ended by itself), base and quantization.
+    Raises UsageError, IntegrityError, RecipeError, EnvironmentFault.
+    """
+    show = show or Silent()
+    if max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens is {max_new_tokens}: at least 1")
+    found = find_adapter(os.fspath(adapter))
+    show.stage("starting torch")
+    chosen = adapter_base(found, base=base, quantization=quantization)
+    from tunesmith.model.build import build_with_adapter
+    from tunesmith.model.files import locate_base
+    from tunesmith.model.hf.load import choose_device, load_tokenizer
+    from tunesmith.serve import answer_prompts, encode_prompt
+
+    choose_device(device)
+    files = locate_base(chosen["base"], chosen["revision"])
+    show.stage(f"loading {chosen['base']} in {chosen['quantization']}")
+    engine = build_with_adapter(files, load_tokenizer(files), found.folder, quantization=chosen["quantization"],
+                                dtype="auto", device=device)
+    show.stage("answering")
+    answer = answer_prompts(engine, [encode_prompt(engine, prompt)], max_new_tokens)[0]
+    return {"text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped, "base": chosen["base"],
+            "quantization": chosen["quantization"]}

@@ -1,0 +1,79 @@
+"""The manifest of a run: hashes of base, data and template, versions, seed, machine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import time
+from typing import Any
+
+import psutil
+import torch
+
+from tunesmith.errors import RecipeError
+from tunesmith.model.files import fingerprint
+from tunesmith.recipe import Recipe
+from tunesmith.verbs.prepare import Prepared
+
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors")
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of this package and of what computes the run's numbers."""
+    versions = {"python": platform.python_version()}
+    for name in ("tunesmith", *_LIBRARIES):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "missing"
+    return versions
+
+
+def describe_machine() -> str:
+    """This machine in a line: processor, cores, memory, GPUs."""
+    parts = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPU cores",
+             f"{psutil.virtual_memory().total / 2**30:.0f} GiB memory"]
+    if torch.cuda.is_available():
+        parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(parts)
+
+
+def build_manifest(recipe: Recipe, prepared: Prepared, engine: str, engine_reason: str) -> dict[str, Any]:
+    """What a run starts from."""
+    template = "\n".join(str(part) for part in (recipe.data.prompt, recipe.data.completion, recipe.data.messages,
+                                                getattr(prepared.tokenizer, "chat_template", None)))
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "seed": recipe.train.seed,
+        "quantization": recipe.model.quantization,
+        "base": {"name": recipe.model.base, "revision": recipe.model.revision, "files": fingerprint(prepared.base)},
+        "data": {"source": recipe.data.source, "content": prepared.text.content_hash, "counts": prepared.data.counts,
+                 "template": hashlib.sha256(template.encode()).hexdigest()},
+        "engine": engine, "engine_reason": engine_reason, "threads": torch.get_num_threads(),
+        "machine": describe_machine(), "versions": library_versions(),
+    }
+
+
+def check_same(then: dict[str, Any], now: dict[str, Any], run: str) -> list[str]:
+    """Refuse to resume when base or data changed; returns what else differs and only matters to the last bit.
+
+    Raises RecipeError saying what changed.
+    """
+    changed = []
+    if then["base"]["files"] != now["base"]["files"]:
+        names = sorted(name for name in {**then["base"]["files"], **now["base"]["files"]}
+                       if then["base"]["files"].get(name) != now["base"]["files"].get(name))
+        changed.append(f"the base's files ({', '.join(names)})")
+    if then["data"]["content"] != now["data"]["content"]:
+        changed.append(f"the rows of {now['data']['source']}")
+    if then["data"]["template"] != now["data"]["template"]:
+        changed.append("the template")
+    if changed:
+        raise RecipeError(f"{run}: changed since the run began: {', '.join(changed)}",
+                          "Put them back, or start another run with --run.")
+    differing = [f"{name} {then['versions'].get(name)} -> {version}" for name, version in now["versions"].items()
+                 if then["versions"].get(name) != version]
+    if then["threads"] != now["threads"]:
+        differing.append(f"{then['threads']} threads -> {now['threads']}")
+    return differing

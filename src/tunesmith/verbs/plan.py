@@ -1,0 +1,33 @@
+"""`tunesmith plan`: what a run will train, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from tunesmith.model.files import locate_config
+from tunesmith.plan import count_parameters, knows_family
+from tunesmith.recipe import load_recipe
+
+
+def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Count what the recipe would train, from the base's config.json alone.
+
+    Returns trainable_parameters, all_parameters, trainable_percent, base, architecture and adapter_bytes.
+    Raises RecipeError, NetworkError.
+    """
+    chosen = load_recipe(os.fspath(recipe), overrides)
+    base, config = locate_config(chosen.model.base, chosen.model.revision)
+    if knows_family(config):
+        counts = count_parameters(config, r=chosen.lora.r, target_modules=chosen.lora.target_modules)
+        trainable, everything = counts.trainable, counts.all
+    else:
+        from tunesmith.model.hf.adapter import LoraSettings
+        from tunesmith.model.hf.meta import count_on_meta
+
+        trainable, everything = count_on_meta(config, LoraSettings(
+            chosen.lora.r, chosen.lora.alpha, chosen.lora.dropout, chosen.lora.target_modules))
+    return {"base": base, "architecture": config["model_type"], "trainable_parameters": trainable,
+            "all_parameters": everything, "trainable_percent": 100 * trainable / everything,
+            "adapter_bytes": 4 * trainable}

@@ -1,0 +1,47 @@
+"""What train and evaluate both need before weights are loaded: the rows as tokens, the base's files, its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data import Dataset, TextSet, read_text, tokenize_text
+from tunesmith.data.tokenize import Rules
+from tunesmith.model.files import BaseFiles, locate_base
+from tunesmith.recipe import Recipe
+from tunesmith.verbs.show import Show
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data and the base of a recipe, all checked, no weights loaded."""
+
+    text: TextSet
+    data: Dataset
+    base: BaseFiles
+    tokenizer: Any
+
+
+def prepare(recipe: Recipe, show: Show) -> Prepared:
+    """Read the data, find the base, tokenize. Cheap checks come first.
+
+    Raises RecipeError, DataError, EnvironmentFault, NetworkError or IntegrityError.
+    """
+    show.stage("reading the data")
+    text = read_text(recipe.data)
+    base = locate_base(recipe.model.base, recipe.model.revision)
+    show.stage("starting torch")
+    from tunesmith.model.hf.load import choose_device, load_tokenizer
+
+    choose_device(recipe.model.device)
+    tokenizer = load_tokenizer(base)
+    show.stage("tokenizing")
+    rules = Rules(recipe.data.loss_on, recipe.data.append_eos, recipe.data.max_length, recipe.data.overlong)
+    data = tokenize_text(text, tokenizer, rules)
+    for count, what in ((data.counts["truncated"], f"cut at data.max_length, {rules.max_length} tokens; "
+                         "a cut row has no end token"),
+                        (data.counts["dropped"], f"dropped: longer than data.max_length, {rules.max_length} tokens"),
+                        (data.counts["repeated"], "left out: they also stand in data.validation")):
+        if count:
+            show.note(f"{count} row{'s' if count > 1 else ''} {what}.")
+    return Prepared(text, data, base, tokenizer)

@@ -1,0 +1,209 @@
+"""`tunesmith train`: the main road, from a recipe to a judged adapter. The same call again resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import Interrupted, RecipeError
+from tunesmith.plan import activation_bytes_per_token, count_parameters, knows_family
+from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
+from tunesmith.rundir import RunFolder
+from tunesmith.verbs.prepare import Prepared, prepare
+from tunesmith.verbs.show import Show, Silent
+
+if TYPE_CHECKING:
+    from tunesmith.model.hf.engine import HfEngine
+    from tunesmith.train.step import Cut
+
+
+def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str] | None = None,
+          overrides: Sequence[str] = (), show: Show | None = None) -> dict[str, Any]:
+    """Train a recipe, judge the adapter against its bare base, write the run folder.
+
+    recipe: a file, or a Recipe. run: the run folder; by default runs/ and the recipe's name.
+    overrides: `section.key=value` words. show: is told what happens.
+    Returns run, engine, trainable_parameters, all_parameters, steps, train_loss, eval_loss_before, eval_loss_after,
+    seconds (of training), tokens_per_second (without padding), peak_memory_bytes, adapter and verdict.
+    Raises a TunesmithError for every expected failure; Interrupted after a signal, once the run is saved.
+    """
+    show = show or Silent()
+    if isinstance(recipe, Recipe):
+        chosen, path = recipe, Path(run or "runs/recipe")
+    else:
+        chosen = load_recipe(os.fspath(recipe), overrides)
+        path = Path(run) if run is not None else Path("runs") / Path(recipe).stem
+    folder = RunFolder(path)
+    _refuse_another(folder, chosen)
+    prepared = prepare(chosen, show)
+
+    from tunesmith.train.signals import StopSignal
+
+    with StopSignal() as stop, folder:
+        _refuse_another(folder, chosen)
+        if folder.recipe.exists() and folder.finished():
+            show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
+            return folder.read_json(folder.path / "result.json")
+        return _run(chosen, prepared, folder, stop, show)
+
+
+def _refuse_another(folder: RunFolder, recipe: Recipe) -> None:
+    """Raise RecipeError when the folder holds the run of another recipe, naming each setting that differs."""
+    if not folder.recipe.exists():
+        return
+    try:
+        before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), name=str(folder.recipe))
+    except (RecipeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{folder.recipe}: damaged: {error}",
+                          f"tunesmith verify {folder.path} checks every file.") from None
+    if different := differences(before, recipe):
+        raise RecipeError(f"{folder.path} is the run of another recipe:\n  " + "\n  ".join(different),
+                          "Give this one its own folder with --run, or change the recipe back.")
+
+
+def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: Any, show: Show) -> dict[str, Any]:
+    from tunesmith.judge import judge, mean_held_out_loss
+    from tunesmith.model.build import build_for_training, choose_engine
+    from tunesmith.model.hf.adapter import LoraSettings
+    from tunesmith.train.loop import peak_memory_bytes
+    from tunesmith.train.loop import train as train_loop
+
+    engine_name, reason = choose_engine(recipe.train.engine, prepared.base)
+    _open(folder, recipe, prepared, engine_name, reason, show)
+    show.stage(f"loading {recipe.model.base} in {recipe.model.quantization}")
+    engine = build_for_training(
+        prepared.base, prepared.tokenizer, quantization=recipe.model.quantization, dtype=recipe.model.dtype,
+        device=recipe.model.device, seed=recipe.train.seed,
+        lora=LoraSettings(recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.target_modules))
+    settings = _settings(recipe, len(prepared.data.learn))
+    cut = _choose_cut(recipe, prepared, engine)
+    _show_facts(recipe, prepared, engine, settings.total_steps, show)
+    held_out = prepared.data.held_out
+
+    with stop.deferred():
+        progress = train_loop(engine, prepared.data.learn, settings, folder, cut, stop, notify=show.note,
+                              held_out_loss=(lambda: mean_held_out_loss(engine, held_out)) if held_out else None,
+                              on_step=lambda record: show.step(record, settings.total_steps))
+    if stop.number is not None:
+        raise Interrupted(stop.number, "Stopped after the last step, before judging.", "The same command judges it.")
+
+    peak_bytes = peak_memory_bytes(engine.device)
+    judgement = judge(engine, held_out, max_new_tokens=recipe.judge.max_new_tokens, samples=recipe.judge.samples,
+                      stop_rows=recipe.judge.stop_rows, on_stage=show.stage) if held_out else None
+    trainable, everything = engine.parameter_counts()
+    metrics = folder.metrics.read()
+    result = {
+        "run": str(folder.path), "engine": engine.name, "trainable_parameters": trainable, "all_parameters": everything,
+        "steps": progress.step, "train_loss": statistics.fmean(m["loss"] for m in metrics) if metrics else None,
+        "eval_loss_before": judgement.loss_base if judgement else None,
+        "eval_loss_after": judgement.loss_tuned if judgement else None,
+        "seconds": progress.seconds, "tokens_per_second": progress.tokens / progress.seconds,
+        "peak_memory_bytes": peak_bytes, "adapter": str(folder.adapter),
+        "verdict": judgement.verdict if judgement else None,
+    }
+    _write_results(recipe, folder, engine, result, judgement)
+    return result
+
+
+def _write_results(recipe: Recipe, folder: RunFolder, engine: HfEngine, result: dict[str, Any], judgement: Any) -> None:
+    """Adapter, verdict, samples, result and report; the seal over everything comes last."""
+    from dataclasses import asdict
+
+    from tunesmith.judge import write_report
+    from tunesmith.rundir import write_atomically
+    from tunesmith.share import write_adapter_folder
+
+    summary = judgement.summary() if judgement else None
+    write_adapter_folder(folder.adapter, engine, base_name=recipe.model.base, revision=recipe.model.revision,
+                         prompt=recipe.data.prompt, messages=recipe.data.messages is not None, judgement=summary, result=result)
+    folder.write_json(folder.verdict, summary or {"verdict": None, "reason": "nothing was held out"})
+    lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in (judgement.samples if judgement else [])]
+    write_atomically(folder.samples, "".join(lines))
+    folder.write_json(folder.path / "result.json", result)
+    write_report(folder, manifest=folder.read_json(folder.manifest), result=result, judgement=judgement,
+                 recipe_text=folder.recipe.read_text(encoding="utf-8"))
+    folder.finish()
+
+
+def _open(folder: RunFolder, recipe: Recipe, prepared: Prepared, engine: str, reason: str, show: Show) -> None:
+    """Write the recipe and manifest of a new run, or check that an old one starts from the same."""
+    from tunesmith.rundir import write_atomically
+    from tunesmith.verbs.manifest import build_manifest, check_same
+
+    manifest = build_manifest(recipe, prepared, engine, reason)
+    if folder.manifest.exists() and folder.recipe.exists():
+        differing = check_same(folder.read_json(folder.manifest), manifest, str(folder.path))
+        if differing:
+            show.note(f"Not the same as when the run began, so the last bits may differ: {', '.join(differing)}.")
+        return
+    parameters = 25_000_000
+    if knows_family(prepared.base.config):
+        parameters = count_parameters(prepared.base.config, r=recipe.lora.r,
+                                      target_modules=recipe.lora.target_modules).trainable
+    # A checkpoint is the adapter and two moments in fp32; one more than is kept exists while it is written.
+    folder.require_space(12 * parameters * (recipe.train.save_total_limit + 1) + 4 * parameters + (16 << 20))
+    folder.write_json(folder.manifest, manifest)
+    write_atomically(folder.recipe, dump(recipe))
+    folder.begin()
+
+
+def _settings(recipe: Recipe, rows: int) -> Any:
+    from tunesmith.train.loop import TrainSettings
+
+    chosen = recipe.train
+    steps = chosen.max_steps or max(1, math.ceil((chosen.num_epochs or 1) * rows / chosen.batch_size))
+    return TrainSettings(
+        total_steps=steps, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate,
+        lr_scheduler=chosen.lr_scheduler, warmup_steps=chosen.warmup_steps, weight_decay=chosen.weight_decay,
+        max_grad_norm=chosen.max_grad_norm, seed=chosen.seed, save_steps=chosen.save_steps,
+        save_total_limit=chosen.save_total_limit, eval_steps=chosen.eval_steps)
+
+
+def _choose_cut(recipe: Recipe, prepared: Prepared, engine: HfEngine) -> Cut:
+    """How steps are cut, from what this machine's memory holds. A GPU that still runs out cuts smaller as it goes."""
+    import psutil
+    import torch
+
+    from tunesmith.train.step import Cut
+
+    wanted, config = recipe.train.gradient_checkpointing, prepared.base.config
+    on_gpu = engine.device.type == "cuda"
+    # On a CPU a fixed share of all memory, not of what is free now: a resumed run must cut as the first one did.
+    budget_bytes = 0.8 * torch.cuda.mem_get_info(engine.device)[0] if on_gpu else 0.25 * psutil.virtual_memory().total
+    value_bytes = torch.finfo(engine.dtype).bits // 8
+    longest = max(len(row.ids) for row in prepared.data.learn)
+
+    def fitting(checkpointing: bool) -> int:
+        return int(budget_bytes / activation_bytes_per_token(config, value_bytes=value_bytes, checkpointing=checkpointing))
+
+    checkpointing = wanted is True or (wanted == "auto" and fitting(False) < longest)
+    rows = None if recipe.train.micro_batch_size == "auto" else recipe.train.micro_batch_size
+    return Cut(rows, max(longest, fitting(checkpointing)), overhead_tokens=512 if on_gpu else 96,
+               checkpointing=checkpointing, may_checkpoint=wanted == "auto")
+
+
+def _show_facts(recipe: Recipe, prepared: Prepared, engine: HfEngine, steps: int, show: Show) -> None:
+    import torch
+
+    trainable, everything = engine.parameter_counts()
+    counts = prepared.data.counts
+    where = f"{torch.get_num_threads()} CPU cores" if engine.device.type == "cpu" else torch.cuda.get_device_name(engine.device)
+    targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in engine.trainable()})
+    total = everything - trainable
+    show.facts({
+        "base": f"{recipe.model.base} ({total / 1e6:,.1f} M parameters) in {recipe.model.quantization}",
+        "data": f"{counts['learn'] + counts['held_out']:,} rows · {counts['learn']:,} to learn from, "
+                f"{counts['held_out']:,} held out",
+        "adapter": f"LoRA r={recipe.lora.r} on {', '.join(targets)} · {trainable:,} of {everything / 1e6:,.1f} M "
+                   f"parameters train ({100 * trainable / everything:.2g}%)",
+        "engine": f"{engine.name} on {where}, {str(engine.dtype).removeprefix('torch.')}",
+        "steps": f"{steps} of {recipe.train.batch_size} samples",
+    })
+    if recipe.train.warmup_steps >= steps:
+        show.note(f"train.warmup_steps is {recipe.train.warmup_steps}, the run has {steps}: "
+                  "the learning rate never reaches its peak.")
