@@ -62,7 +62,8 @@ def main() -> None:
                                     "--run", f"{folder}/run"])
         ours.append({"seconds": found["seconds"], "before": found["eval_loss_before"], "after": found["eval_loss_after"]})
         found = last_json_line([sys.executable, str(chosen.peer)])
-        theirs.append({"seconds": found["train_seconds"], "before": found["eval_loss_before"], "after": found["eval_loss_after"]})
+        theirs.append({"seconds": found["train_seconds"], "before": found["eval_loss_before"],
+                       "after": found["eval_loss_after"]})
         print(f"repeat {repeat + 1}: tunesmith {ours[-1]}, notebook's stack {theirs[-1]}", file=sys.stderr, flush=True)
     ratios = [b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True)]
     result = {

@@ -20,12 +20,12 @@ def losses(path: Path, *overrides: str) -> list[float]:
     return [json.loads(line)["loss"] for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
 
 
-# Measured worst relative difference over 20 steps stands in docs/engines.md; int8 differs most, since bitsandbytes
+# The worst relative differences that were measured stand in docs/engines.md. int8 differs most: bitsandbytes
 # quantises activations on a GPU but not while training on a CPU.
 @pytest.mark.parametrize(("quantization", "dtype", "tolerance"), [
-    ("none", "float32", 2e-3), ("none", "bfloat16", 0.06), ("none", "float16", 0.06),
-    ("int8", "float32", 0.06), ("int8", "bfloat16", 0.08), ("int8", "float16", 0.08),
-    ("nf4", "float32", 2e-3), ("nf4", "bfloat16", 0.06)])
+    ("none", "float32", 2e-3), ("none", "bfloat16", 0.03), ("none", "float16", 0.01),
+    ("int8", "float32", 0.02), ("int8", "bfloat16", 0.04), ("int8", "float16", 0.02),
+    ("nf4", "float32", 2e-3), ("nf4", "bfloat16", 0.04)])
 def test_the_same_losses_as_on_the_cpu(tmp_path: Path, quantization: str, dtype: str, tolerance: float) -> None:
     on_cpu = losses(tmp_path / "cpu", f"model.quantization={quantization}", "model.device=cpu")
     on_gpu = losses(tmp_path / "gpu", f"model.quantization={quantization}", "model.device=cuda", f"model.dtype={dtype}")
@@ -87,13 +87,14 @@ def test_when_memory_runs_out_the_step_is_cut_smaller(tmp_path: Path) -> None:
 
 def test_one_row_that_does_not_fit_is_exit_6(tmp_path: Path) -> None:
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(0.0002)
+    hog = torch.empty(torch.cuda.mem_get_info()[0] - (8 << 20), dtype=torch.uint8, device="cuda")
     try:
         with pytest.raises(tunesmith.TunesmithError) as caught:
             losses(tmp_path / "run", "model.device=cuda", "train.batch_size=64")
         assert caught.value.exit_code == 6
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+        del hog
+        torch.cuda.empty_cache()
 
 
 def test_the_adapter_answers_on_the_gpu(tmp_path: Path) -> None:

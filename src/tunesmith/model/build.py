@@ -1,23 +1,14 @@
-"""Which engine takes a base, and why; and the engines themselves, built from plain settings."""
+"""Engines, built from plain settings."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import RecipeError
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf.adapter import LoraSettings, attach, load_adapter
 from tunesmith.model.hf.engine import HfEngine
 from tunesmith.model.hf.load import choose_device, choose_dtype, load_frozen
-
-
-def choose_engine(wanted: str, base: BaseFiles) -> tuple[str, str]:
-    """(engine, why). Raises RecipeError when `native` is asked for and does not know the architecture."""
-    if wanted == "native":
-        raise RecipeError(f"train.engine: the native engine does not know the architecture {base.architecture!r}",
-                          "Set train.engine to auto or hf.")
-    return "hf", "asked for" if wanted == "hf" else f"the engine for every family, {base.architecture} among them"
 
 
 def build_for_training(base: BaseFiles, tokenizer: Any, *, quantization: str, dtype: str, device: str,

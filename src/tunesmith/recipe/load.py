@@ -103,13 +103,27 @@ def _apply_override(values: dict[str, Any], word: str, source: dict[Key, str]) -
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
         raise RecipeError(f"--set {word}: not of the form section.key=value", "For example: --set train.learning_rate=1e-4")
-    value, _ = _parse_yaml(text, f"--set {key}")
+    value = _override_value(text)
     section = values.setdefault(parts[0], {})
     if section is None:
         section = values[parts[0]] = {}
     if isinstance(section, dict):
         section[parts[1]] = value
         source[tuple(parts)] = f"--set {word}"
+
+
+def _override_value(text: str) -> Any:
+    """The value of a --set word: as YAML, or the text itself where YAML would make of it what nobody types here.
+
+    A template such as `{tags}` or `Q: {question}` is a mapping to YAML; no setting is one, so it is taken as text.
+    """
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return text
+    if isinstance(value, dict) or (value is None and text.strip() not in ("null", "~")):
+        return text
+    return value
 
 
 def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, str]) -> str:

@@ -14,9 +14,6 @@ _TITLES = {"model": "the frozen base", "data": "the rows, and how each becomes t
 def _scalar(value: object) -> str:
     text = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=10_000).strip()
     text = text.removesuffix("...").strip()
-    if isinstance(value, float) and value < 1e-3 and value > 0:
-        mantissa, exponent = f"{value:e}".split("e")
-        text = f"{mantissa.rstrip('0').rstrip('.') if float(mantissa) % 1 else mantissa[:3]}e{int(exponent)}"
     return f'"{value}"' if isinstance(value, str) and ("{" in value) and '"' not in value and "\\" not in value else text
 
 

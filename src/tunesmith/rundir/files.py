@@ -94,7 +94,9 @@ def write_folder_atomically(folder: Path, files: dict[str, bytes]) -> None:
             if old.exists() and not folder.exists():
                 os.replace(old, folder)
             raise
-    shutil.rmtree(old, ignore_errors=True)
+        finally:
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -13,7 +13,7 @@ from tunesmith.errors import DiskError, EnvironmentFault, IntegrityError, UsageE
 from tunesmith.rundir.checkpoints import Checkpoints
 from tunesmith.rundir.files import disk_errors, remove_leftovers, write_atomically
 from tunesmith.rundir.metrics import MetricsLog
-from tunesmith.rundir.seal import SEAL_NAME, read_seal, seal
+from tunesmith.rundir.seal import SEAL_NAME, check_seal, read_seal, seal
 
 
 class RunFolder:
@@ -59,6 +59,9 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._lock is not None and [p.name for p in self.path.iterdir()] == [".lock"]:
+            (self.path / ".lock").unlink()  # it never began: leave nothing behind
+            self.path.rmdir()
         self._unlock()
 
     def _unlock(self) -> None:
@@ -86,6 +89,15 @@ class RunFolder:
     def begin(self) -> None:
         """Seal what the run starts from, its recipe and its manifest. Raises DiskError."""
         seal(self.path, [self.recipe.name, self.manifest.name])
+
+    def begun(self) -> bool:
+        """Whether recipe and manifest are written and sealed. Raises IntegrityError when one of them is damaged."""
+        if not (self.path / SEAL_NAME).exists():
+            return False
+        start = (self.recipe, self.manifest, self.path / SEAL_NAME)
+        if damaged := [path for path in check_seal(self.path) if path in start]:
+            raise IntegrityError(f"{damaged[0]}: damaged", "Put it back, or start another run with --run.")
+        return True
 
     def finished(self) -> bool:
         """Whether the run went to its end. Raises IntegrityError when the seal that says so is damaged."""

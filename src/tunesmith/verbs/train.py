@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import Interrupted, RecipeError
+from tunesmith.model.engines import choose_engine
 from tunesmith.plan import activation_bytes_per_token, count_parameters, knows_family
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder
@@ -41,14 +42,17 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
     folder = RunFolder(path)
     _refuse_another(folder, chosen)
     prepared = prepare(chosen, show)
+    engine, reason = choose_engine(chosen.train.engine, prepared.base.architecture)
+    parameters = _adapter_parameters(chosen, prepared)
 
     from tunesmith.train.signals import StopSignal
 
     with StopSignal() as stop, folder:
         _refuse_another(folder, chosen)
-        if folder.recipe.exists() and folder.finished():
+        if folder.finished():
             show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
             return folder.read_json(folder.path / "result.json")
+        _open(folder, chosen, prepared, engine, reason, parameters, show)
         return _run(chosen, prepared, folder, stop, show)
 
 
@@ -68,13 +72,11 @@ def _refuse_another(folder: RunFolder, recipe: Recipe) -> None:
 
 def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: Any, show: Show) -> dict[str, Any]:
     from tunesmith.judge import judge, mean_held_out_loss
-    from tunesmith.model.build import build_for_training, choose_engine
+    from tunesmith.model.build import build_for_training
     from tunesmith.model.hf.adapter import LoraSettings
     from tunesmith.train.loop import peak_memory_bytes
     from tunesmith.train.loop import train as train_loop
 
-    engine_name, reason = choose_engine(recipe.train.engine, prepared.base)
-    _open(folder, recipe, prepared, engine_name, reason, show)
     show.stage(f"loading {recipe.model.base} in {recipe.model.quantization}")
     engine = build_for_training(
         prepared.base, prepared.tokenizer, quantization=recipe.model.quantization, dtype=recipe.model.dtype,
@@ -130,25 +132,29 @@ def _write_results(recipe: Recipe, folder: RunFolder, engine: HfEngine, result: 
     folder.finish()
 
 
-def _open(folder: RunFolder, recipe: Recipe, prepared: Prepared, engine: str, reason: str, show: Show) -> None:
+def _adapter_parameters(recipe: Recipe, prepared: Prepared) -> int:
+    """How large the adapter will be; for families without arithmetic, a guess. Raises RecipeError for unknown targets."""
+    if not knows_family(prepared.base.config):
+        return 25_000_000
+    return count_parameters(prepared.base.config, r=recipe.lora.r, target_modules=recipe.lora.target_modules).trainable
+
+
+def _open(folder: RunFolder, recipe: Recipe, prepared: Prepared, engine: str, reason: str, parameters: int,
+          show: Show) -> None:
     """Write the recipe and manifest of a new run, or check that an old one starts from the same."""
     from tunesmith.rundir import write_atomically
     from tunesmith.verbs.manifest import build_manifest, check_same
 
     manifest = build_manifest(recipe, prepared, engine, reason)
-    if folder.manifest.exists() and folder.recipe.exists():
+    if folder.begun():
         differing = check_same(folder.read_json(folder.manifest), manifest, str(folder.path))
         if differing:
             show.note(f"Not the same as when the run began, so the last bits may differ: {', '.join(differing)}.")
         return
-    parameters = 25_000_000
-    if knows_family(prepared.base.config):
-        parameters = count_parameters(prepared.base.config, r=recipe.lora.r,
-                                      target_modules=recipe.lora.target_modules).trainable
     # A checkpoint is the adapter and two moments in fp32; one more than is kept exists while it is written.
     folder.require_space(12 * parameters * (recipe.train.save_total_limit + 1) + 4 * parameters + (16 << 20))
+    write_atomically(folder.recipe, dump(recipe))  # first: it is what makes a folder a run
     folder.write_json(folder.manifest, manifest)
-    write_atomically(folder.recipe, dump(recipe))
     folder.begin()
 
 

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunesmith.data import SampleOrder, TokenRow, collate, cut_step
+
+lengths_lists = st.lists(st.integers(1, 300), min_size=1, max_size=24)
+
+
+def cost(lengths: list[int], cuts: list[list[int]], overhead: int) -> int:
+    return sum(max(lengths[i] for i in cut) * len(cut) + overhead for cut in cuts)
+
+
+@given(lengths_lists, st.one_of(st.none(), st.integers(1, 8)), st.integers(1, 1000), st.integers(0, 200))
+def test_every_sample_is_in_exactly_one_cut(lengths: list[int], rows: int | None, most: int, overhead: int) -> None:
+    cuts = cut_step(lengths, rows=rows, max_tokens=most, overhead_tokens=overhead)
+    assert sorted(itertools.chain(*cuts)) == list(range(len(lengths)))
+    for cut in cuts:
+        if rows is not None:
+            assert len(cut) <= rows
+        else:
+            assert len(cut) == 1 or max(lengths[i] for i in cut) * len(cut) <= most
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(0, 60))
+def test_the_cut_is_the_cheapest_contiguous_one(lengths: list[int], overhead: int) -> None:
+    found = cost(lengths, cut_step(lengths, rows=None, max_tokens=10**9, overhead_tokens=overhead), overhead)
+    order = sorted(lengths, reverse=True)
+    best = min(sum(max(order[a:b]) * (b - a) + overhead for a, b in itertools.pairwise([0, *where, len(order)]))
+               for count in range(len(order)) for where in itertools.combinations(range(1, len(order)), count))
+    assert found == best
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_padding_is_masked_and_never_learnt(rows: list[list[tuple[int, bool]]]) -> None:
+    token_rows = [TokenRow([i for i, _ in row], [learnt for _, learnt in row], [], "", "", "") for row in rows]
+    batch = collate(token_rows, pad_id=3)
+    assert batch.tokens == sum(len(row) for row in rows) == batch.attention_mask_BT.sum()
+    for i, row in enumerate(token_rows):
+        assert batch.input_ids_BT[i, : len(row.ids)].tolist() == row.ids
+        labels = [token if learnt else -100 for token, learnt in zip(row.ids, row.learnt, strict=True)]
+        assert batch.labels_BT[i].tolist() == labels + [-100] * (batch.labels_BT.shape[1] - len(labels))
+
+
+@given(st.integers(1, 40), st.integers(0, 2**62), st.integers(0, 200), st.integers(1, 50))
+def test_order_is_a_permutation_an_epoch_and_a_function_of_position(count: int, seed: int, start: int, more: int) -> None:
+    order = SampleOrder(count, seed)
+    assert sorted(order.take(2 * count, count)) == list(range(count))
+    assert SampleOrder(count, seed).take(start, more) == order.take(0, start + more)[start:]
+
+
+def test_another_seed_is_another_order() -> None:
+    assert SampleOrder(100, 0).take(0, 100) != SampleOrder(100, 1).take(0, 100)
+    assert not np.array_equal(SampleOrder(100, 0).take(0, 100), SampleOrder(100, 0).take(100, 100))

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tunesmith import embedded
+from tunesmith.data.dataset import TextSet, tokenize_text
+from tunesmith.data.template import Example
+from tunesmith.data.tokenize import Encoder, Rules
+from tunesmith.errors import DataError, RecipeError
+
+CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+
+@pytest.fixture(scope="module")
+def sprout() -> Any:
+    return AutoTokenizer.from_pretrained(embedded.path_of(embedded.BASE_NAME))
+
+
+def rules(loss_on: str = "completion", append_eos: bool = True, max_length: int = 512, overlong: str = "error") -> Rules:
+    return Rules(loss_on, append_eos, max_length, overlong)
+
+
+def plain(prompt: str, completion: str) -> Example:
+    return Example(prompt, completion, None, "rows.jsonl, line 3")
+
+
+def learnt_text(tokenizer: Any, row: Any) -> str:
+    return tokenizer.decode([i for i, learnt in zip(row.ids, row.learnt, strict=True) if learnt])
+
+
+@settings(deadline=None, max_examples=60)
+@given(prompt=st.text(max_size=30), completion=st.text(min_size=1, max_size=30))
+def test_the_mask_ends_exactly_where_the_prompt_does(sprout: Any, prompt: str, completion: str) -> None:
+    encoder = Encoder(sprout, rules())
+    row, overlong = encoder.encode(plain(prompt, completion))
+    assert not overlong
+    prompt_ids = encoder.prompt_ids(prompt)
+    assert row.ids[: len(prompt_ids)] == prompt_ids == row.prompt_ids
+    first = max(1, len(prompt_ids))  # nothing predicts the very first token
+    assert row.learnt == [i >= first for i in range(len(row.ids))]
+    assert sprout.decode(row.ids[len(prompt_ids):]) == completion + "</s>"
+    assert row.ids[-1] == sprout.eos_token_id
+    assert row.learnt[-1] or len(row.ids) == 1
+
+
+def test_the_notebook_s_setting_tokenizes_in_one_piece(assets: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(assets / "stories260K")
+    encoder = Encoder(tokenizer, rules("all", append_eos=False))
+    for line in (assets / "english_quotes" / "heldout.jsonl").read_text().splitlines()[:50]:
+        values = json.loads(line)
+        row, _ = encoder.encode(plain(values["quote"] + " ->: ", str(values["tags"])))
+        assert row.ids == tokenizer(values["quote"] + " ->: " + str(values["tags"]))["input_ids"]
+        assert row.learnt == [False] + [True] * (len(row.ids) - 1)
+
+
+def test_end_token_is_learnt_also_where_it_is_the_pad_token(sprout: Any) -> None:
+    import copy
+
+    tokenizer = copy.deepcopy(sprout)
+    tokenizer.pad_token = tokenizer.eos_token
+    data = tokenize_text(TextSet([plain("a", "b"), plain("a", "bb bb bb")], [], 0), tokenizer, rules())
+    from tunesmith.data import collate
+
+    batch = collate(data.learn, tokenizer.pad_token_id)
+    short = min(range(2), key=lambda i: len(data.learn[i].ids))
+    labels = batch.labels_BT[short]
+    assert (labels == tokenizer.eos_token_id).sum() == 1
+    assert labels[len(data.learn[short].ids) - 1] == tokenizer.eos_token_id
+    assert (labels[len(data.learn[short].ids):] == -100).all()
+
+
+def test_no_end_token_to_append() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(
+        (embedded.path_of(embedded.BASE_NAME) / "tokenizer.json").read_text()))
+    with pytest.raises(RecipeError, match="append_eos"):
+        Encoder(tokenizer, rules())
+
+
+def test_overlong_rows_are_counted(sprout: Any) -> None:
+    text = TextSet([plain("short ", "x"), plain("long " * 50, "x y")], [], 0)
+    with pytest.raises(DataError, match="line 3: longer than data.max_length, 20 tokens"):
+        tokenize_text(text, sprout, rules("all", max_length=20))
+    cut = tokenize_text(text, sprout, rules("all", max_length=20, overlong="truncate"))
+    assert cut.counts["truncated"] == 1
+    assert len(cut.learn[1].ids) == 20
+    assert cut.learn[1].ids[-1] != sprout.eos_token_id
+    dropped = tokenize_text(text, sprout, rules("all", max_length=20, overlong="drop"))
+    assert (dropped.counts["dropped"], dropped.counts["learn"]) == (1, 1)
+    with pytest.raises(DataError, match="all 1 rows"):
+        tokenize_text(TextSet(text.learn[1:], [], 0), sprout, rules("all", max_length=20, overlong="drop"))
+
+
+def test_a_row_with_nothing_to_learn(sprout: Any) -> None:
+    with pytest.raises(DataError, match="line 3: no token to learn from: the completion is empty"):
+        tokenize_text(TextSet([plain("a", "")], [], 0), sprout, rules(append_eos=False))
+    with pytest.raises(DataError, match="prompt alone fills"):
+        tokenize_text(TextSet([plain("long " * 50, "x")], [], 0), sprout, rules(max_length=10, overlong="truncate"))
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(sprout: Any) -> Any:
+    import copy
+
+    tokenizer = copy.deepcopy(sprout)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"], "eos_token": "<|im_end|>"})
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def test_chat_learns_the_assistant_alone(chat_tokenizer: Any) -> None:
+    turns = (("system", "be brief"), ("user", "hi"), ("assistant", "yo"), ("user", "bye"), ("assistant", "so long"))
+    row, _ = Encoder(chat_tokenizer, rules()).encode(Example("", "", turns, "p"))
+    assert learnt_text(chat_tokenizer, row) == "yo<|im_end|>\nso long<|im_end|>\n"
+    assert row.reference == "so long"
+    assert chat_tokenizer.decode(row.prompt_ids).endswith("<|im_start|>assistant\n")
+    assert row.ids[: len(row.prompt_ids)] == row.prompt_ids
+    everything, _ = Encoder(chat_tokenizer, rules("all")).encode(Example("", "", turns, "p"))
+    assert all(everything.learnt[1:])
+
+
+def test_chat_without_a_template_or_an_answer(sprout: Any, chat_tokenizer: Any) -> None:
+    with pytest.raises(RecipeError, match="no chat template"):
+        Encoder(sprout, rules()).encode(Example("", "", (("user", "hi"), ("assistant", "yo")), "p"))
+    with pytest.raises(DataError, match="nothing to learn"):
+        Encoder(chat_tokenizer, rules()).encode(Example("", "", (("user", "hi"),), "p"))
+
+
+def test_chat_template_that_refuses_or_rewrites(chat_tokenizer: Any) -> None:
+    import copy
+
+    refusing = copy.deepcopy(chat_tokenizer)
+    refusing.chat_template = "{{ raise_exception('no system role') }}"
+    with pytest.raises(DataError, match="no system role"):
+        Encoder(refusing, rules()).encode(Example("", "", (("user", "hi"), ("assistant", "yo")), "p"))
+    rewriting = copy.deepcopy(chat_tokenizer)
+    rewriting.chat_template = "{{ messages | length }}" + CHATML
+    with pytest.raises(DataError, match="differently"):
+        Encoder(rewriting, rules()).encode(
+            Example("", "", (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")), "p"))
+
+
+def test_real_conversations(assets: Path, chat_tokenizer: Any, tmp_path: Path) -> None:
+    from tunesmith.data.dataset import read_text
+    from tunesmith.recipe import parse_recipe
+
+    recipe = parse_recipe(f"""
+model: {{base: x}}
+data: {{source: {assets}/chat/sharegpt_500.json, messages: conversations, max_length: 100000, validation: 0.1}}""")
+    text = read_text(recipe.data)
+    assert len(text.learn) + len(text.held_out) == 500
+    usable = [e for e in text.learn if any(role == "assistant" for role, _ in e.messages or ())][:20]
+    for row in tokenize_text(TextSet(usable, [], 0), chat_tokenizer, rules(max_length=100_000)).learn:
+        answers = [turn for turn in usable[0].messages or () if turn[0] == "assistant"]
+        assert answers
+        assert 0 < row.loss_tokens < len(row.ids)
