@@ -144,6 +144,13 @@ def _bug(terminal: Terminal, error: Exception) -> None:
     raise typer.Exit(1) from None
 
 
+def program() -> str:
+    """How this command is called from here: its name where that is on the PATH, else the path it was started by."""
+    import shutil
+
+    return "tunesmith" if shutil.which("tunesmith") or not sys.argv[0].endswith("tunesmith") else sys.argv[0]
+
+
 def relative(path: str) -> str:
     """A path as short as it can be said from here."""
     from pathlib import Path

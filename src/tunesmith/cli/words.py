@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunesmith.cli.common import relative
+from tunesmith.cli.common import program, relative
 
 
 def judgement_lines(found: dict[str, Any]) -> list[str]:
@@ -52,7 +52,7 @@ def train_text(result: dict[str, Any]) -> str:
         lines += [f"  held-out loss  {result['eval_loss_before']:.3f} -> {result['eval_loss_after']:.3f}", f"  {said}."]
     adapter = relative(result["adapter"])
     return "\n".join([*lines, "", f"  adapter  {adapter}", f"  report   {relative(result['run'])}/report.html", "",
-                      f"  Try:     tunesmith generate {adapter} --prompt ..."])
+                      f"  Try:     {program()} generate {adapter} --prompt ..."])
 
 
 def demo_text(result: dict[str, Any]) -> str:
@@ -66,8 +66,8 @@ def demo_text(result: dict[str, Any]) -> str:
         "  model of the Hub in your recipe, such as bigscience/bloom-7b1.", "",
         f"  adapter  {adapter}   (PEFT format: loads in peft)",
         f"  report   {relative(result['report'])}", "",
-        f"  Try:     tunesmith generate {adapter} --prompt '{first}'",
-        "  Yours:   tunesmith init my.yaml    then  tunesmith train my.yaml"])
+        f"  Try:     {program()} generate {adapter} --prompt '{first}'",
+        f"  Yours:   {program()} init my.yaml    then  {program()} train my.yaml"])
 
 
 def evaluate_text(result: dict[str, Any]) -> str:
