@@ -7,6 +7,7 @@ one of them is called.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import types
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tunesmith.verbs.verify import verify
 
 __version__ = "0.1.0"
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the Hub's client is imported, which reads it once
 __all__ = [
     "TunesmithError",
     "demo",

@@ -122,6 +122,37 @@ def test_an_adapter_that_stock_peft_made_is_judged(tmp_path: Path, recipe: Path)
     assert found["loss_tuned"] == pytest.approx(found["loss_base"], rel=1e-5)
 
 
+def test_nothing_held_out_says_so(tmp_path: Path, recipe: Path) -> None:
+    result = api.train(recipe, run=tmp_path / "run", overrides=["data.validation=0", "train.max_steps=2"])
+    assert result["eval_loss_before"] is None
+    assert result["verdict"] is None
+    assert "Nothing was held out" in (tmp_path / "run" / "report.html").read_text()
+    assert "Nothing was held out" in (tmp_path / "run" / "adapter" / "README.md").read_text()
+    with pytest.raises(api.TunesmithError) as caught:
+        api.evaluate(tmp_path / "run")
+    assert caught.value.exit_code == 4
+
+
+def test_conversations_train_on_a_chat_template(tmp_path: Path, recipe: Path) -> None:
+    from tunesmith import embedded
+
+    base = tmp_path / "chatty"
+    shutil.copytree(embedded.path_of(embedded.BASE_NAME), base)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["chat_template"] = ("{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token if m.role == 'assistant' }}\n"
+                                 "{% endfor %}{{ 'assistant: ' if add_generation_prompt }}")
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    with open(tmp_path / "chats.jsonl", "w") as file:
+        for i in range(24):
+            print(json.dumps({"talk": [{"from": "human", "value": f"lamp {i}?"}, {"from": "gpt", "value": "light"}]}), file=file)
+    result = api.train(recipe, run=tmp_path / "run", overrides=[
+        f"model.base={base}", f"data.source={tmp_path}/chats.jsonl", "data.messages=talk", "data.completion=null", "data.prompt=",
+        "data.validation=4", "train.max_steps=30", "train.learning_rate=1e-2"])
+    found = json.loads((tmp_path / "run" / "verdict.json").read_text())
+    assert result["verdict"] == "helps"
+    assert found["stop_rate_tuned"] == 1
+
+
 def test_the_demo_does_what_it_says(tmp_path: Path) -> None:
     done = tunesmith("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

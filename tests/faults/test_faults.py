@@ -76,6 +76,22 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, recipe: Pat
     assert adapter(tmp_path / "runs" / "small") == adapter(tmp_path / "uninterrupted")
 
 
+def test_the_second_signal_leaves_at_once() -> None:
+    from tunesmith.train.signals import StopSignal
+
+    child = os.fork()
+    if child == 0:
+        try:
+            with StopSignal() as stop, stop.deferred():
+                os.kill(os.getpid(), signal.SIGINT)
+                if stop.number == signal.SIGINT:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes) -> None:
     original, run = os.write, tmp_path / "run"
 

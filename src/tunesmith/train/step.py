@@ -43,10 +43,11 @@ class Cut:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did: loss in nats a loss-bearing token; gradient norm before clipping; tokens without padding."""
+    """What one step did: loss in nats a loss-bearing token; gradient norm before clipping (None where fp16 overflowed and
+    the step was passed over); tokens without padding."""
 
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     tokens: int
     loss_tokens: int
 
@@ -83,7 +84,7 @@ def optimiser_step(engine: Engine, optimizer: torch.optim.Optimizer, scaler: tor
                 parameter.grad.mul_(max_grad_norm / (grad_norm + 1e-6))
     scaler.step(optimizer)  # fp16: passed over when the scaled gradient overflowed
     scaler.update()
-    return StepResult(loss.item(), grad_norm, sum(len(row.ids) for row in rows), loss_tokens)
+    return StepResult(loss.item(), grad_norm if math.isfinite(grad_norm) else None, sum(len(row.ids) for row in rows), loss_tokens)
 
 
 def step_that_fits(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,

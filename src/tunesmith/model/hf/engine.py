@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig
 
+from tunesmith.errors import OutOfMemory
 from tunesmith.model.engine import Answer
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf import adapter as lora
@@ -81,23 +82,39 @@ class HfEngine:
         """Greedy answers to token prompts, in their order."""
         config = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=self.pad_id,
                                   eos_token_id=self.stop_ids or None, use_cache=True)
-        answers: dict[int, Answer] = {}
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-        for start in range(0, len(order), _GENERATE_ROWS):
-            chosen = order[start:start + _GENERATE_ROWS]
-            width = max(len(prompts[i]) for i in chosen)
-            ids_BT = torch.full((len(chosen), width), self.pad_id, dtype=torch.int64)
-            mask_BT = torch.zeros_like(ids_BT)
-            for row, i in enumerate(chosen):
-                ids_BT[row, width - len(prompts[i]):] = torch.tensor(prompts[i])
-                mask_BT[row, width - len(prompts[i]):] = 1
-            with self._autocast():
-                out = self.model.generate(input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device),
-                                          generation_config=config)
-            for i, new in zip(chosen, out[:, width:].tolist(), strict=True):
-                end = next((k for k, token in enumerate(new) if token in self.stop_ids), None)
-                answers[i] = Answer(new if end is None else new[:end], end is not None)
+        answers: dict[int, Answer] = {}
+        rows = _GENERATE_ROWS
+        while order:
+            chosen = order[:rows]
+            try:
+                answers |= zip(chosen, self._generate([prompts[i] for i in chosen], config), strict=True)
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise OutOfMemory(f"answering a prompt of {len(prompts[chosen[0]])} tokens does not fit in memory",
+                                      "Lower judge.max_new_tokens, or quantise the base (nf4).") from None
+                rows = len(chosen) // 2 or 1
+                torch.cuda.empty_cache()
+                continue
+            order = order[rows:]
         return [answers[i] for i in range(len(prompts))]
+
+    def _generate(self, prompts: Sequence[list[int]], config: GenerationConfig) -> list[Answer]:
+        """Answers to prompts that are computed together, padded on the left."""
+        width = max(map(len, prompts))
+        ids_BT = torch.full((len(prompts), width), self.pad_id, dtype=torch.int64)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, prompt in enumerate(prompts):
+            ids_BT[row, width - len(prompt):] = torch.tensor(prompt)
+            mask_BT[row, width - len(prompt):] = 1
+        with self._autocast():
+            out = self.model.generate(input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device),
+                                      generation_config=config)
+        answers = []
+        for new in out[:, width:].tolist():
+            end = next((k for k, token in enumerate(new) if token in self.stop_ids), None)
+            answers.append(Answer(new if end is None else new[:end], end is not None))
+        return answers
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The adapter's parameters by name, sorted."""
