@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     result: dict[str, object] = {"date": datetime.date.today().isoformat(), "repeats": chosen.repeats,
-                                 "machine": f"{platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version()}
+                                 "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+                                 "python": platform.python_version()}
     for name, words in (("help", ["--help"]), ("demo", ["demo"])):
         times = []
         for _ in range(chosen.repeats):

@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from typer.main import get_command
 
+from conftest import ROOT
 from tunesmith.cli.main import app
 from tunesmith.recipe import parse_recipe, preset_text
 

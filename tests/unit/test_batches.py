@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data import SampleOrder, TokenRow, collate, cut_step
+from tunesmith.data import SampleOrder, TokenRow
+from tunesmith.data.batches import collate, cut_step
 
 lengths_lists = st.lists(st.integers(1, 300), min_size=1, max_size=24)
 

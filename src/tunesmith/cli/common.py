@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tunesmith.errors import DiskError, Interrupted, OutOfMemory, TunesmithError
+from tunesmith.errors import DiskError, EnvironmentFault, Interrupted, OutOfMemory, TunesmithError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,18 +118,16 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
         _fail(terminal, OutOfMemory("this machine's memory is full", "Take a smaller base or shorter rows."), as_json)
     except KeyboardInterrupt:
         _fail(terminal, Interrupted(2, "Stopped."), as_json)
-    except OSError as error:
-        if error.errno != 28:
-            _bug(terminal, error)
-        _fail(terminal, DiskError("the disk is full", "Free some space, then run the same command again."), as_json)
+    except BrokenPipeError:
+        raise typer.Exit(0) from None
     except Exception as error:  # the last resort of the command line
-        _bug(terminal, error)
+        _fail(terminal, _expected(error) or _bug(terminal, error), as_json)
     terminal.close()
     print(json.dumps(result, ensure_ascii=False, indent=None) if as_json else tell(result), flush=True)
     raise typer.Exit(exit_code(result))
 
 
-def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> None:
+def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> NoReturn:
     terminal.close()
     print(error, file=sys.stderr, flush=True)
     if as_json:
@@ -136,7 +135,18 @@ def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> None:
     raise typer.Exit(error.exit_code) from None
 
 
-def _bug(terminal: Terminal, error: Exception) -> None:
+def _expected(error: Exception) -> TunesmithError | None:
+    """The machine's own failures, wherever they arise: memory, disk, permissions. None for anything else."""
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return OutOfMemory("memory ran out", "Quantise the base further (nf4), shorten the rows, or take a smaller base.")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskError("the disk is full", "Free some space, then run the same command again.")
+    if isinstance(error, OSError) and error.filename is not None:
+        return EnvironmentFault(f"{error.filename}: {error.strerror}")
+    return None
+
+
+def _bug(terminal: Terminal, error: Exception) -> NoReturn:
     terminal.close()
     traceback.print_exception(error, file=sys.stderr)
     print("\nThis is a bug of tunesmith. Please report it with the lines above and the output of `tunesmith doctor`.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -34,12 +33,8 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_print_ver
 
 
 def main() -> None:
-    """The console script. A reader that closes our stdout early is no failure of ours."""
-    try:
-        app()
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise SystemExit(0) from None
+    """The console script."""
+    app()
 
 
 if __name__ == "__main__":

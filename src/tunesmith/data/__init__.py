@@ -1,18 +1,14 @@
 """From rows to batches: sources, templates, tokens, the held-out split, the order of the samples and how a step is cut."""
 
-from tunesmith.data.batches import MicroBatch, collate, cut_step
 from tunesmith.data.dataset import Dataset, TextSet, read_text, tokenize_text
 from tunesmith.data.order import SampleOrder
 from tunesmith.data.tokenize import TokenRow
 
 __all__ = [
     "Dataset",
-    "MicroBatch",
     "SampleOrder",
     "TextSet",
     "TokenRow",
-    "collate",
-    "cut_step",
     "read_text",
     "tokenize_text",
 ]

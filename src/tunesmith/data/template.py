@@ -111,6 +111,15 @@ def _message(item: Any, number: int, column: str, place: str) -> tuple[str, str]
 def make_examples(rows: list[Row], *, prompt: str, completion: str | None, messages: str | None) -> list[Example]:
     """Every row as an example. Raises DataError at the first row that does not fit, RecipeError for a bad template."""
     if messages is not None:
-        return [Example("", "", _messages(row, messages), row.place) for row in rows]
-    before, after = Template(prompt, "data.prompt"), Template(completion or "", "data.completion")
-    return [Example(before.fill(row), after.fill(row), None, row.place) for row in rows]
+        examples = [Example("", "", _messages(row, messages), row.place) for row in rows]
+    else:
+        before, after = Template(prompt, "data.prompt"), Template(completion or "", "data.completion")
+        examples = [Example(before.fill(row), after.fill(row), None, row.place) for row in rows]
+    for example in examples:
+        for text in (example.prompt, example.completion, *(text for _, text in example.messages or ())):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"{example.place}: half of a surrogate pair (a cut emoji, say) is no text",
+                                "Mend or remove the row.") from None
+    return examples

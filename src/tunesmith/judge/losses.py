@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tunesmith.data import TokenRow, collate, cut_step
+from tunesmith.data import TokenRow
+from tunesmith.data.batches import collate, cut_step
+from tunesmith.errors import OutOfMemory
 from tunesmith.model.engine import Engine
 
 
@@ -37,8 +39,10 @@ def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) 
             batch = collate([rows[i] for i in indices], engine.pad_id)
             nats[indices] = engine.losses(batch.input_ids_BT, batch.attention_mask_BT, batch.labels_BT).cpu().numpy()
     except torch.OutOfMemoryError:
-        if max_tokens <= max(len(row.ids) for row in rows):
-            raise
+        longest = max(len(row.ids) for row in rows)
+        if max_tokens <= longest:
+            raise OutOfMemory(f"a held-out row of {longest} tokens alone does not fit in the GPU's memory",
+                              "Lower data.max_length, quantise the base (nf4), or take a smaller one.") from None
         torch.cuda.empty_cache()
         return row_losses(engine, rows, max_tokens=max_tokens // 2)
     return RowLosses(nats, np.array([row.loss_tokens for row in rows]))

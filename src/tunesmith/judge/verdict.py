@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data import TokenRow
+from tunesmith.errors import DivergedError
 from tunesmith.judge.losses import RowLosses, row_losses
 from tunesmith.model.engine import Engine
 from tunesmith.serve import TextAnswer, answer_prompts
@@ -34,7 +35,7 @@ class Judgement:
     """What the judge found.
 
     loss_base, loss_tuned: nats a loss-bearing token. interval: 95% interval of tuned - base, bootstrapped over rows;
-    None with fewer than two rows. stop_rate_*: share of answered prompts whose answer ended by itself within
+    None with fewer than two rows. stop_rate_*: share of the stop_rows answered prompts whose answer ended by itself within
     max_new_tokens. list_f1_*: mean F1 of the answers as sets, when the data's answers are lists; else None.
     rows_better: rows whose loss is lower after than before.
     """
@@ -71,15 +72,18 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
     stop_rows: how many prompts are answered at most; samples: how many of them are kept to be shown.
     """
     engine.training(False)
-    answered = rows[: max(stop_rows, samples)]
+    answered = [row for row in rows if _can_be_answered(row, engine, max_new_tokens)][: max(stop_rows, samples)]
     prompts = [row.prompt_ids for row in answered]
     on_stage("judging the bare base")
     with engine.bare():
         base = row_losses(engine, rows)
-        before = _answers(engine, prompts, max_new_tokens)
+        before = answer_prompts(engine, prompts, max_new_tokens)
     on_stage("judging the adapter")
     tuned = row_losses(engine, rows)
-    after = _answers(engine, prompts, max_new_tokens)
+    if not np.isfinite(tuned.nats).all() or not np.isfinite(base.nats).all():
+        raise DivergedError(f"a held-out loss is not finite (base {base.mean}, with the adapter {tuned.mean})",
+                            "Lower train.learning_rate, or compute in float32 (model.dtype).")
+    after = answer_prompts(engine, prompts, max_new_tokens)
     interval = _interval(base, tuned)
     references = [row.reference for row in answered]
     return Judgement(
@@ -90,10 +94,10 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
          for row, b, a in zip(answered[:samples], before, after, strict=False)])
 
 
-def _answers(engine: Engine, prompts: list[list[int]], max_new_tokens: int) -> list[TextAnswer]:
-    usable = [i for i, prompt in enumerate(prompts) if prompt]  # plain text without a prompt has nothing to answer
-    found = dict(zip(usable, answer_prompts(engine, [prompts[i] for i in usable], max_new_tokens), strict=True))
-    return [found.get(i, TextAnswer("", 0, False)) for i in range(len(prompts))]
+def _can_be_answered(row: TokenRow, engine: Engine, max_new_tokens: int) -> bool:
+    """Whether the row has a prompt (plain text has none) that leaves room for an answer in the base's positions."""
+    room = engine.positions
+    return bool(row.prompt_ids) and (room is None or len(row.prompt_ids) + max_new_tokens <= room)
 
 
 def _share_stopped(answers: list[TextAnswer]) -> float | None:

@@ -34,6 +34,7 @@ class Engine(Protocol):
     device: torch.device
     dtype: torch.dtype
     quantization: str
+    positions: int | None
 
     def losses(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
         """Each row's summed cross-entropy [B] (nats, fp32) over its labels that are not -100; differentiable."""

@@ -34,6 +34,12 @@ class BaseFiles:
         return str(self.config.get("model_type", "unknown"))
 
     @property
+    def positions(self) -> int | None:
+        """How many tokens its positions reach; None where nothing bounds them (ALiBi)."""
+        found = self.config.get("max_position_embeddings") or self.config.get("n_positions")
+        return int(found) if found else None
+
+    @property
     def weights(self) -> list[Path]:
         """Its safetensors files, sorted."""
         return sorted(self.folder.glob("*.safetensors"))

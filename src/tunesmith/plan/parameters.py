@@ -23,9 +23,10 @@ class ParameterCounts:
         return 100 * self.trainable / self.all
 
 
-def knows_family(config: dict[str, Any]) -> bool:
-    """Whether the arithmetic of this config's family stands in `plan/shapes.py`."""
-    return config.get("model_type") in FAMILIES
+def can_count(config: dict[str, Any], target_modules: str | list[str]) -> bool:
+    """Whether `count_parameters` knows this family, and the targets are plain module names (no paths into layers)."""
+    names = [target_modules] if isinstance(target_modules, str) else target_modules
+    return config.get("model_type") in FAMILIES and not any("." in name for name in names)
 
 
 def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | list[str]) -> ParameterCounts:
@@ -46,11 +47,10 @@ def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | li
     elif target_modules == "all-linear":
         wanted = names
     for target in wanted:
-        if target.rpartition(".")[2] not in names:
+        if target not in names:
             raise RecipeError(f"lora.target_modules: no linear module of this base is called {target!r}",
                               f"This base has: {', '.join(sorted(names))}.")
-    last = {target.rpartition(".")[2] for target in wanted}
-    chosen = [linear for linear in shapes.linears if linear.name in last]
+    chosen = [linear for linear in shapes.linears if linear.name in wanted]
     trainable = sum(r * (linear.inputs + linear.outputs) * linear.count for linear in chosen)
     base = shapes.other_parameters + sum(linear.parameters for linear in shapes.linears)
     return ParameterCounts(trainable, base + trainable, sum(linear.count for linear in chosen))

@@ -18,7 +18,7 @@ from tunesmith.recipe.schema import Recipe
 Key = tuple[str | int, ...]
 
 #: Settings that may differ when a run is resumed: they change neither the adapter nor the order of the samples.
-HARMLESS = ("share.", "judge.", "train.save_steps", "train.eval_steps", "train.save_total_limit")
+HARMLESS = ("share.", "judge.", "train.micro_batch_size", "train.save_steps", "train.eval_steps", "train.save_total_limit")
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,6 +41,8 @@ _Loader.add_implicit_resolver(  # 2e-4 is a number here; YAML 1.1 reads it as te
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a setting's name is plain text", key_node.start_mark)
         if key_node.value in seen:
             raise yaml.constructor.ConstructorError(None, None, f"`{key_node.value}` is set twice", key_node.start_mark)
         seen.add(key_node.value)
@@ -71,7 +73,7 @@ def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
 def _key_lines(node: yaml.Node | None, prefix: Key) -> Iterator[tuple[Key, int]]:
     if isinstance(node, yaml.MappingNode):
         for key_node, value in node.value:
-            path = (*prefix, key_node.value)
+            path = (*prefix, str(key_node.value))
             yield path, key_node.start_mark.line + 1
             if len(path) < 4:  # a recipe is two levels deep; this also ends on an alias that contains itself
                 yield from _key_lines(value, path)

@@ -37,13 +37,17 @@ class Checkpoints:
     def newest_whole(self) -> tuple[Path | None, dict[str, bytes], list[str]]:
         """The newest checkpoint whose every byte is as written.
 
-        Returns its folder (None when there is none), its files, and what is wrong with each newer one.
+        Returns its folder (None when there is none), its files, and what is wrong with each newer one; those are put
+        aside, until the next time.
         """
         remove_leftovers(self.folder)
+        for old in self.folder.glob(".damaged-*"):
+            shutil.rmtree(old, ignore_errors=True)
         damaged: list[str] = []
         for path in reversed(self.paths()):
             try:
                 return path, read_sealed(path), damaged
             except IntegrityError as error:
                 damaged.append(error.message)
+                path.rename(path.with_name(f".damaged-{path.name}"))  # kept to be looked at, not counted any more
         return None, {}, damaged

@@ -26,7 +26,7 @@ def disk_errors(what: Path) -> Iterator[None]:
                             "it goes on from the last whole checkpoint.") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST):
             raise DiskError(f"{what}: cannot be written: {error.strerror}",
-                            "Choose another folder with --run, or change its permissions.") from None
+                            "Choose another place, or change its permissions.") from None
         raise
 
 

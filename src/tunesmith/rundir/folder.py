@@ -49,7 +49,8 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
-            self._unlock()
+            os.close(self._lock)
+            self._lock = None
             raise EnvironmentFault(f"{self.path}: another process (pid {owner}) is writing this run",
                                    "Wait for it, or give this one its own folder with --run.") from None
         with disk_errors(self.path):
@@ -66,6 +67,7 @@ class RunFolder:
 
     def _unlock(self) -> None:
         if self._lock is not None:
+            os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = None
 

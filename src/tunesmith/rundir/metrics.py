@@ -36,8 +36,9 @@ class MetricsLog:
         with disk_errors(self.path):
             self.path.touch()
             with open(self.path, "rb+") as file:
-                file.truncate(mark["bytes"] if mark else 0)
-                content = file.read()
+                content = file.read()[: mark["bytes"] if mark else 0]
+                content = content[: content.rfind(b"\n") + 1]  # a line that was torn does not come back
+                file.truncate(len(content))
         return mark is None or hashlib.sha256(content).hexdigest() == mark["sha256"]
 
     def read(self) -> list[dict[str, Any]]:

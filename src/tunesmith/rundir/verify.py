@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,23 +33,37 @@ class Damage:
 def verify_path(path: Path) -> Damage:
     """Check a run folder, a checkpoint or an adapter folder.
 
-    A run that was stopped half-way has no seal of its own yet; its checkpoints and its start are still checked.
+    Of a run that was stopped half-way the start, the checkpoints, and the metrics up to the newest one are checked.
     Raises IntegrityError when there is nothing at `path` that was ever sealed.
     """
     if not path.is_dir():
         raise IntegrityError(f"{path}: no such folder", "Give a run folder or an adapter folder.")
     found = Damage()
-    is_run = (path / "recipe.yaml").exists() or (path / "checkpoints").is_dir()
-    if (path / SEAL_NAME).exists() or not is_run:
-        if not (path / SEAL_NAME).exists():
-            raise IntegrityError(f"{path}: has no {SEAL_NAME}, so nothing says what its files should be",
-                                 "Adapters made by other tools carry no hashes; tunesmith evaluate can still judge them.")
-        found.add_sealed(path)
-    for checkpoint in Checkpoints(path / "checkpoints", keep=1).paths():
+    checkpoints = Checkpoints(path / "checkpoints", keep=1)
+    if not (path / SEAL_NAME).exists() and not checkpoints.paths():
+        raise IntegrityError(f"{path}: has no {SEAL_NAME}, so nothing says what its files should be",
+                             "Adapters made by other tools carry no hashes; tunesmith evaluate can still judge them.")
+    found.add_sealed(path)  # a run is sealed before its first checkpoint, so here a missing seal is damage
+    for checkpoint in checkpoints.paths():
         found.add_sealed(checkpoint)
+    _check_metrics(path, checkpoints, found)
     if (path / "adapter" / SEAL_NAME).exists():
         found.add_sealed(path / "adapter")
     known = set(found.checked) | set(found.damaged)
     found.unsealed = [file for file in sorted(path.rglob("*")) if file.is_file() and file not in known
                       and not any(part.startswith(".") for part in file.relative_to(path).parts)]
     return found
+
+
+def _check_metrics(run: Path, checkpoints: Checkpoints, found: Damage) -> None:
+    """The metrics of an unfinished run, up to where its newest whole checkpoint saw them."""
+    metrics = run / "metrics.jsonl"
+    whole = [p for p in checkpoints.paths() if p / SEAL_NAME in found.checked and p / "state.json" not in found.damaged]
+    if metrics in found.checked or not whole:
+        return
+    mark = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8")).get("progress", {}).get("metrics")
+    if mark:
+        found.checked.append(metrics)
+        content = metrics.read_bytes()[: mark["bytes"]] if metrics.exists() else b""
+        if hashlib.sha256(content).hexdigest() != mark["sha256"]:
+            found.damaged.append(metrics)

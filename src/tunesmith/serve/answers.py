@@ -19,8 +19,15 @@ class TextAnswer:
     stopped: bool
 
 
-def encode_prompt(engine: Engine, prompt: str) -> list[int]:
-    """The tokens of a prompt, exactly as training saw them. Raises UsageError when there are none."""
+def encode_prompt(engine: Engine, prompt: str, *, chat: bool = False) -> list[int]:
+    """The tokens of a prompt, exactly as training saw them; a chat's is wrapped by the tokenizer's template.
+
+    Raises UsageError when there are none.
+    """
+    if chat:
+        turns = [{"role": "user", "content": prompt}]
+        text = engine.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return list(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
     rules = Rules(loss_on="completion", append_eos=False, max_length=2, overlong="error")
     ids = Encoder(engine.tokenizer, rules).prompt_ids(prompt)
     if not ids:

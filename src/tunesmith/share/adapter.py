@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tunesmith import embedded
 from tunesmith.model.engine import Engine
 from tunesmith.rundir import write_sealed_folder
 
@@ -63,10 +64,14 @@ def _card(note: dict[str, Any], judgement: dict[str, Any] | None, result: dict[s
         lines[-1] += "."
     else:
         lines += ["Nothing was held out, so nothing says whether it helped."]
+    where = f'"{note["base"]}"'
+    if embedded.path_of(note["base"]):
+        where = f"tunesmith.embedded.path_of({where})"
     if note["prompt"]:
         lines += ["", f"Its prompts are written `{note['prompt']}`."]
     lines += ["", "```python", "from peft import PeftModel",
               "from transformers import AutoModelForCausalLM, BitsAndBytesConfig",
-              f'base = AutoModelForCausalLM.from_pretrained("{note["base"]}", {_LOADING[note["quantization"]]})',
+              *(["import tunesmith.embedded"] if where.startswith("tunesmith") else []),
+              f"base = AutoModelForCausalLM.from_pretrained({where}, {_LOADING[note['quantization']]})",
               'model = PeftModel.from_pretrained(base, "THIS-FOLDER")', "```", ""]
     return "\n".join(lines)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -12,13 +14,16 @@ from typing import Any
 import torch
 
 from tunesmith.data import SampleOrder, TokenRow
-from tunesmith.errors import Interrupted
+from tunesmith.errors import DivergedError, Interrupted
 from tunesmith.model.engine import Engine
 from tunesmith.rundir import RunFolder
 from tunesmith.train.optim import build_optimizer, build_scaler, learning_rate_at
 from tunesmith.train.resume import Progress, checkpoint_files, restore, seed_everything
 from tunesmith.train.signals import StopSignal
-from tunesmith.train.step import Cut, step_that_fits
+from tunesmith.train.step import LOWER_THE_RATE, Cut, step_that_fits
+
+#: fp16 passes over a step that overflowed; the scale halves each time, so a healthy run skips far fewer in a row.
+_MOST_SKIPPED = 25
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
     checkpoints = run.checkpoints(settings.save_total_limit)
     progress = _start(engine, optimizer, scaler, run, cut, settings, notify)
 
+    skipped = 0
     engine.training(True)
     while progress.step < settings.total_steps:
         started = time.perf_counter()
@@ -74,14 +80,21 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
                   "tokens": result.tokens, "tokens_per_second": result.tokens / seconds,
                   "peak_memory_bytes": peak_memory_bytes(engine.device), "seconds": seconds}
         last = progress.step == settings.total_steps
+        skipped = skipped + 1 if result.grad_norm is None else 0
+        if skipped >= _MOST_SKIPPED:
+            raise DivergedError(f"step {progress.step}: fp16 overflowed in {skipped} steps in a row, so nothing is learnt",
+                                "Set model.dtype to bfloat16 or float32, or lower train.learning_rate.")
         if held_out_loss and settings.eval_steps and not last and progress.step % settings.eval_steps == 0:
             engine.training(False)
             record["eval_loss"] = held_out_loss()
             engine.training(True)
+            if not math.isfinite(record["eval_loss"]):
+                raise DivergedError(f"step {progress.step}: the held-out loss is {record['eval_loss']}", LOWER_THE_RATE)
         run.metrics.append(record)
         on_step(record)
 
         if last or progress.step % settings.save_steps == 0 or stop.number is not None:
+            _require_finite(engine, progress.step)
             progress.cut, progress.metrics = asdict(cut), run.metrics.mark()
             checkpoints.save(progress.step, checkpoint_files(engine, optimizer, scaler, progress))
         if stop.number is not None and not last:
@@ -96,7 +109,7 @@ def _start(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.G
     """Where the run begins: at its newest whole checkpoint, or at the beginning."""
     path, files, damaged = run.checkpoints(settings.save_total_limit).newest_whole()
     for reason in damaged:
-        notify(f"{reason}; falling back to an older checkpoint.")
+        notify(f"{reason}; falling back to {'an older checkpoint' if path else 'the beginning: no checkpoint is whole'}.")
     if path is None:
         run.metrics.rewind(None)
         seed_everything(settings.seed)
@@ -105,8 +118,7 @@ def _start(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.G
         progress = restore(files, engine, optimizer, scaler)
         if not run.metrics.rewind(progress.metrics):
             notify(f"{run.metrics.path}: not as it was at the checkpoint; its curve may have gaps.")
-        for name, value in progress.cut.items():
-            setattr(cut, name, value)
+        cut.take_over(progress.cut)
         if progress.step < settings.total_steps:
             notify(f"Resuming {_short(run.path)} at step {progress.step} of {settings.total_steps} "
                    f"(checkpoint of {time.strftime('%H:%M', time.localtime(path.stat().st_mtime))}, whole).")
@@ -115,12 +127,19 @@ def _start(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.G
     return progress
 
 
+def _require_finite(engine: Engine, step: int) -> None:
+    """A checkpoint never holds NaN: what the last update wrote is looked at before it is kept."""
+    for name, parameter in engine.trainable().items():
+        if not torch.isfinite(parameter).all():
+            raise DivergedError(f"step {step}: {name} became NaN or infinite", LOWER_THE_RATE)
+
+
 def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory used so far: allocated on the GPU, or resident in this process on a CPU."""
+    """The most memory used so far: allocated on the GPUs together, or resident in this process on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

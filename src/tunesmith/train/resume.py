@@ -53,6 +53,8 @@ def restore(files: dict[str, bytes], engine: Engine, optimizer: torch.optim.Opti
     moments = safetensors.torch.load(files["optimizer.safetensors"])
     for name, parameter in engine.trainable().items():
         found = {key.rpartition("|")[2]: value for key, value in moments.items() if key.rpartition("|")[0] == name}
+        if not found:  # it never had a gradient
+            continue
         if set(found) != {"step", "exp_avg", "exp_avg_sq"} or found["exp_avg"].shape != parameter.shape:
             raise IntegrityError(f"optimizer.safetensors: does not fit {name}", "Start afresh in another --run folder.")
         # The step count stays where fused AdamW keeps it; the moments go to their parameter.

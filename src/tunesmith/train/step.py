@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from tunesmith.data import TokenRow, collate, cut_step
+from tunesmith.data import TokenRow
+from tunesmith.data.batches import collate, cut_step
 from tunesmith.errors import DivergedError, OutOfMemory
 from tunesmith.model.engine import Engine
+
+#: What to do when a run diverged. A checkpoint is only written while the adapter is finite, so it is from before.
+LOWER_THE_RATE = "Lower train.learning_rate or lengthen train.warmup_steps. The last checkpoint is from before."
 
 
 @dataclass
@@ -28,6 +33,14 @@ class Cut:
     checkpointing: bool = False
     may_checkpoint: bool = False
 
+    def take_over(self, saved: dict[str, Any]) -> None:
+        """Go on with the cut of a checkpoint; a smaller `rows` that was asked for since stays."""
+        asked = self.rows
+        for name, value in saved.items():
+            setattr(self, name, value)
+        if asked is not None:
+            self.rows = min(asked, self.rows or asked)
+
     def shrink(self, longest: int) -> bool:
         """Take the next smaller cut; False when there is none. longest: tokens of the step's longest row."""
         if self.rows is not None and self.rows > 1:
@@ -43,8 +56,11 @@ class Cut:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did: loss in nats a loss-bearing token; gradient norm before clipping (None where fp16 overflowed and
-    the step was passed over); tokens without padding."""
+    """What one step did.
+
+    loss: nats a loss-bearing token. grad_norm: before clipping; None where fp16 overflowed and the step was passed over.
+    tokens: without padding.
+    """
 
     loss: float
     grad_norm: float | None
@@ -84,7 +100,8 @@ def optimiser_step(engine: Engine, optimizer: torch.optim.Optimizer, scaler: tor
                 parameter.grad.mul_(max_grad_norm / (grad_norm + 1e-6))
     scaler.step(optimizer)  # fp16: passed over when the scaled gradient overflowed
     scaler.update()
-    return StepResult(loss.item(), grad_norm if math.isfinite(grad_norm) else None, sum(len(row.ids) for row in rows), loss_tokens)
+    tokens = sum(len(row.ids) for row in rows)
+    return StepResult(loss.item(), grad_norm if math.isfinite(grad_norm) else None, tokens, loss_tokens)
 
 
 def step_that_fits(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
@@ -107,5 +124,4 @@ def step_that_fits(engine: Engine, optimizer: torch.optim.Optimizer, scaler: tor
 def _diverged(what: str, step: int, rows: Sequence[TokenRow]) -> DivergedError:
     places = "\n  ".join(row.place for row in rows)
     return DivergedError(f"step {step}: {what}, so nothing after it would mean anything. Its rows:\n  {places}",
-                         "Lower train.learning_rate, lengthen train.warmup_steps, or look at these rows. "
-                         "The last checkpoint is from before.")
+                         f"{LOWER_THE_RATE} Or look at these rows.")

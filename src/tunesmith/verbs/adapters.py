@@ -46,7 +46,8 @@ def find_adapter(target: str) -> AdapterFiles:
 def adapter_base(found: AdapterFiles, *, base: str | None, quantization: str | None) -> dict[str, Any]:
     """Which base an adapter wants and how it is kept: what the user says, else what the adapter's files say.
 
-    Returns base, revision, quantization, dtype. Raises IntegrityError when the files name no base.
+    Returns base, revision, quantization, and messages (whether it was trained on chats).
+    Raises IntegrityError when the files name no base.
     """
     from tunesmith.model.hf.adapter import read_adapter_config
     from tunesmith.share.adapter import read_note
@@ -55,5 +56,8 @@ def adapter_base(found: AdapterFiles, *, base: str | None, quantization: str | N
     name = base or note.get("base") or config.get("base_model_name_or_path")
     if not name:
         raise IntegrityError(f"{found.folder}: names no base model", "Name it with --base.")
+    kept = quantization or note.get("quantization", "none")
+    if kept not in ("none", "int8", "nf4"):
+        raise IntegrityError(f"{found.folder}: names an unknown quantisation, {kept!r}", "Name it with --quantization.")
     return {"base": name, "revision": None if base else note.get("revision", config.get("revision")),
-            "quantization": quantization or note.get("quantization", "none")}
+            "quantization": kept, "messages": bool(note.get("messages"))}

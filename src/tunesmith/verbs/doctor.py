@@ -15,16 +15,16 @@ def doctor() -> dict[str, Any]:
     Returns machine, versions, gpus, hub, disk_free_bytes, and `checks`: name, works, detail and advice of each.
     `healthy` is whether everything a run on this machine needs works.
     """
-    from tunesmith.verbs.manifest import describe_machine, library_versions
+    from tunesmith.verbs.manifest import describe_machine, gpu_names, library_versions
 
     checks = [_check("torch computes", _torch, "Reinstall: pip install 'torch>=2.11'"),
               _check("int8 on CPU (bitsandbytes)", lambda: _quantised("int8", "cpu"), "pip install -U bitsandbytes"),
               _check("nf4 on CPU (bitsandbytes)", lambda: _quantised("nf4", "cpu"), "pip install -U bitsandbytes"),
               _check("the embedded base", _embedded, "Reinstall tunesmith: its files are not whole.")]
-    import torch
-
     gpus = []
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+    for index in range(len(gpu_names())):
+        import torch
+
         properties = torch.cuda.get_device_properties(index)
         gpus.append({"name": properties.name, "memory_bytes": properties.total_memory,
                      "capability": f"{properties.major}.{properties.minor}",

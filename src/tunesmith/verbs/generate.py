@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from tunesmith.errors import UsageError
@@ -14,13 +15,20 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
              quantization: str | None = None, device: str = "auto", show: Show | None = None) -> dict[str, Any]:
     """Answer a prompt greedily with an adapter, on the base and in the quantisation that its files name.
 
-    adapter: an adapter folder or a run folder. prompt: exactly as in training, template included.
+    adapter: an adapter folder or a run folder. prompt: exactly as in training, template included; for an
+    adapter trained on chats, what the user says, which the chat template then wraps.
     Returns text, tokens (generated), stopped (whether the answer ended by itself), base and quantization.
     Raises UsageError, IntegrityError, RecipeError, EnvironmentFault.
     """
     show = show or Silent()
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens is {max_new_tokens}: at least 1")
+    if quantization not in (None, "none", "int8", "nf4"):
+        raise UsageError(f"--quantization is {quantization}: none, int8 or nf4")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UsageError(f"--device is {device}: auto, cpu, cuda or cuda:N")
+    if not prompt:
+        raise UsageError("--prompt is empty")
     found = find_adapter(os.fspath(adapter))
     show.stage("starting torch")
     chosen = adapter_base(found, base=base, quantization=quantization)
@@ -35,6 +43,6 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     engine = build_with_adapter(files, load_tokenizer(files), found.folder, quantization=chosen["quantization"],
                                 dtype="auto", device=device)
     show.stage("answering")
-    answer = answer_prompts(engine, [encode_prompt(engine, prompt)], max_new_tokens)[0]
+    answer = answer_prompts(engine, [encode_prompt(engine, prompt, chat=chosen["messages"])], max_new_tokens)[0]
     return {"text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped, "base": chosen["base"],
             "quantization": chosen["quantization"]}

@@ -9,9 +9,6 @@ import platform
 import time
 from typing import Any
 
-import psutil
-import torch
-
 from tunesmith.errors import RecipeError
 from tunesmith.model.files import fingerprint
 from tunesmith.recipe import Recipe
@@ -33,15 +30,28 @@ def library_versions() -> dict[str, str]:
 
 def describe_machine() -> str:
     """This machine in a line: processor, cores, memory, GPUs."""
+    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     parts = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPU cores",
-             f"{psutil.virtual_memory().total / 2**30:.0f} GiB memory"]
-    if torch.cuda.is_available():
-        parts += [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(parts)
+             f"{memory_bytes / 2**30:.0f} GiB memory"]
+    return ", ".join([*parts, *gpu_names()])
 
 
-def build_manifest(recipe: Recipe, prepared: Prepared, engine: str, engine_reason: str) -> dict[str, Any]:
+def gpu_names() -> list[str]:
+    """The GPUs that torch sees; none where torch itself does not start."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+
+
+def build_manifest(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What a run starts from."""
+    import torch
+
+    from tunesmith.model.hf.load import choose_device, choose_dtype
+
+    device = choose_device(recipe.model.device)
     template = "\n".join(str(part) for part in (recipe.data.prompt, recipe.data.completion, recipe.data.messages,
                                                 getattr(prepared.tokenizer, "chat_template", None)))
     return {
@@ -50,7 +60,8 @@ def build_manifest(recipe: Recipe, prepared: Prepared, engine: str, engine_reaso
         "base": {"name": recipe.model.base, "revision": recipe.model.revision, "files": fingerprint(prepared.base)},
         "data": {"source": recipe.data.source, "content": prepared.text.content_hash, "counts": prepared.data.counts,
                  "template": hashlib.sha256(template.encode()).hexdigest()},
-        "engine": engine, "engine_reason": engine_reason, "threads": torch.get_num_threads(),
+        "engine": prepared.engine, "engine_reason": prepared.engine_reason, "device": device,
+        "dtype": str(choose_dtype(recipe.model.dtype, device)).removeprefix("torch."), "threads": torch.get_num_threads(),
         "machine": describe_machine(), "versions": library_versions(),
     }
 
@@ -74,6 +85,6 @@ def check_same(then: dict[str, Any], now: dict[str, Any], run: str) -> list[str]
                           "Put them back, or start another run with --run.")
     differing = [f"{name} {then['versions'].get(name)} -> {version}" for name, version in now["versions"].items()
                  if then["versions"].get(name) != version]
-    if then["threads"] != now["threads"]:
-        differing.append(f"{then['threads']} threads -> {now['threads']}")
+    differing += [f"{name} {then.get(name)} -> {now[name]}" for name in ("device", "dtype", "threads")
+                  if then.get(name) != now[name]]
     return differing

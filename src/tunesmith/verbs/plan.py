@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunesmith.model.files import locate_config
-from tunesmith.plan import count_parameters, knows_family
+from tunesmith.plan import can_count, count_parameters
 from tunesmith.recipe import load_recipe
 
 
@@ -19,7 +19,7 @@ def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> di
     """
     chosen = load_recipe(os.fspath(recipe), overrides)
     base, config = locate_config(chosen.model.base, chosen.model.revision)
-    if knows_family(config):
+    if can_count(config, chosen.lora.target_modules):
         counts = count_parameters(config, r=chosen.lora.r, target_modules=chosen.lora.target_modules)
         trainable, everything = counts.trainable, counts.all
     else:

@@ -7,19 +7,28 @@ from typing import Any
 
 from tunesmith.data import Dataset, TextSet, read_text, tokenize_text
 from tunesmith.data.tokenize import Rules
-from tunesmith.model.files import BaseFiles, locate_base
+from tunesmith.errors import RecipeError
+from tunesmith.model.engines import choose_engine
+from tunesmith.model.files import BaseFiles, locate_base, locate_config
+from tunesmith.plan import can_count, count_parameters
 from tunesmith.recipe import Recipe
 from tunesmith.verbs.show import Show
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data and the base of a recipe, all checked, no weights loaded."""
+    """The data and the base of a recipe, all checked, no weights loaded.
+
+    adapter_parameters: how large the adapter will be; None for a family whose arithmetic is not known.
+    """
 
     text: TextSet
     data: Dataset
     base: BaseFiles
     tokenizer: Any
+    engine: str
+    engine_reason: str
+    adapter_parameters: int | None
 
 
 def prepare(recipe: Recipe, show: Show) -> Prepared:
@@ -29,11 +38,16 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
     """
     show.stage("reading the data")
     text = read_text(recipe.data)
-    base = locate_base(recipe.model.base, recipe.model.revision)
+    _, config = locate_config(recipe.model.base, recipe.model.revision)
+    engine, reason = choose_engine(recipe.train.engine, str(config["model_type"]))
+    parameters = None
+    if can_count(config, recipe.lora.target_modules):
+        parameters = count_parameters(config, r=recipe.lora.r, target_modules=recipe.lora.target_modules).trainable
     show.stage("starting torch")
     from tunesmith.model.hf.load import choose_device, load_tokenizer
 
     choose_device(recipe.model.device)
+    base = locate_base(recipe.model.base, recipe.model.revision)
     tokenizer = load_tokenizer(base)
     show.stage("tokenizing")
     rules = Rules(recipe.data.loss_on, recipe.data.append_eos, recipe.data.max_length, recipe.data.overlong)
@@ -44,4 +58,9 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
                         (data.counts["repeated"], "left out: they also stand in data.validation")):
         if count:
             show.note(f"{count} row{'s' if count > 1 else ''} {what}.")
-    return Prepared(text, data, base, tokenizer)
+    longest = max(data.learn + data.held_out, key=lambda row: len(row.ids))
+    if base.positions is not None and len(longest.ids) > base.positions:
+        raise RecipeError(f"data.max_length: {longest.place} has {len(longest.ids)} tokens, "
+                          f"the base has {base.positions} positions",
+                          f"Set data.max_length to {base.positions}, and data.overlong to truncate or drop.")
+    return Prepared(text, data, base, tokenizer, engine, reason, parameters)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import Interrupted, RecipeError
-from tunesmith.model.engines import choose_engine
-from tunesmith.plan import activation_bytes_per_token, count_parameters, knows_family
+from tunesmith.plan import activation_bytes_per_token
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
-from tunesmith.rundir import RunFolder
+from tunesmith.rundir import RunFolder, check_seal
+from tunesmith.train.signals import StopSignal
 from tunesmith.verbs.prepare import Prepared, prepare
 from tunesmith.verbs.show import Show, Silent
 
@@ -40,37 +40,33 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
         chosen = load_recipe(os.fspath(recipe), overrides)
         path = Path(run) if run is not None else Path("runs") / Path(recipe).stem
     folder = RunFolder(path)
-    _refuse_another(folder, chosen)
-    prepared = prepare(chosen, show)
-    engine, reason = choose_engine(chosen.train.engine, prepared.base.architecture)
-    parameters = _adapter_parameters(chosen, prepared)
-
-    from tunesmith.train.signals import StopSignal
-
-    with StopSignal() as stop, folder:
+    with StopSignal() as stop:
         _refuse_another(folder, chosen)
-        if folder.finished():
-            show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
-            return folder.read_json(folder.path / "result.json")
-        _open(folder, chosen, prepared, engine, reason, parameters, show)
-        return _run(chosen, prepared, folder, stop, show)
+        prepared = prepare(chosen, show)
+        with folder:
+            _refuse_another(folder, chosen)
+            if folder.finished():
+                damaged = check_seal(folder.path)
+                if not damaged:
+                    show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
+                    return folder.read_json(folder.path / "result.json")
+                show.note(f"{damaged[0]}: damaged; the run ends again from its newest whole checkpoint.")
+            _open(folder, chosen, prepared, show)
+            return _run(chosen, prepared, folder, stop, show)
 
 
 def _refuse_another(folder: RunFolder, recipe: Recipe) -> None:
     """Raise RecipeError when the folder holds the run of another recipe, naming each setting that differs."""
     if not folder.recipe.exists():
         return
-    try:
-        before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), name=str(folder.recipe))
-    except (RecipeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{folder.recipe}: damaged: {error}",
-                          f"tunesmith verify {folder.path} checks every file.") from None
+    folder.begun()  # a damaged recipe is damage, not another recipe
+    before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), name=str(folder.recipe))
     if different := differences(before, recipe):
         raise RecipeError(f"{folder.path} is the run of another recipe:\n  " + "\n  ".join(different),
                           "Give this one its own folder with --run, or change the recipe back.")
 
 
-def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: Any, show: Show) -> dict[str, Any]:
+def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal, show: Show) -> dict[str, Any]:
     from tunesmith.judge import judge, mean_held_out_loss
     from tunesmith.model.build import build_for_training
     from tunesmith.model.hf.adapter import LoraSettings
@@ -132,26 +128,22 @@ def _write_results(recipe: Recipe, folder: RunFolder, engine: HfEngine, result: 
     folder.finish()
 
 
-def _adapter_parameters(recipe: Recipe, prepared: Prepared) -> int:
-    """How large the adapter will be; for families without arithmetic, a guess. Raises RecipeError for unknown targets."""
-    if not knows_family(prepared.base.config):
-        return 25_000_000
-    return count_parameters(prepared.base.config, r=recipe.lora.r, target_modules=recipe.lora.target_modules).trainable
-
-
-def _open(folder: RunFolder, recipe: Recipe, prepared: Prepared, engine: str, reason: str, parameters: int,
-          show: Show) -> None:
+def _open(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) -> None:
     """Write the recipe and manifest of a new run, or check that an old one starts from the same."""
     from tunesmith.rundir import write_atomically
     from tunesmith.verbs.manifest import build_manifest, check_same
 
-    manifest = build_manifest(recipe, prepared, engine, reason)
+    manifest = build_manifest(recipe, prepared)
     if folder.begun():
         differing = check_same(folder.read_json(folder.manifest), manifest, str(folder.path))
         if differing:
             show.note(f"Not the same as when the run began, so the last bits may differ: {', '.join(differing)}.")
+        if folder.recipe.read_text(encoding="utf-8") != dump(recipe):  # only what does not make it another run
+            write_atomically(folder.recipe, dump(recipe))
+            folder.begin()
         return
     # A checkpoint is the adapter and two moments in fp32; one more than is kept exists while it is written.
+    parameters = prepared.adapter_parameters or 25_000_000
     folder.require_space(12 * parameters * (recipe.train.save_total_limit + 1) + 4 * parameters + (16 << 20))
     write_atomically(folder.recipe, dump(recipe))  # first: it is what makes a folder a run
     folder.write_json(folder.manifest, manifest)
@@ -210,6 +202,8 @@ def _show_facts(recipe: Recipe, prepared: Prepared, engine: HfEngine, steps: int
         "engine": f"{engine.name} on {where}, {str(engine.dtype).removeprefix('torch.')}",
         "steps": f"{steps} of {recipe.train.batch_size} samples",
     })
+    if recipe.share.repo:
+        show.note(f"share.repo is {recipe.share.repo}: this version does not push yet; the adapter stays here.")
     if recipe.train.warmup_steps >= steps:
         show.note(f"train.warmup_steps is {recipe.train.warmup_steps}, the run has {steps}: "
                   "the learning rate never reaches its peak.")

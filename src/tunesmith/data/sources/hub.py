@@ -12,6 +12,7 @@ def read_hub(source: str, split: str, key: str) -> list[Row]:
     from datasets.exceptions import DatasetNotFoundError
 
     datasets.disable_progress_bars()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a count sent elsewhere is telemetry
     try:
         found = datasets.load_dataset(source, split=split)
     except DatasetNotFoundError as error:

@@ -42,7 +42,7 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
         if known is None:
             raise RecipeError(f"lora.target_modules: auto: PEFT's table has no entry for the family {architecture!r}",
                               f"Name them yourself, or take all-linear. This base has: {', '.join(last_names)}.")
-        return list(known)
+        return known if isinstance(known, str) else list(known)
     if target_modules == "all-linear":
         return target_modules
     wanted = [target_modules] if isinstance(target_modules, str) else target_modules

@@ -28,7 +28,7 @@ class HfEngine:
 
     def __init__(self, model: PeftModel, tokenizer: Any, base: BaseFiles, *, quantization: str, dtype: torch.dtype) -> None:
         self.model, self.tokenizer, self.base = model, tokenizer, base
-        self.quantization, self.dtype = quantization, dtype
+        self.quantization, self.dtype, self.positions = quantization, dtype, base.positions
         self.device = model.get_input_embeddings().weight.device
         config = model.get_base_model().generation_config
         stops = config.eos_token_id if config.eos_token_id is not None else []

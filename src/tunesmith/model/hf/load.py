@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tunesmith.errors import EnvironmentFault, OutOfMemory, RecipeError
+from tunesmith.errors import EnvironmentFault, IntegrityError, OutOfMemory, RecipeError
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf.quantize import WAYS
 
@@ -61,19 +62,27 @@ def load_tokenizer(base: BaseFiles) -> Any:
                           "The folder needs tokenizer.json (and tokenizer_config.json).") from None
 
 
+def _one_gpu_holds(base: BaseFiles, quantization: str) -> bool:
+    """Whether the first GPU has room for the weights, with as much again for the work; files are taken to be 16 bits."""
+    share = {"none": 1.0, "int8": 0.6, "nf4": 0.35}[quantization]
+    return 2 * share * base.weight_bytes() < torch.cuda.mem_get_info(0)[0]
+
+
 def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, device: str,
                 device_map_auto: bool) -> torch.nn.Module:
     """The base, quantised as asked, every parameter frozen and the 1-d ones in fp32.
 
     device_map_auto: let accelerate spread it over the GPUs when one cannot hold it.
-    Raises RecipeError for an architecture that transformers does not know as a causal language model, OutOfMemory.
+    Raises IntegrityError when weights are missing or do not fit the config, RecipeError for an
+    architecture that transformers does not know as a causal language model, OutOfMemory.
     """
     quiet_libraries()
     way = WAYS[quantization]
+    spread = device_map_auto and device == "cuda" and not _one_gpu_holds(base, quantization)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             base.folder, dtype=dtype, quantization_config=way.config(dtype), use_safetensors=True,
-            trust_remote_code=False, device_map="auto" if device_map_auto and device == "cuda" else {"": device})
+            trust_remote_code=False, device_map="auto" if spread else {"": device}, output_loading_info=True)
     except torch.OutOfMemoryError:
         raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",
                           "Quantise it further (model.quantization: nf4) or choose a smaller base.") from None
@@ -85,7 +94,17 @@ def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devic
             raise RecipeError(f"model.base: {base.name}: transformers {transformers.__version__} has no causal language "
                               f"model for its architecture ({base.architecture})",
                               "Code that comes with a model is never run. Choose a base that transformers knows.") from None
-        raise
+        raise IntegrityError(f"model.base: {base.name} cannot be loaded: {str(error).splitlines()[0]}") from None
+    except ImportError as error:
+        raise EnvironmentFault(f"model.base: {base.name} needs a package that is missing: {error}") from None
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise IntegrityError(f"model.base: {base.name} cannot be loaded: {reason}",
+                             "Its weights may be incomplete, or not those of its config.json.") from None
+    if wrong := sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}):
+        # transformers would fill these with random numbers and go on
+        raise IntegrityError(f"model.base: {base.name} lacks weights that its config.json calls for, such as {wrong[0]} "
+                             f"({len(wrong)} in all)", "Copy or download the base again.")
     way.prepare(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
