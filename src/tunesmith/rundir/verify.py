@@ -58,7 +58,7 @@ def verify_path(path: Path) -> Damage:
 def _check_metrics(run: Path, checkpoints: Checkpoints, found: Damage) -> None:
     """The metrics of an unfinished run, up to where its newest whole checkpoint saw them."""
     metrics = run / "metrics.jsonl"
-    whole = [p for p in checkpoints.paths() if p / SEAL_NAME in found.checked and p / "state.json" not in found.damaged]
+    whole = [p for p in checkpoints.paths() if p / "state.json" in set(found.checked) - set(found.damaged)]
     if metrics in found.checked or not whole:
         return
     mark = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8")).get("progress", {}).get("metrics")
