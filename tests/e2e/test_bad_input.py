@@ -44,6 +44,23 @@ def truncated_weights(folder: Path) -> list[str]:
     return ["model.base=base"]
 
 
+def incomplete_weights(folder: Path) -> list[str]:
+    import safetensors.torch
+
+    shutil.copytree(BASE, folder / "base")
+    state = safetensors.torch.load_file(folder / "base" / "model.safetensors")
+    del state["transformer.h.3.mlp.dense_h_to_4h.weight"]
+    safetensors.torch.save_file(state, folder / "base" / "model.safetensors", metadata={"format": "pt"})
+    return ["model.base=base"]
+
+
+def few_positions(folder: Path) -> list[str]:
+    shutil.copytree(BASE, folder / "base")
+    path = folder / "base" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_positions": 8}))
+    return ["model.base=base"]
+
+
 def other_files(folder: Path) -> list[str]:
     (folder / "runs" / "my").mkdir(parents=True)
     (folder / "runs" / "my" / "thesis.txt").write_text("years")
@@ -80,6 +97,8 @@ def overrides(*words: str) -> Callable[[Path], list[str]]:
     (overrides("train.learning_rat=1"), 3, ["Did you mean learning_rate?"]),
     (overrides("train.learning_rate=.nan"), 3, ["train.learning_rate"]),
     (overrides("lora.r=0"), 3, ["lora.r: 0 does not fit"]),
+    (few_positions, 3, ["data.max_length", "the base has 8 positions"]),
+    (rows('{"quote": "cut \\ud83d", "tags": ["x"]}\n'), 4, ["line 1", "surrogate"]),
     (overrides("model.device=cuda"), 5, ["no CUDA GPU", "tunesmith doctor"]),
     (overrides("train.engine=native"), 3, ["train.engine"]),
     (other_files, 2, ["not a run folder"]),
@@ -100,6 +119,15 @@ def test_train_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare:
     assert json.loads(done.stdout)["exit_code"] == code
 
 
+def test_a_base_that_lacks_a_weight_is_not_filled_with_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(RECIPE)
+    words = [word for override in incomplete_weights(tmp_path) for word in ("--set", override)]
+    done = CliRunner().invoke(app, ["train", "my.yaml", *words])
+    assert done.exit_code == 9
+    assert "h.3.mlp.dense_h_to_4h.weight" in done.stderr
+
+
 def test_an_adapter_for_another_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assets: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -116,7 +144,8 @@ def test_an_adapter_for_another_base(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("words", "code"), [
     (["train"], 2), (["train", "none.yaml"], 3), (["train", "my.yaml", "--st"], 2), (["nothing"], 2), (["generate", "none", "--prompt", "x"], 2),
-    (["generate", ".", "--prompt", "x"], 9), (["verify", "none"], 9), (["verify", "."], 9), (["evaluate", "none"], 2), (["plan", "."], 3)])
+    (["generate", ".", "--prompt", "x"], 9), (["generate", ".", "--prompt", "x", "--device", "gpu"], 2),
+    (["generate", ".", "--prompt", "x", "--quantization", "int4"], 2), (["generate", ".", "--prompt", ""], 2), (["verify", "none"], 9), (["verify", "."], 9), (["evaluate", "none"], 2), (["plan", "."], 3)])
 def test_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text("model: 1")

@@ -139,6 +139,50 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, monkeypatch: pytest
     assert adapter(run) == whole
 
 
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    path.write_bytes(content)
+
+
+def test_a_damaged_finished_run_ends_again(tmp_path: Path, whole: bytes) -> None:
+    run = tmp_path / "run"
+    api.train(parse_recipe(RECIPE), run=run)
+    for name in ("adapter/adapter_model.safetensors", "result.json", "metrics.jsonl"):
+        flip(run / name)
+        assert api.verify(run)["damaged"] == [str(run / name)]
+        api.train(parse_recipe(RECIPE), run=run)
+        assert adapter(run) == whole
+        if name != "metrics.jsonl":  # what the file said before it was damaged is gone for good
+            assert api.verify(run)["whole"]
+    flip(run / "recipe.yaml")
+    with pytest.raises(api.TunesmithError) as caught:
+        api.train(parse_recipe(RECIPE), run=run)
+    assert caught.value.exit_code == 9
+    assert "recipe.yaml: damaged" in str(caught.value)
+    (run / "sha256.json").unlink()
+    assert str(run / "sha256.json") in api.verify(run)["damaged"]
+
+
+def test_damaged_metrics_of_a_stopped_run_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunesmith.train import loop
+
+    run, original = tmp_path / "run", loop.step_that_fits
+
+    def stop_at_four(*args: object, step: int, **more: object) -> object:
+        if step == 4:
+            raise KeyboardInterrupt
+        return original(*args, step=step, **more)
+
+    monkeypatch.setattr(loop, "step_that_fits", stop_at_four)
+    with pytest.raises(KeyboardInterrupt):
+        api.train(parse_recipe(RECIPE), run=run)
+    assert api.verify(run)["whole"]
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(lines[0].replace(b"1", b"2", 1) + b"".join(lines[1:]))
+    assert api.verify(run)["damaged"] == [str(run / "metrics.jsonl")]
+
+
 def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run"), pytest.raises(EnvironmentFault, match="another process"):
         api.train(parse_recipe(RECIPE), run=tmp_path / "run")
@@ -157,6 +201,23 @@ def test_changed_data_or_base_is_refused(tmp_path: Path, recipe: Path) -> None:
         file.write('{"quote": "a new lamp", "tags": ["light"]}\n')
     with pytest.raises(api.TunesmithError, match="changed since the run began: the rows of"):
         api.train(recipe, run="run", overrides=words)
+
+
+def test_nan_of_the_last_update_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tunesmith.train import loop
+
+    original = loop.step_that_fits
+
+    def poison(engine: object, *args: object, step: int, **more: object) -> object:
+        result = original(engine, *args, step=step, **more)
+        if step == 6:
+            next(iter(engine.trainable().values())).data.fill_(float("nan"))  # type: ignore[attr-defined]
+        return result
+
+    monkeypatch.setattr(loop, "step_that_fits", poison)
+    with pytest.raises(api.TunesmithError, match="step 6: .*NaN"):
+        api.train(parse_recipe(RECIPE), run=tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
 
 
 def test_nan_stops_with_the_step_and_the_rows(tmp_path: Path) -> None:

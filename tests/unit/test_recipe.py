@@ -65,6 +65,7 @@ def test_every_setting_is_documented() -> None:
     ("model: !mine {base: a}", "tag"),
     ("model: {base: a", "line"),
     ("model: &a [*a]", "my.yaml"),
+    ("? {a: b}\n: c", "plain text"),
     ("[1, 2]", "sections"),
     ("", "sections"),
     ("model: 5", "a section of settings"),
@@ -89,7 +90,7 @@ def test_set_overrides_and_names_itself_in_errors() -> None:
     recipe = parse_recipe(SMALL, overrides=["train.learning_rate=1e-3", "data.validation=0.1", "share.repo=me/it"])
     assert (recipe.train.learning_rate, recipe.data.validation, recipe.share.repo) == (1e-3, 0.1, "me/it")
     assert problem(SMALL, "train.seed=x").startswith("--set train.seed=x: train.seed")
-    for text in ("{tags}", "Q: {question}\nA: ", "{quote} ->: ", "", "# no comment", "[{a}", "a: b: c"):
+    for text in ("{tags}", "Q: {question}\nA: ", "{quote} ->: ", "{question}: ", "", "# no comment", "[{a}", "a: b: c"):
         assert parse_recipe(SMALL, overrides=[f"data.prompt={text}"]).data.prompt == text
     assert parse_recipe(SMALL, overrides=["train.num_epochs=2", "train.max_steps=null"]).train.num_epochs == 2
     assert "section.key=value" in problem(SMALL, "seed=1")

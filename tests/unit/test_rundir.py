@@ -106,6 +106,9 @@ def test_metrics_go_back_to_their_mark(tmp_path: Path) -> None:
     assert [r["step"] for r in log.read()] == [1]
     log.path.write_text('{"step": 9}\n')
     assert not log.rewind(mark)
+    log.path.write_text('{"step": 1}')  # shorter than the mark: nothing is padded
+    assert not log.rewind({"bytes": 500, "sha256": ""})
+    assert log.path.read_bytes() == b""
     assert log.rewind(None)
     assert log.read() == []
 

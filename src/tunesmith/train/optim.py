@@ -19,7 +19,9 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], *, learning_rate: 
 
 def build_scaler(dtype: torch.dtype, device: torch.device) -> torch.amp.GradScaler:
     """The loss scaler: at work for fp16, whose gradients would underflow; without effect for any other dtype."""
-    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    scaler.scale(torch.zeros((), device=device))  # makes its state now, so that a step can be begun again at any point
+    return scaler
 
 
 def learning_rate_at(step: int, *, kind: str, peak: float, warmup_steps: int, total_steps: int) -> float:

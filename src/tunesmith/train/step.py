@@ -116,6 +116,7 @@ def step_that_fits(engine: Engine, optimizer: torch.optim.Optimizer, scaler: tor
                 raise OutOfMemory(f"step {step}: one row of {longest} tokens alone does not fit in the GPU's memory",
                                   "Lower data.max_length, quantise the base (nf4), or take a smaller one.") from None
         optimizer.zero_grad(set_to_none=True)
+        scaler.update(scaler.get_scale())  # forgets that this step's gradients may be unscaled already
         torch.cuda.empty_cache()
         if cut.checkpointing:
             engine.checkpoint_gradients()
