@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -11,6 +10,7 @@ from pydantic import BaseModel
 from conftest import ROOT
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe, preset_names, preset_text, render_commented
+from tunesmith.recipe.load import write_yaml
 
 SMALL = "model: {base: a}\ndata: {source: b, completion: '{c}'}\n"
 
@@ -129,12 +129,18 @@ texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
        steps=st.integers(1, 10**6), targets=st.one_of(st.just("auto"), st.lists(texts, min_size=1, max_size=3)))
 def test_what_is_dumped_or_rendered_is_read_back(base: str, template: str, rate: float, held_out: object, steps: int,
                                                  targets: object) -> None:
-    recipe = parse_recipe(yaml.safe_dump({
+    recipe = parse_recipe(write_yaml({
         "model": {"base": base}, "data": {"source": "s", "completion": template, "validation": held_out},
         "train": {"learning_rate": rate, "max_steps": steps}, "lora": {"target_modules": targets}}))
     assert parse_recipe(dump(recipe)) == recipe
     assert parse_recipe(render_commented(recipe)) == recipe
     assert differences(recipe, recipe) == []
+
+
+@pytest.mark.parametrize("text", ["; \xa0", ":\xa0", " a ", "null", "no", "1", "#", "0E0", "1e5", ".5", "a: b", "“x” ->: ", "\u3000", "y\u2028z", "[a", "'", '"'])
+def test_awkward_texts_are_rendered_as_themselves(text: str) -> None:
+    recipe = parse_recipe(write_yaml({"model": {"base": "a"}, "data": {"source": "s", "completion": text}}))
+    assert parse_recipe(render_commented(recipe)).data.completion == text
 
 
 def test_differences_name_what_changes_the_experiment() -> None:

@@ -38,6 +38,18 @@ _Loader.add_implicit_resolver(  # 2e-4 is a number here; YAML 1.1 reads it as te
     list("-+0123456789."))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read as a number or a boolean."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def write_yaml(value: Any, **options: Any) -> str:
+    """A value as YAML text that `parse_recipe` reads back as the same. options: as of yaml.dump."""
+    return str(yaml.dump(value, Dumper=_Dumper, allow_unicode=True, width=float("inf"), **options))
+
+
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key_node, _ in node.value:
@@ -215,7 +227,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML with every setting written out."""
-    return str(yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True, width=100))
+    return write_yaml(recipe.model_dump(), sort_keys=False)
 
 
 def differences(then: Recipe, now: Recipe) -> list[str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import yaml
+import re
 
-from tunesmith.recipe.load import section_fields
+from tunesmith.recipe.load import section_fields, write_yaml
 from tunesmith.recipe.schema import Recipe
 
 _TITLES = {"model": "the frozen base", "data": "the rows, and how each becomes text", "lora": "the adapter",
@@ -12,9 +12,10 @@ _TITLES = {"model": "the frozen base", "data": "the rows, and how each becomes t
 
 
 def _scalar(value: object) -> str:
-    text = yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=10_000).strip()
-    text = text.removesuffix("...").strip()
-    return f'"{value}"' if isinstance(value, str) and ("{" in value) and '"' not in value and "\\" not in value else text
+    """A value as YAML on one line; text is quoted unless it is a plain word, a path or a name."""
+    quoted = isinstance(value, str) and not re.fullmatch(r"[A-Za-z/][\w./-]*(:[\w.-]+)?", value, re.ASCII)
+    text = write_yaml(value, default_flow_style=True, default_style='"' if quoted else None)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def render_commented(recipe: Recipe, header: str = "") -> str:
