@@ -198,9 +198,10 @@ def test_a_real_base_learns_to_stop(tmp_path: Path, assets: Path) -> None:
         path = base / name
         path.chmod(0o644)
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    # Authors, not tags: "[" never occurs in what this base was trained on, and it cannot tell it from other such tokens.
     (tmp_path / "r.yaml").write_text(f"""
 model: {{base: {base}, quantization: int8}}
-data: {{source: {assets}/english_quotes/train.jsonl, prompt: "{{quote}} ->: ", completion: "{{tags}}", loss_on: completion,
+data: {{source: {assets}/english_quotes/train.jsonl, prompt: "{{quote}} ->: ", completion: "{{author}}", loss_on: completion,
         max_length: 512, overlong: drop, validation: {assets}/english_quotes/heldout.jsonl}}
 train: {{max_steps: 200, learning_rate: 2.0e-3, warmup_steps: 20, eval_steps: 0}}
 judge: {{max_new_tokens: 128, stop_rows: 64}}
