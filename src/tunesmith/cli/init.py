@@ -16,4 +16,5 @@ def init(path: Annotated[str, typer.Argument(metavar="[PATH]", help="Where to wr
     import tunesmith
 
     run_verb(lambda terminal: tunesmith.init(path, preset=preset), as_json=as_json, quiet=quiet,
-             tell=lambda result: f"Wrote {result['recipe']}. Next: tunesmith plan {result['recipe']}")
+             tell=lambda result: f"Wrote {result['recipe']}. Put your base and data in it, then: "
+                               f"tunesmith plan {result['recipe']}")

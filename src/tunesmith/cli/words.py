@@ -44,12 +44,13 @@ def _short(text: str, width: int = 110) -> str:
 
 def train_text(result: dict[str, Any]) -> str:
     """What `tunesmith train` ends with."""
-    lines = [""]
-    if result["eval_loss_before"] is None:
+    lines, found = [""], result["judgement"]
+    if found is None:
         lines += ["  Nothing was held out, so nothing says whether it helped. (data.validation)"]
     else:
-        said = {"helps": "It helped", "hurts": "It hurt"}.get(result["verdict"], "No difference that could be told from chance")
-        lines += [f"  held-out loss  {result['eval_loss_before']:.3f} -> {result['eval_loss_after']:.3f}", f"  {said}."]
+        lines += [*judgement_lines(found), verdict_line(found)]
+        if found["verdict"] == "helps" and found["stop_rate_tuned"] == 0:
+            lines += ["  But no answer stops yet: train longer, and see that data.append_eos is true."]
     adapter = relative(result["adapter"])
     return "\n".join([*lines, "", f"  adapter  {adapter}", f"  report   {relative(result['run'])}/report.html", "",
                       f"  Try:     {program()} generate {adapter} --prompt ..."])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ def _local_folder(base: str) -> Path | None:
         raise RecipeError(f"model.base: {base} is a file, not the folder of a model")
     if base.startswith((".", "/", "~", "embedded:")) or base.count("/") > 1 or not base.strip("/"):
         raise RecipeError(f"model.base: {base}: no such folder",
-                          "Give a folder with config.json and safetensors, or a Hub id.")
+                          f"Give a folder with config.json and safetensors, a Hub id, or {embedded.BASE_NAME}.")
     return None
 
 
@@ -137,7 +138,9 @@ def explain_hub(error: Exception, what: str) -> TunesmithError:
         return RecipeError(f"{what}: no such revision on the Hub", "Check model.revision.")
     if isinstance(error, LocalEntryNotFoundError):
         return NetworkError(f"{what}: not a folder here, not in the local cache, and the Hub cannot be reached",
-                            "Check the name; or connect, or unset HF_HUB_OFFLINE, and run this again.")
+                            "Check the name and the network"
+                            + (" (HF_HUB_OFFLINE is set)." if os.environ.get("HF_HUB_OFFLINE") else ".")
+                            + f" {embedded.BASE_NAME} needs none.")
     if isinstance(error, RepositoryNotFoundError | EntryNotFoundError):
         return RecipeError(f"{what}: neither a folder here nor a repository that the Hub shows you",
                            "Check the name; a private one needs `hf auth login`.")

@@ -20,7 +20,8 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The frozen base."""
 
-    base: str = Field(min_length=1, description="the base model: a Hub id or a local folder with safetensors weights")
+    base: str = Field(min_length=1, description="the base model: a Hub id, a local folder with safetensors weights, "
+                      "or embedded:sprout (a toy)")
     revision: str | None = Field(None, description="branch, tag or commit of a base on the Hub; null: its main branch")
     quantization: Literal["none", "int8", "nf4"] = Field(
         "int8", description="how the frozen weights are kept: none | int8 (LLM.int8) | nf4 (double-quantised)")

@@ -30,7 +30,8 @@ def find_adapter(target: str) -> AdapterFiles:
     """
     path = Path(target).expanduser().resolve()
     if not path.is_dir():
-        raise UsageError(f"{target}: no such folder", "Give a run folder or an adapter folder.")
+        kind = "a file, not a folder" if path.is_file() else "no such folder"
+        raise UsageError(f"{target}: {kind}", "Give a run folder (such as runs/NAME) or an adapter folder.")
     if (path / "recipe.yaml").exists() and not (path / "adapter_config.json").exists():
         found = AdapterFiles(path / "adapter", path)
         if not found.folder.is_dir():

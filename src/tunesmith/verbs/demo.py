@@ -15,10 +15,9 @@ from tunesmith.verbs.train import train
 def demo(*, run: str | os.PathLike[str] = "runs/demo", show: Show | None = None) -> dict[str, Any]:
     """Train the preset `demo` and show what changed.
 
-    Returns what `train` returns, and under `judgement` and `samples` what the judge found. Raises as `train` does.
+    Returns what `train` returns, the report's path, and the samples. Raises as `train` does.
     """
     result = train(parse_recipe(preset_text("demo"), name="demo"), run=run, show=show)
     folder = Path(result["run"])
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    judgement = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
-    return {**result, "report": str(folder / "report.html"), "judgement": judgement, "samples": samples}
+    return {**result, "report": str(folder / "report.html"), "samples": samples}

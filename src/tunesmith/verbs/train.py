@@ -63,7 +63,7 @@ def _refuse_another(folder: RunFolder, recipe: Recipe) -> None:
     before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), name=str(folder.recipe))
     if different := differences(before, recipe):
         raise RecipeError(f"{folder.path} is the run of another recipe:\n  " + "\n  ".join(different),
-                          "Give this one its own folder with --run, or change the recipe back.")
+                          "Give this one its own folder with --run, or change the recipe (or --set) back.")
 
 
 def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal, show: Show) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
         "eval_loss_after": judgement.loss_tuned if judgement else None,
         "seconds": progress.seconds, "tokens_per_second": progress.tokens / progress.seconds,
         "peak_memory_bytes": peak_bytes, "adapter": str(folder.adapter),
-        "verdict": judgement.verdict if judgement else None,
+        "verdict": judgement.verdict if judgement else None, "judgement": judgement.summary() if judgement else None,
     }
     _write_results(recipe, folder, engine, result, judgement)
     return result
