@@ -65,17 +65,13 @@ def make_inputs(folder: Path) -> tuple[Path, Path]:
 class Killer:
     """Counts the file operations of this process inside a folder, and kills it just before the `at`-th."""
 
-    def __init__(self, folder: Path, at: int | None, log: Path | None) -> None:
-        self.folder, self.at, self.count, self.log = str(folder), at, 0, log
-        self.descriptors: set[int] = set()
+    def __init__(self, folder: Path, at: int | None) -> None:
+        self.folder, self.at, self.count = str(folder), at, 0
         sys.addaudithook(self._audit)
         for name in ("fsync", "write"):
             self._wrap(name)
 
-    def _hit(self, what: str) -> bool:
-        if self.log is not None:
-            with open("/dev/null"):
-                pass
+    def _hit(self) -> bool:
         self.count += 1
         return self.count == self.at
 
@@ -88,7 +84,7 @@ class Killer:
             path = args[0]
         else:
             return
-        if isinstance(path, str | os.PathLike) and self.folder in os.path.abspath(path) and self._hit(event):
+        if isinstance(path, str | os.PathLike) and self.folder in os.path.abspath(path) and self._hit():
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _wrap(self, name: str) -> None:
@@ -96,7 +92,7 @@ class Killer:
 
         def wrapped(descriptor: int, *args: object) -> object:
             inside = self.folder in os.readlink(f"/proc/self/fd/{descriptor}")
-            if inside and self._hit(name):
+            if inside and self._hit():
                 if name == "write":  # torn in the middle
                     original(descriptor, bytes(args[0])[: len(args[0]) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -113,7 +109,7 @@ def run_child(recipe: str, run: Path, *, at: int | None = None, count_to: Path |
         status = 3
         try:
             torch.set_num_threads(1)
-            killer = Killer(run, at, None) if at is not None or count_to is not None else None
+            killer = Killer(run, at) if at is not None or count_to is not None else None
             tunesmith.train(parse_recipe(recipe), run=run)
             if count_to is not None and killer is not None:
                 count_to.write_text(str(killer.count))

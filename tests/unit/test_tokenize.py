@@ -62,6 +62,19 @@ def test_the_notebook_s_setting_tokenizes_in_one_piece(assets: Path) -> None:
         assert row.learnt == [False] + [True] * (len(row.ids) - 1)
 
 
+def test_the_quotes_recipe_fits_the_quotes(assets: Path) -> None:
+    from tunesmith.data.dataset import read_text
+    from tunesmith.recipe import parse_recipe, preset_text
+
+    recipe = parse_recipe(preset_text("bloom-7b1-quotes"), overrides=[f"data.source={assets}/english_quotes/quotes.jsonl"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(assets / "tokenizers" / "gpt2" / "tokenizer.json"),
+                                        eos_token="<|endoftext|>")
+    chosen = recipe.data
+    counts = tokenize_text(read_text(chosen), tokenizer, Rules(chosen.loss_on, chosen.append_eos, chosen.max_length, chosen.overlong)).counts
+    assert counts["learn"] + counts["held_out"] == 2508
+    assert max(json.loads((assets / "quotes_lengths.json").read_text())) < chosen.max_length
+
+
 def test_end_token_is_learnt_also_where_it_is_the_pad_token(sprout: Any) -> None:
     import copy
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 import time
 import traceback
@@ -110,6 +111,8 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
     An expected failure ends with its own code and no traceback; anything else is a bug of ours and shows one.
     """
     terminal = Terminal(quiet)
+    if quiet:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the Hub client's own
     try:
         result = call(terminal)
     except TunesmithError as error:

@@ -30,7 +30,8 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
     recipe: a file, or a Recipe. run: the run folder; by default runs/ and the recipe's name.
     overrides: `section.key=value` words. show: is told what happens.
     Returns run, engine, trainable_parameters, all_parameters, steps, train_loss, eval_loss_before, eval_loss_after,
-    seconds (of training), tokens_per_second (without padding), peak_memory_bytes, adapter and verdict.
+    seconds (of training), tokens_per_second (without padding), peak_memory_bytes, adapter, verdict, and
+    judgement (all that the judge measured; None when nothing was held out).
     Raises a TunesmithError for every expected failure; Interrupted after a signal, once the run is saved.
     """
     show = show or Silent()
