@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.data import SampleOrder, TokenRow
-from tunesmith.data.batches import collate, cut_step
+from tunesmith.data.batches import cut_step
+from tunesmith.model.hf.padded import collate
 
 lengths_lists = st.lists(st.integers(1, 300), min_size=1, max_size=24)
 
@@ -36,11 +37,20 @@ def test_the_cut_is_the_cheapest_contiguous_one(lengths: list[int], overhead: in
     assert found == best
 
 
+@given(lengths_lists, st.integers(1, 1000))
+def test_without_padding_only_real_tokens_count(lengths: list[int], most: int) -> None:
+    cuts = cut_step(lengths, rows=None, max_tokens=most, overhead_tokens=10, padded=False)
+    assert sorted(itertools.chain(*cuts)) == list(range(len(lengths)))
+    assert all(len(cut) == 1 or sum(lengths[i] for i in cut) <= most for cut in cuts)
+    if sum(lengths) <= most:
+        assert len(cuts) == 1
+
+
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_padding_is_masked_and_never_learnt(rows: list[list[tuple[int, bool]]]) -> None:
     token_rows = [TokenRow([i for i, _ in row], [learnt for _, learnt in row], [], "", "", "") for row in rows]
     batch = collate(token_rows, pad_id=3)
-    assert batch.tokens == sum(len(row) for row in rows) == batch.attention_mask_BT.sum()
+    assert sum(len(row) for row in rows) == batch.attention_mask_BT.sum()
     for i, row in enumerate(token_rows):
         assert batch.input_ids_BT[i, : len(row.ids)].tolist() == row.ids
         labels = [token if learnt else -100 for token, learnt in zip(row.ids, row.learnt, strict=True)]

@@ -11,8 +11,8 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 import tunesmith
 from conftest import RECIPE
 from tunesmith.errors import RecipeError
-from tunesmith.model.hf.adapter import LoraSettings
 from tunesmith.model.hf.meta import count_on_meta
+from tunesmith.model.lora import LoraSettings
 from tunesmith.plan import count_parameters
 from tunesmith.plan.shapes import FAMILIES
 

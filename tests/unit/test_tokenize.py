@@ -81,7 +81,7 @@ def test_end_token_is_learnt_also_where_it_is_the_pad_token(sprout: Any) -> None
     tokenizer = copy.deepcopy(sprout)
     tokenizer.pad_token = tokenizer.eos_token
     data = tokenize_text(TextSet([plain("a", "b"), plain("a", "bb bb bb")], [], 0), tokenizer, rules())
-    from tunesmith.data.batches import collate
+    from tunesmith.model.hf.padded import collate
 
     batch = collate(data.learn, tokenizer.pad_token_id)
     short = min(range(2), key=lambda i: len(data.learn[i].ids))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tunesmith.data import TokenRow
-from tunesmith.data.batches import collate, cut_step
+from tunesmith.data.batches import cut_step
 from tunesmith.errors import OutOfMemory
 from tunesmith.model.engine import Engine
 
@@ -30,14 +30,14 @@ class RowLosses:
 def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) -> RowLosses:
     """The loss of each row, in the order of `rows`. The engine must be out of training.
 
-    max_tokens: padded tokens computed at once; halved when memory runs out.
+    max_tokens: tokens computed at once; halved when memory runs out.
     """
     nats = np.zeros(len(rows))
-    cuts = cut_step([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens, overhead_tokens=64)
+    cuts = cut_step([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens, overhead_tokens=64,
+                    padded=engine.padded)
     try:
         for indices in cuts:
-            batch = collate([rows[i] for i in indices], engine.pad_id)
-            nats[indices] = engine.losses(batch.input_ids_BT, batch.attention_mask_BT, batch.labels_BT).cpu().numpy()
+            nats[indices] = engine.losses([rows[i] for i in indices]).cpu().numpy()
     except torch.OutOfMemoryError:
         longest = max(len(row.ids) for row in rows)
         if max_tokens <= longest:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.model.files import BaseFiles
-from tunesmith.model.hf.adapter import LoraSettings, attach, load_adapter
+from tunesmith.model.hf.adapter import attach, load_adapter
 from tunesmith.model.hf.engine import HfEngine
 from tunesmith.model.hf.load import choose_device, choose_dtype, load_frozen
+from tunesmith.model.lora import LoraSettings
 
 
 def build_for_training(base: BaseFiles, tokenizer: Any, *, quantization: str, dtype: str, device: str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,13 +21,29 @@ class Answer:
     stopped: bool
 
 
-class Engine(Protocol):
-    """A base with one LoRA adapter. Tensors passed in may be on any device.
+class LabelledRow(Protocol):
+    """One sample: its tokens, and of each whether it bears loss (the first never does: nothing comes before it)."""
 
-    Shapes: B rows, T tokens (padded on the right), V entries of the vocabulary.
+    @property
+    def ids(self) -> Sequence[int]:
+        """Token ids."""
+        ...
+
+    @property
+    def learnt(self) -> Sequence[bool]:
+        """Which of them are learnt, one by one."""
+        ...
+
+
+class Engine(Protocol):
+    """A base with one LoRA adapter. Each engine makes its own tensors of the rows that it is given.
+
+    Shapes: B rows, T tokens of a row, V entries of the vocabulary.
+    padded: whether rows that are computed together cost as much as the longest of them.
     """
 
     name: str
+    padded: bool
     tokenizer: Any
     pad_id: int
     stop_ids: list[int]
@@ -36,12 +52,19 @@ class Engine(Protocol):
     quantization: str
     positions: int | None
 
-    def losses(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-        """Each row's summed cross-entropy [B] (nats, fp32) over its labels that are not -100; differentiable."""
+    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor) -> torch.Tensor:
+        """Add the gradient of weight * (the rows' summed loss) to the adapter's; returns what `losses` does.
+
+        weight: a scalar on the engine's device. Nothing here waits for the device.
+        """
         ...
 
-    def logits(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
-        """fp32 logits [B, T, V]."""
+    def losses(self, rows: Sequence[LabelledRow]) -> torch.Tensor:
+        """Each row's summed cross-entropy [B] (nats, fp32) over its learnt tokens, without a gradient."""
+        ...
+
+    def logits(self, rows_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """fp32 logits [T, V] of each row of token ids."""
         ...
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Answer]:
@@ -68,7 +91,7 @@ class Engine(Protocol):
         """Recompute activations in the backward pass from now on, instead of keeping them."""
         ...
 
-    def load_adapter_weights(self, state: dict[str, torch.Tensor]) -> None:
+    def load_adapter_weights(self, state: Mapping[str, torch.Tensor]) -> None:
         """Put back adapter tensors by the names in `adapter_model.safetensors`. Raises IntegrityError."""
         ...
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tunesmith.data import TokenRow
-from tunesmith.data.batches import collate, cut_step
+from tunesmith.data.batches import cut_step
 from tunesmith.errors import DivergedError, OutOfMemory
 from tunesmith.model.engine import Engine
 
@@ -22,7 +22,7 @@ LOWER_THE_RATE = "Lower train.learning_rate or lengthen train.warmup_steps. The 
 class Cut:
     """How steps are cut into micro-batches; shrinks when memory runs out, and then stays so for the run.
 
-    rows: samples at once, or None to choose by length. max_tokens: padded tokens at once when chosen.
+    rows: samples at once, or None to choose by length. max_tokens: tokens at once when chosen.
     overhead_tokens: what a micro-batch costs beyond its tokens, in tokens. checkpointing: activations are recomputed.
     may_checkpoint: whether that may be switched on when nothing smaller is left.
     """
@@ -76,32 +76,36 @@ def optimiser_step(engine: Engine, optimizer: torch.optim.Optimizer, scaler: tor
     step. Raises DivergedError with the step and the rows when the loss or the gradient is not finite.
     """
     loss_tokens = sum(row.loss_tokens for row in rows)
-    loss = torch.zeros((), dtype=torch.float64)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=False)
+    weight = scaler.scale(torch.full((), 1 / loss_tokens, device=engine.device))
     cuts = cut_step([len(row.ids) for row in rows], rows=cut.rows, max_tokens=cut.max_tokens,
-                    overhead_tokens=cut.overhead_tokens)
-    for indices in cuts:
-        batch = collate([rows[i] for i in indices], engine.pad_id)
-        part = engine.losses(batch.input_ids_BT, batch.attention_mask_BT, batch.labels_BT).sum() / loss_tokens
-        scaler.scale(part).backward()
-        value = part.item()
-        if not math.isfinite(value):
-            raise _diverged(f"the loss is {value}", step, [rows[i] for i in indices])
-        loss += value
+                    overhead_tokens=cut.overhead_tokens, padded=engine.padded)
+    losses = torch.cat([engine.accumulate([rows[i] for i in indices], weight) for indices in cuts])
 
     scaler.unscale_(optimizer)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
-    if not math.isfinite(grad_norm) and not scaler.is_enabled():
-        raise _diverged(f"the gradient's norm is {grad_norm}", step, rows)
-    if max_grad_norm > 0 and math.isfinite(grad_norm) and grad_norm > max_grad_norm:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(max_grad_norm / (grad_norm + 1e-6))
-    scaler.step(optimizer)  # fp16: passed over when the scaled gradient overflowed
-    scaler.update()
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if max_grad_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, grad_norm)
+    loss = losses.double().sum() / loss_tokens
+    if scaler.is_enabled():
+        scaler.step(optimizer)  # passed over when the scaled gradient overflowed
+        scaler.update()
+    else:  # nothing is learnt from a step that is not finite; the device decides, so that the host need not wait here
+        optimizer.found_inf = (~torch.isfinite(loss + grad_norm)).float()
+        optimizer.step()
+        del optimizer.found_inf
+
+    # The one place in a step where the host waits for the device.
+    loss_value, norm_value = torch.stack([loss, grad_norm.to(loss)]).tolist()
+    if not math.isfinite(loss_value):
+        order = [i for indices in cuts for i in indices]
+        guilty = [order[at] for at in (~torch.isfinite(losses)).nonzero()[:, 0].tolist()] or order
+        raise _diverged(f"the loss is {loss_value}", step, [rows[i] for i in guilty])
+    if not math.isfinite(norm_value) and not scaler.is_enabled():
+        raise _diverged(f"the gradient's norm is {norm_value}", step, rows)
     tokens = sum(len(row.ids) for row in rows)
-    return StepResult(loss.item(), grad_norm if math.isfinite(grad_norm) else None, tokens, loss_tokens)
+    return StepResult(loss_value, norm_value if math.isfinite(norm_value) else None, tokens, loss_tokens)
 
 
 def step_that_fits(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,

@@ -50,7 +50,7 @@ def adapter_base(found: AdapterFiles, *, base: str | None, quantization: str | N
     Returns base, revision, quantization, and messages (whether it was trained on chats).
     Raises IntegrityError when the files name no base.
     """
-    from tunesmith.model.hf.adapter import read_adapter_config
+    from tunesmith.model.lora import read_adapter_config
     from tunesmith.share.adapter import read_note
 
     config, note = read_adapter_config(found.folder), read_note(found.folder)

@@ -32,7 +32,7 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     if not chosen.data.validation:
         raise DataError("data.validation is 0: nothing is held out to judge on",
                         "For example: --set data.validation=0.05, if the adapter was not trained on those rows.")
-    from tunesmith.model.hf.adapter import read_adapter_config
+    from tunesmith.model.lora import read_adapter_config
 
     wants = read_adapter_config(found.folder).get("base_model_name_or_path")
     if wants and wants != chosen.model.base:

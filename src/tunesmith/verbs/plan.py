@@ -23,8 +23,8 @@ def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> di
         counts = count_parameters(config, r=chosen.lora.r, target_modules=chosen.lora.target_modules)
         trainable, everything = counts.trainable, counts.all
     else:
-        from tunesmith.model.hf.adapter import LoraSettings
         from tunesmith.model.hf.meta import count_on_meta
+        from tunesmith.model.lora import LoraSettings
 
         trainable, everything = count_on_meta(config, LoraSettings(
             chosen.lora.r, chosen.lora.alpha, chosen.lora.dropout, chosen.lora.target_modules))

@@ -70,7 +70,7 @@ def _refuse_another(folder: RunFolder, recipe: Recipe) -> None:
 def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal, show: Show) -> dict[str, Any]:
     from tunesmith.judge import judge, mean_held_out_loss
     from tunesmith.model.build import build_for_training
-    from tunesmith.model.hf.adapter import LoraSettings
+    from tunesmith.model.lora import LoraSettings
     from tunesmith.train.loop import peak_memory_bytes
     from tunesmith.train.loop import train as train_loop
 

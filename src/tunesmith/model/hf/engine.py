@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -12,32 +12,38 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from tunesmith.errors import OutOfMemory
-from tunesmith.model.engine import Answer
+from tunesmith.model.engine import Answer, LabelledRow
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf import adapter as lora
+from tunesmith.model.hf.padded import IGNORED, collate
 
-_IGNORED = -100
 #: Prompts answered at once; more only pads more.
 _GENERATE_ROWS = 32
+
+
+def stop_and_pad_ids(tokenizer: Any, config_eos: int | list[int] | None) -> tuple[list[int], int]:
+    """(the tokens that end an answer, the token to pad with).
+
+    config_eos: what the base's generation config says.
+    """
+    stops = config_eos if config_eos is not None else []
+    stops = [stops] if isinstance(stops, int) else list(stops)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in stops:
+        stops.insert(0, tokenizer.eos_token_id)
+    pads = [tokenizer.pad_token_id, tokenizer.unk_token_id, *stops, 0]
+    return stops, next(pad for pad in pads if pad is not None)
 
 
 class HfEngine:
     """Any causal language model with a LoRA adapter. See `model.engine.Engine` for what each method promises."""
 
-    name = "hf"
+    name, padded = "hf", True
 
     def __init__(self, model: PeftModel, tokenizer: Any, base: BaseFiles, *, quantization: str, dtype: torch.dtype) -> None:
         self.model, self.tokenizer, self.base = model, tokenizer, base
         self.quantization, self.dtype, self.positions = quantization, dtype, base.positions
         self.device = model.get_input_embeddings().weight.device
-        config = model.get_base_model().generation_config
-        stops = config.eos_token_id if config.eos_token_id is not None else []
-        stops = [stops] if isinstance(stops, int) else list(stops)
-        if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in stops:
-            stops.insert(0, tokenizer.eos_token_id)
-        self.stop_ids: list[int] = stops
-        pads = [tokenizer.pad_token_id, tokenizer.unk_token_id, *stops, 0]
-        self.pad_id: int = next(pad for pad in pads if pad is not None)
+        self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, model.get_base_model().generation_config.eos_token_id)
         base_model = model.get_base_model()
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
 
@@ -50,19 +56,30 @@ class HfEngine:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def losses(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-        """Each row's summed cross-entropy [B] in nats over its labels that are not -100, fp32."""
-        targets_BT = torch.full_like(labels_BT, _IGNORED)
-        targets_BT[:, :-1] = labels_BT[:, 1:]
+    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor) -> torch.Tensor:
+        """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
+        losses_B = self._losses(rows)
+        (losses_B.sum() * weight.to(losses_B.device)).backward()
+        return losses_B.detach()
+
+    @torch.no_grad()
+    def losses(self, rows: Sequence[LabelledRow]) -> torch.Tensor:
+        """Each row's summed cross-entropy [B] in nats over its learnt tokens, fp32."""
+        return self._losses(rows)
+
+    def _losses(self, rows: Sequence[LabelledRow]) -> torch.Tensor:
+        batch = collate(rows, self.pad_id)
+        targets_BT = torch.full_like(batch.labels_BT, IGNORED)
+        targets_BT[:, :-1] = batch.labels_BT[:, 1:]
         more = {}
         if self._keeps_logits:  # the head, the widest product of all, only where some row bears loss
-            columns = (targets_BT != _IGNORED).any(dim=0).nonzero()[:, 0]
+            columns = (targets_BT != IGNORED).any(dim=0).nonzero()[:, 0]
             more["logits_to_keep"] = columns.to(self.device)
             targets_BT = targets_BT[:, columns]
         with self._autocast():
-            logits = self.model(input_ids=input_ids_BT.to(self.device), attention_mask=attention_mask_BT.to(self.device),
-                                use_cache=False, **more).logits
-        bears_BT = targets_BT != _IGNORED
+            logits = self.model(input_ids=batch.input_ids_BT.to(self.device), use_cache=False, **more,
+                                attention_mask=batch.attention_mask_BT.to(self.device)).logits
+        bears_BT = targets_BT != IGNORED
         chosen = bears_BT.flatten().nonzero()[:, 0].to(logits.device)
         nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1)[chosen].float(),
                                                  targets_BT.flatten().to(logits.device)[chosen], reduction="none")
@@ -70,12 +87,14 @@ class HfEngine:
         return torch.stack([part.sum() for part in nats.split(bears_BT.sum(dim=1).tolist())])
 
     @torch.no_grad()
-    def logits(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
-        """fp32 logits [B, T, V]."""
-        with self._autocast():
-            out = self.model(input_ids=input_ids_BT.to(self.device), attention_mask=attention_mask_BT.to(self.device),
-                             use_cache=False)
-        return out.logits.float()
+    def logits(self, rows_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """fp32 logits [T, V] of each row."""
+        found = []
+        for ids in rows_ids:
+            with self._autocast():
+                out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False)
+            found.append(out.logits[0].float())
+        return found
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Answer]:
@@ -134,7 +153,7 @@ class HfEngine:
         with self.model.disable_adapter():
             yield
 
-    def load_adapter_weights(self, state: dict[str, torch.Tensor]) -> None:
+    def load_adapter_weights(self, state: Mapping[str, torch.Tensor]) -> None:
         """Put back adapter tensors. Raises IntegrityError when they are not this adapter's."""
         lora.set_state(self.model, state)
 

@@ -8,8 +8,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith.errors import RecipeError
-from tunesmith.model.hf.adapter import LoraSettings, attach
+from tunesmith.model.hf.adapter import attach
 from tunesmith.model.hf.load import quiet_libraries
+from tunesmith.model.lora import LoraSettings
 
 
 def count_on_meta(config: dict[str, Any], settings: LoraSettings) -> tuple[int, int]:

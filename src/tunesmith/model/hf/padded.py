@@ -1,0 +1,40 @@
+"""Rows that are computed together, padded on the right into tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tunesmith.model.engine import LabelledRow
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that are computed together. B rows padded on the right to T tokens.
+
+    input_ids_BT, attention_mask_BT: int64. labels_BT: int64, IGNORED where no loss is borne (padding by the mask, never
+    by the token's value, so a pad token that is also the end token is still learnt).
+    """
+
+    input_ids_BT: torch.Tensor
+    attention_mask_BT: torch.Tensor
+    labels_BT: torch.Tensor
+
+
+def collate(rows: Sequence[LabelledRow], pad_id: int) -> MicroBatch:
+    """Pad rows on the right to the longest."""
+    width = max(len(row.ids) for row in rows)
+    input_ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    attention_mask_BT = torch.zeros((len(rows), width), dtype=torch.int64)
+    labels_BT = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids = torch.tensor(row.ids, dtype=torch.int64)
+        learnt = torch.tensor(row.learnt, dtype=torch.bool)
+        input_ids_BT[i, : len(ids)] = ids
+        attention_mask_BT[i, : len(ids)] = 1
+        labels_BT[i, : len(ids)] = torch.where(learnt, ids, IGNORED)
+    return MicroBatch(input_ids_BT, attention_mask_BT, labels_BT)
