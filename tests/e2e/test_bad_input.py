@@ -100,7 +100,7 @@ def overrides(*words: str) -> Callable[[Path], list[str]]:
     (few_positions, 3, ["data.max_length", "the base has 8 positions"]),
     (rows('{"quote": "cut \\ud83d", "tags": ["x"]}\n'), 4, ["line 1", "surrogate"]),
     (overrides("model.device=cuda"), 5, ["no CUDA GPU", "tunesmith doctor"]),
-    (overrides("train.engine=native"), 3, ["train.engine"]),
+    (overrides("train.engine=nativ"), 3, ["train.engine", "native"]),
     (other_files, 2, ["not a run folder"]),
 ])
 def test_train_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], list[str]], code: int,

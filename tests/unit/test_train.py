@@ -41,7 +41,7 @@ def data(base: Any) -> Dataset:
 
 def engine_of(base: Any, *, quantization: str = "none", dropout: float = 0.0, dtype: str = "auto", seed: int = 0,
               r: int = 4, targets: Any = "auto") -> Any:
-    engine = build_for_training(base, load_tokenizer(base), quantization=quantization, dtype=dtype, device="cpu", seed=seed,
+    engine = build_for_training(base, load_tokenizer(base), engine="hf", quantization=quantization, dtype=dtype, device="cpu", seed=seed,
                                 lora=LoraSettings(r, 8, dropout, targets))
     engine.training(True)
     return engine
@@ -169,7 +169,7 @@ def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantizati
     assert torch.allclose(ours, theirs, atol=1e-5 * theirs.abs().max().item())
     with engine.bare():
         assert not torch.allclose(engine.logits(ids.tolist())[0], theirs, atol=1e-2)
-    back = build_with_adapter(base, engine.tokenizer, tmp_path / "adapter", quantization=quantization, dtype="auto", device="cpu")
+    back = build_with_adapter(base, engine.tokenizer, tmp_path / "adapter", engine="hf", quantization=quantization, dtype="auto", device="cpu")
     assert torch.equal(back.logits(ids.tolist())[0], ours)
 
 
@@ -300,7 +300,7 @@ def test_adapters_that_do_not_fit_are_refused_by_name(base: Any, tmp_path: Path,
     else:
         (tmp_path / "adapter_model.safetensors").write_bytes(content[:100] if damage == "broken" else content)
     with pytest.raises(IntegrityError) as caught:
-        build_with_adapter(base, engine.tokenizer, tmp_path, quantization="none", dtype="auto", device="cpu")
+        build_with_adapter(base, engine.tokenizer, tmp_path, engine="hf", quantization="none", dtype="auto", device="cpu")
     assert caught.value.exit_code == 9
     if damage in ("missing", "shape", "nan"):
         assert name in str(caught.value)
@@ -308,7 +308,7 @@ def test_adapters_that_do_not_fit_are_refused_by_name(base: Any, tmp_path: Path,
 
 def test_nf4_on_widths_that_32_does_not_divide(assets: Path) -> None:
     files = locate_base(str(assets / "stories260K"), None)
-    engine = build_for_training(files, load_tokenizer(files), quantization="nf4", dtype="auto", device="cpu", seed=0,
+    engine = build_for_training(files, load_tokenizer(files), engine="hf", quantization="nf4", dtype="auto", device="cpu", seed=0,
                                 lora=LoraSettings(4, 8, 0.0, ["down_proj"]))
     # Where a CPU has AVX512-BF16 bitsandbytes would repack these layers in place and fail on the width of 172.
     layers = [m for m in engine.model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]

@@ -21,6 +21,19 @@ class Answer:
     stopped: bool
 
 
+def stop_and_pad_ids(tokenizer: Any, config_eos: int | list[int] | None) -> tuple[list[int], int]:
+    """(the tokens that end an answer, the token to pad with).
+
+    config_eos: what the base's generation config says.
+    """
+    stops = config_eos if config_eos is not None else []
+    stops = [stops] if isinstance(stops, int) else list(stops)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in stops:
+        stops.insert(0, tokenizer.eos_token_id)
+    pads = [tokenizer.pad_token_id, tokenizer.unk_token_id, *stops, 0]
+    return stops, next(pad for pad in pads if pad is not None)
+
+
 class LabelledRow(Protocol):
     """One sample: its tokens, and of each whether it bears loss (the first never does: nothing comes before it)."""
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tunesmith.errors import RecipeError
+from tunesmith.model.native.support import why_not
 
 
-def choose_engine(wanted: str, architecture: str) -> tuple[str, str]:
-    """(engine, why). Raises RecipeError when `native` is asked for and does not know the architecture."""
+def choose_engine(wanted: str, config: dict[str, Any]) -> tuple[str, str]:
+    """(engine, why) for a base's config.json. Raises RecipeError when `native` is asked for and does not know the base."""
+    if wanted == "hf":
+        return "hf", "asked for"
+    reason = why_not(config)
     if wanted == "native":
-        raise RecipeError(f"train.engine: the native engine does not know the architecture {architecture!r}",
-                          "Set train.engine to auto or hf.")
-    return "hf", "asked for" if wanted == "hf" else f"the engine for every family, {architecture} among them"
+        if reason:
+            raise RecipeError(f"train.engine: the native engine does not take this base: {reason}",
+                              "Set train.engine to auto or hf.")
+        return "native", "asked for"
+    if reason:
+        return "hf", f"native does not take this base: {reason}"
+    return "native", f"the fast one for {config['model_type']}"

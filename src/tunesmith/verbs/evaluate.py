@@ -42,7 +42,8 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     from tunesmith.model.build import build_with_adapter
 
     show.stage(f"loading {chosen.model.base} in {chosen.model.quantization}")
-    engine = build_with_adapter(prepared.base, prepared.tokenizer, found.folder, quantization=chosen.model.quantization,
+    engine = build_with_adapter(prepared.base, prepared.tokenizer, found.folder, engine=prepared.engine,
+                                quantization=chosen.model.quantization,
                                 dtype=chosen.model.dtype, device=chosen.model.device)
     judgement = judge(engine, prepared.data.held_out, max_new_tokens=chosen.judge.max_new_tokens,
                       samples=chosen.judge.samples, stop_rows=chosen.judge.stop_rows, on_stage=show.stage)

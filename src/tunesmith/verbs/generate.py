@@ -33,6 +33,7 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     show.stage("starting torch")
     chosen = adapter_base(found, base=base, quantization=quantization)
     from tunesmith.model.build import build_with_adapter
+    from tunesmith.model.engines import choose_engine
     from tunesmith.model.files import locate_base
     from tunesmith.model.hf.load import choose_device, load_tokenizer
     from tunesmith.serve import answer_prompts, encode_prompt
@@ -40,8 +41,8 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     choose_device(device)
     files = locate_base(chosen["base"], chosen["revision"])
     show.stage(f"loading {chosen['base']} in {chosen['quantization']}")
-    engine = build_with_adapter(files, load_tokenizer(files), found.folder, quantization=chosen["quantization"],
-                                dtype="auto", device=device)
+    engine = build_with_adapter(files, load_tokenizer(files), found.folder, engine=choose_engine("auto", files.config)[0],
+                                quantization=chosen["quantization"], dtype="auto", device=device)
     show.stage("answering")
     answer = answer_prompts(engine, [encode_prompt(engine, prompt, chat=chosen["messages"])], max_new_tokens)[0]
     return {"text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped, "base": chosen["base"],

@@ -39,7 +39,7 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
     show.stage("reading the data")
     text = read_text(recipe.data)
     _, config = locate_config(recipe.model.base, recipe.model.revision)
-    engine, reason = choose_engine(recipe.train.engine, str(config["model_type"]))
+    engine, reason = choose_engine(recipe.train.engine, config)
     parameters = None
     if can_count(config, recipe.lora.target_modules):
         parameters = count_parameters(config, r=recipe.lora.r, target_modules=recipe.lora.target_modules).trainable

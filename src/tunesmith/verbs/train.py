@@ -19,7 +19,7 @@ from tunesmith.verbs.prepare import Prepared, prepare
 from tunesmith.verbs.show import Show, Silent
 
 if TYPE_CHECKING:
-    from tunesmith.model.hf.engine import HfEngine
+    from tunesmith.model.engine import Engine
     from tunesmith.train.step import Cut
 
 
@@ -76,8 +76,8 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
 
     show.stage(f"loading {recipe.model.base} in {recipe.model.quantization}")
     engine = build_for_training(
-        prepared.base, prepared.tokenizer, quantization=recipe.model.quantization, dtype=recipe.model.dtype,
-        device=recipe.model.device, seed=recipe.train.seed,
+        prepared.base, prepared.tokenizer, engine=prepared.engine, quantization=recipe.model.quantization,
+        dtype=recipe.model.dtype, device=recipe.model.device, seed=recipe.train.seed,
         lora=LoraSettings(recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.target_modules))
     settings = _settings(recipe, len(prepared.data.learn))
     cut = _choose_cut(recipe, prepared, engine)
@@ -109,7 +109,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
     return result
 
 
-def _write_results(recipe: Recipe, folder: RunFolder, engine: HfEngine, result: dict[str, Any], judgement: Any) -> None:
+def _write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: dict[str, Any], judgement: Any) -> None:
     """Adapter, verdict, samples, result and report; the seal over everything comes last."""
     from dataclasses import asdict
 
@@ -163,7 +163,7 @@ def _settings(recipe: Recipe, rows: int) -> Any:
         save_total_limit=chosen.save_total_limit, eval_steps=chosen.eval_steps)
 
 
-def _choose_cut(recipe: Recipe, prepared: Prepared, engine: HfEngine) -> Cut:
+def _choose_cut(recipe: Recipe, prepared: Prepared, engine: Engine) -> Cut:
     """How steps are cut, from what this machine's memory holds. A GPU that still runs out cuts smaller as it goes."""
     import psutil
     import torch
@@ -186,7 +186,7 @@ def _choose_cut(recipe: Recipe, prepared: Prepared, engine: HfEngine) -> Cut:
                checkpointing=checkpointing, may_checkpoint=wanted == "auto")
 
 
-def _show_facts(recipe: Recipe, prepared: Prepared, engine: HfEngine, steps: int, show: Show) -> None:
+def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, show: Show) -> None:
     import torch
 
     trainable, everything = engine.parameter_counts()

@@ -12,26 +12,13 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from tunesmith.errors import OutOfMemory
-from tunesmith.model.engine import Answer, LabelledRow
+from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf import adapter as lora
 from tunesmith.model.hf.padded import IGNORED, collate
 
 #: Prompts answered at once; more only pads more.
 _GENERATE_ROWS = 32
-
-
-def stop_and_pad_ids(tokenizer: Any, config_eos: int | list[int] | None) -> tuple[list[int], int]:
-    """(the tokens that end an answer, the token to pad with).
-
-    config_eos: what the base's generation config says.
-    """
-    stops = config_eos if config_eos is not None else []
-    stops = [stops] if isinstance(stops, int) else list(stops)
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in stops:
-        stops.insert(0, tokenizer.eos_token_id)
-    pads = [tokenizer.pad_token_id, tokenizer.unk_token_id, *stops, 0]
-    return stops, next(pad for pad in pads if pad is not None)
 
 
 class HfEngine:

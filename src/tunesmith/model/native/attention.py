@@ -1,0 +1,197 @@
+"""Causal attention inside each sample of a packed stream, and over a cache when answers are generated.
+
+Shapes: N tokens of a stream, H heads of queries, K heads of keys and values (K divides H), D the width of a head,
+W = (H + 2 K) D the width of q, k and v side by side. B answers, T places of a cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from tunesmith.model.native.kernels.dispatch import use_triton
+from tunesmith.model.native.kernels.rope import rotate_
+from tunesmith.model.native.stream import Stream
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How q, k and v lie in a row of width W: one after another, or (BLOOM) q, k, v of each head in turn."""
+
+    queries: int
+    keys: int
+    width: int
+    interleaved: bool = False
+
+    def split(self, qkv_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Views q [N, H, D], k and v [N, K, D]."""
+        if self.interleaved:
+            q, k, v = qkv_NW.view(len(qkv_NW), self.queries, 3, self.width).unbind(2)
+            return q, k, v
+        heads = qkv_NW.view(len(qkv_NW), self.queries + 2 * self.keys, self.width)
+        q, k, v = heads.split([self.queries, self.keys, self.keys], dim=1)
+        return q, k, v
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Cosines and sines of each token's angles [N, D / 2], fp32 (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
+
+    cos_ND2: torch.Tensor
+    sin_ND2: torch.Tensor
+
+    def rotated(self, x_NHD: torch.Tensor) -> torch.Tensor:
+        """x rotated, as a new tensor, differentiable."""
+        low, high = x_NHD.float().chunk(2, dim=-1)
+        cos, sin = self.cos_ND2[:, None], self.sin_ND2[:, None]
+        return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x_NHD.dtype)
+
+
+class PackedAttention:
+    """Attention of one pass over a stream. slopes_H: ALiBi's (Press et al. 2021, https://arxiv.org/abs/2108.12409), fp32."""
+
+    def __init__(self, stream: Stream, heads: Heads, *, rope: Rope | None, slopes_H: torch.Tensor | None,
+                 window: int | None) -> None:
+        self.stream, self.heads, self.rope, self.slopes_H, self.window = stream, heads, rope, slopes_H, window
+
+    def __call__(self, qkv_NW: torch.Tensor, layer: int) -> torch.Tensor:
+        """[N, H D]. On a GPU q and k are rotated where they lie."""
+        if use_triton(qkv_NW):
+            return _PackedAttention.apply(qkv_NW, self)
+        q, k, v = self.heads.split(qkv_NW)
+        if self.rope is not None:
+            q, k = self.rope.rotated(q), self.rope.rotated(k)
+        self.seen(k, v, layer)
+        return packed_attention_plain(q, k, v, self.stream.spans, self.slopes_H, self.window).flatten(1)
+
+    def seen(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:
+        """Called with the rotated keys and the values of each layer; a cache that is being filled keeps them."""
+
+
+def packed_attention_plain(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, spans: tuple[tuple[int, int], ...],
+                           slopes_H: torch.Tensor | None, window: int | None) -> torch.Tensor:
+    """[N, H, D], sample by sample through torch's own attention; differentiable. The twin of the Triton kernels."""
+    lengths = [stop - start for start, stop in spans]
+    out = []
+    for q, k, v in zip(q_NHD.split(lengths), k_NKD.split(lengths), v_NKD.split(lengths), strict=True):
+        count = len(q)
+        mask = None
+        if slopes_H is not None or (window is not None and count > window):
+            back_TT = torch.arange(count, device=q.device) - torch.arange(count, device=q.device)[:, None]
+            hidden_TT = back_TT > 0
+            if window is not None:
+                hidden_TT = hidden_TT | (back_TT <= -window)
+            slopes = torch.zeros(1, device=q.device) if slopes_H is None else slopes_H
+            mask = (slopes[:, None, None] * back_TT).masked_fill(hidden_TT, float("-inf")).to(q.dtype)[None]
+        found = scaled_dot_product_attention(
+            q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], attn_mask=mask, is_causal=mask is None,
+            enable_gqa=q.shape[1] != k.shape[1])
+        out.append(found[0].transpose(0, 1))
+    return torch.cat(out)
+
+
+class _PackedAttention(torch.autograd.Function):
+    """Rope and attention in Triton. The incoming tensor is the attention's own: no one else reads q and k unrotated."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv_NW: torch.Tensor, attention: PackedAttention) -> torch.Tensor:
+        from tunesmith.model.native.kernels.attention_triton import attention_forward_triton
+
+        q, k, v = attention.heads.split(qkv_NW)
+        if attention.rope is not None:
+            rotate_(q, attention.rope.cos_ND2, attention.rope.sin_ND2, False)
+            rotate_(k, attention.rope.cos_ND2, attention.rope.sin_ND2, False)
+        o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.stream.first_key_N, attention.slopes_H)
+        ctx.attention = attention
+        ctx.save_for_backward(qkv_NW, o_NHD, lse_HN)
+        return o_NHD.flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, do_NHD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        from tunesmith.model.native.kernels.attention_triton import attention_backward_triton
+
+        attention: PackedAttention = ctx.attention
+        qkv_NW, o_NHD, lse_HN = ctx.saved_tensors
+        d_qkv_NW = torch.empty_like(qkv_NW)
+        dq, dk, dv = attention.heads.split(d_qkv_NW)
+        attention_backward_triton(
+            do_NHD.contiguous().view_as(o_NHD), *attention.heads.split(qkv_NW), o_NHD, lse_HN, attention.stream.first_key_N,
+            attention.stream.last_query_N, attention.slopes_H, dq, dk, dv)
+        if attention.rope is not None:
+            rotate_(dq, attention.rope.cos_ND2, attention.rope.sin_ND2, True)
+            rotate_(dk, attention.rope.cos_ND2, attention.rope.sin_ND2, True)
+        return d_qkv_NW, None
+
+
+class Cache:
+    """Keys and values of B answers under way, for every layer, with room for T tokens each."""
+
+    def __init__(self, layers: int, answers: int, room: int, heads: Heads, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (layers, answers, heads.keys, room, heads.width)
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
+
+    def write(self, layer: int, answer_N: torch.Tensor, position_N: torch.Tensor, k_NKD: torch.Tensor,
+              v_NKD: torch.Tensor) -> None:
+        """Keep one token's keys and values for each of N (answer, position)."""
+        self.k[layer][answer_N, :, position_N] = k_NKD
+        self.v[layer][answer_N, :, position_N] = v_NKD
+
+    def only(self, answers: torch.Tensor) -> None:
+        """Keep these answers alone."""
+        self.k, self.v = self.k[:, answers], self.v[:, answers]
+
+
+class FillingAttention(PackedAttention):
+    """Packed attention over the prompts that leaves their keys and values in a cache."""
+
+    def __init__(self, cache: Cache, stream: Stream, heads: Heads, **more: Any) -> None:
+        super().__init__(stream, heads, **more)
+        self.cache = cache
+        total = stream.spans[-1][1]
+        self.answer_N = torch.zeros(total, dtype=torch.int64)
+        for answer, (start, stop) in enumerate(stream.spans):
+            self.answer_N[start:stop] = answer
+        self.answer_N = self.answer_N.to(stream.ids_N.device)
+
+    def __call__(self, qkv_NW: torch.Tensor, layer: int) -> torch.Tensor:
+        """As the packed attention; on a GPU, what was rotated in place is kept afterwards."""
+        out = super().__call__(qkv_NW, layer)
+        if use_triton(qkv_NW):
+            _, k, v = self.heads.split(qkv_NW)
+            self.seen(k, v, layer)
+        return out
+
+    def seen(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:
+        """Into the cache."""
+        self.cache.write(layer, self.answer_N, self.stream.positions_N, k_NKD, v_NKD)
+
+
+class CachedAttention:
+    """One new token of each of B answers against all that came before it."""
+
+    def __init__(self, cache: Cache, positions_B: torch.Tensor, longest: int, heads: Heads, *, rope: Rope | None,
+                 slopes_H: torch.Tensor | None, window: int | None) -> None:
+        """longest: places of the cache in use, this token's included."""
+        self.cache, self.positions_B, self.longest, self.heads, self.rope = cache, positions_B, longest, heads, rope
+        back_BT = torch.arange(longest, device=positions_B.device) - positions_B[:, None]
+        hidden_BT = back_BT > 0
+        if window is not None:
+            hidden_BT = hidden_BT | (back_BT <= -window)
+        slopes = torch.zeros(1, device=positions_B.device) if slopes_H is None else slopes_H
+        self.mask = (slopes[:, None] * back_BT[:, None]).masked_fill(hidden_BT[:, None], float("-inf"))[:, :, None].to(cache.k.dtype)
+        self.answers_B = torch.arange(len(positions_B), device=positions_B.device)
+
+    def __call__(self, qkv_BW: torch.Tensor, layer: int) -> torch.Tensor:
+        """[B, H D]."""
+        q, k, v = self.heads.split(qkv_BW)
+        if self.rope is not None:
+            q, k = self.rope.rotated(q), self.rope.rotated(k)
+        self.cache.write(layer, self.answers_B, self.positions_B, k, v)
+        keys, values = self.cache.k[layer][:, :, :self.longest], self.cache.v[layer][:, :, :self.longest]
+        found = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=self.mask,
+                                             enable_gqa=self.heads.queries != self.heads.keys)
+        return found[:, :, 0].flatten(1)

@@ -1,0 +1,69 @@
+"""BLOOM (Le Scao et al. 2022, https://arxiv.org/abs/2211.05100): LayerNorm, ALiBi, GELU, q, k and v fused, a tied head."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunesmith.model.native.attention import Heads
+from tunesmith.model.native.decoder import Attend, Decoder, Reader
+from tunesmith.model.native.weights import frozen
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """ALiBi's slopes (Press et al. 2021, section 3): a geometric sequence; between two powers of two every other one
+    of the next power's is taken."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    return slopes + [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
+
+
+class Layer(nn.Module):
+    """Attention, then the MLP, each on a normed copy of the residual stream."""
+
+    def __init__(self, read: Reader, name: str, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.input_layernorm = read.norm(f"{name}.input_layernorm", hidden, eps)
+        self.query_key_value = read.linear(hidden, {f"{name}.self_attention.query_key_value": 3 * hidden})
+        self.dense = read.linear(hidden, {f"{name}.self_attention.dense": hidden})
+        self.post_attention_layernorm = read.norm(f"{name}.post_attention_layernorm", hidden, eps)
+        self.dense_h_to_4h = read.linear(hidden, {f"{name}.mlp.dense_h_to_4h": 4 * hidden})
+        self.dense_4h_to_h = read.linear(4 * hidden, {f"{name}.mlp.dense_4h_to_h": hidden})
+
+    def forward(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, attend: Attend,
+                number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the residual stream, what is still to be added to it), both [N, C]."""
+        residual_NC, x_NC = self.input_layernorm(residual_NC, delta_NC)
+        delta_NC = self.dense(attend(self.query_key_value(x_NC), number))
+        residual_NC, x_NC = self.post_attention_layernorm(residual_NC, delta_NC)
+        return residual_NC, self.dense_4h_to_h(self.dense_h_to_4h(x_NC), front="gelu")
+
+
+class Bloom(Decoder):
+    """BLOOM from its config and checkpoint."""
+
+    def __init__(self, config: dict[str, Any], read: Reader) -> None:
+        super().__init__()
+        hidden = int(config.get("hidden_size", config.get("n_embed", 64)))
+        layers = int(config.get("n_layer", config.get("num_hidden_layers", 2)))
+        heads = int(config.get("n_head", config.get("num_attention_heads", 8)))
+        eps = float(config.get("layer_norm_epsilon", 1e-5))
+        self.mode = read.mode
+        vocabulary = int(config["vocab_size"])
+        self.embedding = frozen(read.tensor("transformer.word_embeddings.weight", vocabulary, hidden))
+        self.head = self.embedding
+        if not config.get("tie_word_embeddings", True):
+            self.head = frozen(read.tensor("lm_head.weight", vocabulary, hidden))
+        self.word_embeddings_layernorm = read.norm("transformer.word_embeddings_layernorm", hidden, eps)
+        self.layers = nn.ModuleList(Layer(read, f"transformer.h.{i}", hidden, eps) for i in range(layers))
+        self.final_norm = read.norm("transformer.ln_f", hidden, eps)
+        self.heads = Heads(heads, heads, hidden // heads, interleaved=True)
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(heads), device=read.device), persistent=False)
+        self.window = None
+
+    def embed(self, ids_N: torch.Tensor) -> torch.Tensor:
+        """Embeddings, normed (section 3.2.1 of the paper)."""
+        return self.word_embeddings_layernorm(super().embed(ids_N), None)[1]

@@ -1,0 +1,111 @@
+"""What every family shares: embedding, a stack of layers on the residual stream, a last norm, a head.
+
+A family is a file that builds its layers from a checkpoint and says how its attention is positioned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tunesmith.model.native.attention import Cache, CachedAttention, FillingAttention, Heads, PackedAttention, Rope
+from tunesmith.model.native.linear import Linear, Mode
+from tunesmith.model.native.norm import Norm
+from tunesmith.model.native.stream import Stream
+
+#: Attention of one pass: q, k, v side by side [N, W] and the layer's number -> [N, H D].
+Attend = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+class Reader(Protocol):
+    """Builds the parts of a decoder from a checkpoint, by the base's own names. See `load.Checkpoint`."""
+
+    mode: Mode
+    device: torch.device
+
+    def linear(self, inputs: int, outputs: dict[str, int]) -> Linear:
+        """One layer of one module, or of several side by side: each one's name and how many outputs it has."""
+        ...
+
+    def norm(self, name: str, width: int, eps: float) -> Norm:
+        """LayerNorm when the checkpoint has a bias for it, else RMSNorm."""
+        ...
+
+    def tensor(self, name: str, *shape: int) -> torch.Tensor:
+        """A tensor in the dtype of the products."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has a tensor of this name."""
+        ...
+
+
+class Decoder(nn.Module):
+    """A frozen decoder with LoRA. Subclasses set what is annotated here and may override `embed` and `rope`.
+
+    embedding, head: [V, C], the same tensor when tied. slopes: ALiBi's, one a head, fp32, or None.
+    window: how many tokens back a token sees, itself counted; None for all.
+    """
+
+    embedding: nn.Parameter
+    head: nn.Parameter
+    layers: nn.ModuleList
+    final_norm: Norm
+    heads: Heads
+    slopes: torch.Tensor | None
+    window: int | None
+    mode: Mode
+    #: How many layers, from the first, recompute their activations in the backward pass.
+    recomputed_layers: int = 0
+
+    def embed(self, ids_N: torch.Tensor) -> torch.Tensor:
+        """The residual stream at its beginning [N, C]."""
+        return torch.nn.functional.embedding(ids_N, self.embedding)
+
+    def rope(self, positions_N: torch.Tensor) -> Rope | None:
+        """Rotations of the queries and keys, for families that have them."""
+        return None
+
+    def hidden(self, ids_N: torch.Tensor, attend: Attend, rows_L: torch.Tensor | None) -> torch.Tensor:
+        """The normed last hidden state [L, C] of the chosen places of the stream, or of all."""
+        residual_NC, delta_NC = self.embed(ids_N), None
+        for number, layer in enumerate(self.layers):
+            if number < self.recomputed_layers and torch.is_grad_enabled():
+                # Only one tensor is kept for each layer when the sum is made before it.
+                residual_NC = residual_NC if delta_NC is None else residual_NC + delta_NC
+                residual_NC, delta_NC = checkpoint(layer, residual_NC, None, attend, number, use_reentrant=False,
+                                                   preserve_rng_state=False)
+            else:
+                residual_NC, delta_NC = layer(residual_NC, delta_NC, attend, number)
+        if rows_L is not None:
+            residual_NC, delta_NC = residual_NC[rows_L], delta_NC[rows_L]
+        return self.final_norm(residual_NC, delta_NC)[1]
+
+    def _positioned(self, positions_N: torch.Tensor) -> dict[str, Any]:
+        return {"rope": self.rope(positions_N), "slopes_H": self.slopes, "window": self.window}
+
+    def packed(self, stream: Stream) -> Attend:
+        """Attention over a stream."""
+        return PackedAttention(stream, self.heads, **self._positioned(stream.positions_N))
+
+    def filling(self, stream: Stream, cache: Cache) -> Attend:
+        """Attention over a stream of prompts that fills a cache."""
+        return FillingAttention(cache, stream, self.heads, **self._positioned(stream.positions_N))
+
+    def cached(self, cache: Cache, positions_B: torch.Tensor, longest: int) -> Attend:
+        """Attention of one new token for each answer."""
+        return CachedAttention(cache, positions_B, longest, self.heads, **self._positioned(positions_B))
+
+    def linears(self) -> Iterator[Linear]:
+        """Every linear layer but the head, in order."""
+        return (module for module in self.modules() if isinstance(module, Linear))
+
+    def parameter_count(self) -> int:
+        """Of the base alone: what is tied counts once, what is quantised counts in full."""
+        norms = sum(module.parameter_count() for module in self.modules() if isinstance(module, Norm))
+        tables = self.embedding.numel() + (0 if self.head is self.embedding else self.head.numel())
+        return norms + tables + sum(linear.parameter_count() for linear in self.linears())

@@ -1,0 +1,181 @@
+"""The native engine behind the interface of `model/engine.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig
+
+from tunesmith.errors import OutOfMemory
+from tunesmith.model import lora
+from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
+from tunesmith.model.files import BaseFiles
+from tunesmith.model.native import adapter
+from tunesmith.model.native.bloom import Bloom
+from tunesmith.model.native.decoder import Decoder
+from tunesmith.model.native.eight_bit import Fp8Weight, fits_fp8
+from tunesmith.model.native.generate import generate
+from tunesmith.model.native.graphs import StepGraphs
+from tunesmith.model.native.head import head_losses
+from tunesmith.model.native.linear import matmul_fp32
+from tunesmith.model.native.llama import Llama
+from tunesmith.model.native.load import Checkpoint
+from tunesmith.model.native.stream import Stream, pack
+
+#: On a GPU streams are padded to multiples of this many tokens: its matrix units work in tiles of 128.
+_BUCKET = 128
+#: Prompts answered at once.
+_GENERATE_ROWS = 64
+
+
+def load_decoder(base: BaseFiles, *, quantization: str, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """The frozen base. Raises IntegrityError or OutOfMemory."""
+    family = Bloom if base.architecture == "bloom" else Llama
+    try:
+        with Checkpoint(base, quantization=quantization, dtype=dtype, device=device) as read:
+            return family(base.config, read)
+    except torch.OutOfMemoryError:
+        raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",
+                          "Quantise it further (model.quantization: nf4) or choose a smaller base.") from None
+
+
+class NativeEngine:
+    """A decoder of our own with LoRA. See `model.engine.Engine` for what each method promises."""
+
+    name, padded = "native", False
+
+    def __init__(self, model: Decoder, config: LoraConfig, tokenizer: Any, base: BaseFiles, *, quantization: str,
+                 matmul: str = "exact") -> None:
+        """matmul: exact, or fp8 for the products of training alone."""
+        self.model, self.config, self.tokenizer, self.base = model, config, tokenizer, base
+        self.quantization, self.positions = quantization, base.positions
+        self.dtype, self.device = model.embedding.dtype, model.embedding.device
+        self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, _generation_eos(base))
+        self._training = False
+        if matmul == "fp8":
+            for linear in model.linears():
+                linear.rounded = Fp8Weight(linear.weight) if fits_fp8(linear.weight) else None
+        self._bucket = _BUCKET if self.device.type == "cuda" else 1
+        self._graphs = StepGraphs(self._forward_backward, self.device)
+
+    def checkpoint_gradients(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them."""
+        self.model.recomputed_layers = len(self.model.layers)
+        self._graphs.forget()
+
+    def _pack(self, rows: Sequence[LabelledRow]) -> Stream:
+        return pack(rows, bucket=self._bucket, window=self.model.window)
+
+    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor) -> torch.Tensor:
+        """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
+        for parameter in self.trainable().values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        stream = self._pack(rows)
+        seed = torch.randint(2**62, (1,)) if self._training and self.config.lora_dropout else None
+        nats_L, sample_L = self._graphs.run(stream, weight, seed)
+        return torch.zeros(len(rows), device=self.device).index_add_(0, sample_L, nats_L)
+
+    def _forward_backward(self, stream: Stream, weight: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:
+        """The nats of each learnt token [L]; the gradient goes to the adapter's. All tensors on the device."""
+        self.model.mode.dropout_seed, self.model.mode.rounded = seed, True
+        try:
+            with torch.enable_grad():
+                adapter.refresh(self.model)
+                nats_L = self._nats(stream)
+                (nats_L.sum() * weight).backward()
+        finally:
+            self.model.mode.dropout_seed, self.model.mode.rounded = None, False
+        return nats_L.detach()
+
+    def _nats(self, stream: Stream) -> torch.Tensor:
+        hidden_LC = self.model.hidden(stream.ids_N, self.model.packed(stream), stream.learnt_L)
+        return head_losses(hidden_LC, self.model.head, stream.targets_L)
+
+    @torch.no_grad()
+    def losses(self, rows: Sequence[LabelledRow]) -> torch.Tensor:
+        """Each row's summed cross-entropy [B] in nats over its learnt tokens, fp32."""
+        adapter.refresh(self.model)
+        stream = self._pack(rows).to(self.device)
+        return torch.zeros(len(rows), device=self.device).index_add_(0, stream.sample_L, self._nats(stream))
+
+    @torch.no_grad()
+    def logits(self, rows_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """fp32 logits [T, V] of each row."""
+        adapter.refresh(self.model)
+        stream = pack([_Unlearnt(ids) for ids in rows_ids], bucket=self._bucket, window=self.model.window).to(self.device)
+        logits_NV = matmul_fp32(self.model.hidden(stream.ids_N, self.model.packed(stream), None), self.model.head.T)
+        return [logits_NV[start:stop] for start, stop in stream.spans[:len(rows_ids)]]
+
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Answer]:
+        """Greedy answers to token prompts, in their order."""
+        adapter.refresh(self.model)
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        answers: dict[int, Answer] = {}
+        rows = _GENERATE_ROWS
+        while order:
+            chosen = order[:rows]
+            try:
+                found = generate(self.model, [prompts[i] for i in chosen], max_new_tokens, self.stop_ids)
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise OutOfMemory(f"answering a prompt of {len(prompts[chosen[0]])} tokens does not fit in memory",
+                                      "Lower judge.max_new_tokens, or quantise the base (nf4).") from None
+                rows = len(chosen) // 2 or 1
+                torch.cuda.empty_cache()
+                continue
+            answers |= zip(chosen, found, strict=True)
+            order = order[rows:]
+        return [answers[i] for i in range(len(prompts))]
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The adapter's parameters by PEFT's names, sorted."""
+        return adapter.named_parameters(self.model)
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """(trainable, all)."""
+        trainable = sum(parameter.numel() for parameter in self.trainable().values())
+        return trainable, trainable + self.model.parameter_count()
+
+    def training(self, on: bool) -> None:
+        """Dropout on or off."""
+        self._training = on
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """The bare base, its adapter switched off."""
+        self.model.mode.adapter = False
+        try:
+            yield
+        finally:
+            self.model.mode.adapter = True
+
+    def load_adapter_weights(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put back adapter tensors. Raises IntegrityError when they are not this adapter's."""
+        lora.copy_state(state, adapter.state(self.model), "the adapter's tensors")
+
+    def adapter_files(self) -> dict[str, bytes]:
+        """PEFT's two files."""
+        return lora.adapter_files(self.config, adapter.state(self.model), self.base.name, self.base.revision)
+
+
+class _Unlearnt:
+    """A row of which nothing is learnt."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self.ids, self.learnt = ids, [False] * len(ids)
+
+
+def _generation_eos(base: BaseFiles) -> int | list[int] | None:
+    """The end tokens that the base names: in its generation config, else in its config, as transformers looks."""
+    path = base.folder / "generation_config.json"
+    if path.exists():
+        try:
+            return json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except ValueError:
+            return None
+    return base.config.get("eos_token_id")

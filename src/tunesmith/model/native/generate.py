@@ -1,0 +1,56 @@
+"""Greedy answers: the prompts as one packed stream, then one token at a time for all answers together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tunesmith.model.engine import Answer
+from tunesmith.model.native.attention import Cache
+from tunesmith.model.native.decoder import Decoder
+from tunesmith.model.native.linear import matmul_fp32
+from tunesmith.model.native.stream import pack
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    ids: Sequence[int]
+
+    @property
+    def learnt(self) -> list[bool]:
+        return [False] * len(self.ids)
+
+
+@torch.no_grad()
+def generate(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: list[int]) -> list[Answer]:
+    """The likeliest token each time, until one of `stop_ids` or `max_new_tokens`. All prompts at once."""
+    device, dtype = model.embedding.device, model.embedding.dtype
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    longest = int(lengths.max())
+    cache = Cache(len(model.layers), len(prompts), longest + max_new_tokens, model.heads, dtype, device)
+    stream = pack([_Prompt(prompt) for prompt in prompts], window=model.window).to(device)
+    last = (lengths.cumsum(0) - 1).to(device)
+    hidden_BC = model.hidden(stream.ids_N, model.filling(stream, cache), last)
+    stops = torch.tensor(stop_ids, device=device, dtype=torch.int64)
+    at_B, alive = lengths.to(device), list(range(len(prompts)))
+    found: list[list[int]] = [[] for _ in prompts]
+    stopped = [False] * len(prompts)
+    for count in range(max_new_tokens):
+        token_B = matmul_fp32(hidden_BC, model.head.T).argmax(-1)
+        ends = torch.isin(token_B, stops).tolist()
+        for answer, token, end in zip(alive, token_B.tolist(), ends, strict=True):
+            stopped[answer] = end
+            if not end:
+                found[answer].append(token)
+        if any(ends):
+            stay = torch.tensor([i for i, end in enumerate(ends) if not end], device=device, dtype=torch.int64)
+            alive = [answer for answer, end in zip(alive, ends, strict=True) if not end]
+            token_B, at_B = token_B[stay], at_B[stay]
+            cache.only(stay)
+        if not alive or count == max_new_tokens - 1:
+            break
+        hidden_BC = model.hidden(token_B, model.cached(cache, at_B, longest + count + 1), None)
+        at_B = at_B + 1
+    return [Answer(ids, end) for ids, end in zip(found, stopped, strict=True)]

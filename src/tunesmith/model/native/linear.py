@@ -1,0 +1,198 @@
+"""A frozen linear layer with LoRA folded in, and the activation before it; forward and backward written out.
+
+Shapes: N tokens, I inputs, O outputs, r the rank. A layer may be several of the base's modules side by side ("parts":
+q, k and v; gate and up), each with an adapter of its own or none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunesmith.model.native.kernels.activations import gelu, gelu_backward, swiglu, swiglu_backward
+from tunesmith.model.native.kernels.dropout import dropout
+from tunesmith.model.native.weights import FrozenWeight
+
+#: What may stand before a linear layer: (forward, backward). The backward takes the gradient and the input.
+_FRONTS: dict[str, Any] = {"gelu": (gelu, gelu_backward), "swiglu": (swiglu, swiglu_backward)}
+
+
+@dataclass
+class Mode:
+    """How the whole model runs just now, shared by its layers.
+
+    adapter: whether LoRA is on. dropout_seed: int64 [1] on the device while training, None otherwise.
+    rounded: whether layers that have a weight for 8-bit products use it.
+    """
+
+    adapter: bool = True
+    dropout_seed: torch.Tensor | None = None
+    rounded: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the base's modules: its full name there, and which outputs of the layer are its."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class Adapter(nn.Module):
+    """LoRA on one part (Hu et al. 2021, https://arxiv.org/abs/2106.09685): y += alpha / r * B A dropout(x).
+
+    A [r, I] and B [O, r] learn in fp32. salt: makes its dropout differ from every other's.
+    """
+
+    def __init__(self, part: Part, inputs: int, r: int, salt: int, device: torch.device) -> None:
+        super().__init__()
+        self.part, self.salt = part, salt
+        self.A = nn.Parameter(torch.zeros(r, inputs, device=device))
+        self.B = nn.Parameter(torch.zeros(part.stop - part.start, r, device=device))
+
+
+class Adapters(nn.Module):
+    """The adapters of one layer, R ranks together, as they are multiplied with: in the dtype of the products.
+
+    a_RI: their A below each other. b_OR: alpha / r times their B, each at its outputs and ranks, zero elsewhere. So one
+    product serves q, k and v.
+    """
+
+    def __init__(self, weight: FrozenWeight, adapters: list[Adapter], scale: float, dropout: float) -> None:
+        super().__init__()
+        self.adapters, self.scale, self.dropout = nn.ModuleList(adapters), scale, dropout
+        device, self.r = adapters[0].A.device, adapters[0].A.shape[0]
+        ranks = self.r * len(adapters)
+        self.register_buffer("a_RI", torch.zeros(ranks, weight.inputs, dtype=weight.dtype, device=device), persistent=False)
+        self.register_buffer("b_OR", torch.zeros(weight.outputs, ranks, dtype=weight.dtype, device=device), persistent=False)
+
+    def learnable(self) -> list[torch.Tensor]:
+        """A and B of each adapter in turn."""
+        return [matrix for adapter in self.adapters for matrix in (adapter.A, adapter.B)]
+
+    def places(self) -> list[tuple[Adapter, slice, slice]]:
+        """Each adapter with its ranks and its outputs."""
+        return [(adapter, slice(i * self.r, (i + 1) * self.r), slice(adapter.part.start, adapter.part.stop))
+                for i, adapter in enumerate(self.adapters)]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over what was learnt in fp32."""
+        for adapter, ranks, outputs in self.places():
+            self.a_RI[ranks].copy_(adapter.A)
+            self.b_OR[outputs, ranks].copy_(adapter.B * self.scale)
+
+
+class Linear(nn.Module):
+    """x -> front(x) W^T + bias, with LoRA on some of its parts."""
+
+    def __init__(self, weight: FrozenWeight, bias_O: torch.Tensor | None, parts: list[Part], mode: Mode) -> None:
+        super().__init__()
+        self.weight, self.parts, self.mode = weight, parts, mode
+        self.bias = None if bias_O is None else nn.Parameter(bias_O.to(weight.dtype), requires_grad=False)
+        self.lora: Adapters | None = None
+        self.rounded: FrozenWeight | None = None
+
+    def forward(self, x_NI: torch.Tensor, front: str | None = None) -> torch.Tensor:
+        """[N, O]; `front` is gelu, swiglu (which halves the width of x) or nothing."""
+        lora = self.lora if self.mode.adapter else None
+        weight = self.rounded if self.rounded is not None and self.mode.rounded else self.weight
+        call = _Call(weight, self.bias, lora, front, self.mode.dropout_seed)
+        return _Linear.apply(x_NI, call, *(lora.learnable() if lora else []))
+
+    def parameter_count(self) -> int:
+        """Of the base alone."""
+        return self.weight.outputs * (self.weight.inputs + (self.bias is not None))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one application of a layer is made of, besides its input."""
+
+    weight: FrozenWeight
+    bias_O: torch.Tensor | None
+    lora: Adapters | None
+    front: str | None
+    seed: torch.Tensor | None
+
+    @property
+    def drops(self) -> bool:
+        """Whether the adapters see less than the whole input."""
+        return self.seed is not None and self.lora is not None and self.lora.dropout > 0
+
+    def dropped(self, x: torch.Tensor, adapter: Adapter) -> torch.Tensor:
+        """The adapter's dropout; the same places in forward and backward."""
+        return dropout(x, self.lora.dropout, self.seed, adapter.salt)
+
+    def low(self, h_NI: torch.Tensor) -> torch.Tensor:
+        """A dropout(h) of every adapter [N, R]."""
+        if not self.drops:
+            return h_NI @ self.lora.a_RI.T
+        lows = [self.dropped(h_NI, adapter) @ self.lora.a_RI[ranks].T for adapter, ranks, _ in self.lora.places()]
+        return lows[0] if len(lows) == 1 else torch.cat(lows, dim=1)
+
+    def d_a(self, dlow_NR: torch.Tensor, h_NI: torch.Tensor) -> list[torch.Tensor]:
+        """The gradient of each A, fp32."""
+        places = self.lora.places()
+        if not self.drops:
+            d_a_RI = matmul_fp32(dlow_NR.T, h_NI)
+            return [d_a_RI[ranks] for _, ranks, _ in places]
+        return [matmul_fp32(dlow_NR[:, ranks].T, self.dropped(h_NI, adapter)) for adapter, ranks, _ in places]
+
+    def d_b(self, dy_NO: torch.Tensor, low_NR: torch.Tensor) -> list[torch.Tensor]:
+        """The gradient of each B, fp32."""
+        d_b_OR = matmul_fp32(dy_NO.T, low_NR)
+        return [d_b_OR[outputs, ranks] * self.lora.scale for _, ranks, outputs in self.lora.places()]
+
+    def add_d_input(self, dh_NI: torch.Tensor, dlow_NR: torch.Tensor) -> None:
+        """Add to the gradient of h what comes through the adapters."""
+        if not self.drops:
+            dh_NI.addmm_(dlow_NR, self.lora.a_RI)
+            return
+        for adapter, ranks, _ in self.lora.places():
+            dh_NI.add_(self.dropped(dlow_NR[:, ranks] @ self.lora.a_RI[ranks], adapter))
+
+
+def matmul_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b with the result in fp32, whatever a and b are in."""
+    if a.dtype == torch.float32:
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
+
+
+class _Linear(torch.autograd.Function):
+    """The gradient flows to x and to each adapter's A and B; the base's weight is read, never differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: torch.Tensor, call: _Call, *learnable: torch.Tensor) -> torch.Tensor:
+        h_NI = x_NI if call.front is None else _FRONTS[call.front][0](x_NI)
+        y_NO = call.weight.project(h_NI, call.bias_O)
+        low_NR = None
+        if call.lora is not None:
+            low_NR = call.low(h_NI)
+            y_NO.addmm_(low_NR, call.lora.b_OR.T)
+        ctx.call = call
+        # A frozen layer without an adapter needs its input only to differentiate what stands before it.
+        ctx.save_for_backward(x_NI if call.lora is not None or call.front else None, low_NR)
+        return y_NO
+
+    @staticmethod
+    def backward(ctx: Any, dy_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        call: _Call = ctx.call
+        x_NI, low_NR = ctx.saved_tensors
+        dh_NI = call.weight.project_back(dy_NO) if ctx.needs_input_grad[0] else None
+        grads: list[torch.Tensor] = []
+        if call.lora is not None:
+            h_NI = x_NI if call.front is None else _FRONTS[call.front][0](x_NI)
+            dlow_NR = dy_NO @ call.lora.b_OR
+            pairs = zip(call.d_a(dlow_NR, h_NI), call.d_b(dy_NO, low_NR), strict=True)
+            grads = [grad for pair in pairs for grad in pair]
+            if dh_NI is not None:
+                call.add_d_input(dh_NI, dlow_NR)
+        if dh_NI is not None and call.front:
+            dh_NI = _FRONTS[call.front][1](dh_NI, x_NI)
+        return dh_NI, None, *grads

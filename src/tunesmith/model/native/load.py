@@ -1,0 +1,89 @@
+"""Read a checkpoint in transformers' names straight to the device, quantising as it comes."""
+
+from __future__ import annotations
+
+import itertools
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from tunesmith.errors import IntegrityError
+from tunesmith.model.files import BaseFiles
+from tunesmith.model.native.linear import Linear, Mode, Part
+from tunesmith.model.native.norm import Norm
+from tunesmith.model.native.weights import keep, side_by_side
+
+#: Some checkpoints of a family are saved without the name of the body in front (bigscience/bloom-7b1).
+_PREFIXES = ("transformer.", "model.")
+
+
+class Checkpoint:
+    """The tensors of a base, by name, wherever they lie among its files. Use it as a context manager.
+
+    quantization: how linear layers are kept. dtype: what products are computed in.
+    Raises IntegrityError when a tensor is missing, of another shape than it should, or not readable.
+    """
+
+    def __init__(self, base: BaseFiles, *, quantization: str, dtype: torch.dtype, device: torch.device) -> None:
+        self.base, self.quantization, self.dtype, self.device, self.mode = base, quantization, dtype, device, Mode()
+        self._files: list[Any] = []
+        self._where: dict[str, Any] = {}
+
+    def __enter__(self) -> Checkpoint:
+        try:
+            for path in self.base.weights:
+                file = safe_open(path, framework="pt", device=str(self.device)).__enter__()
+                self._files.append(file)
+                self._where |= dict.fromkeys(file.keys(), file)
+        except (SafetensorError, OSError) as error:
+            raise IntegrityError(f"model.base: {self.base.name} cannot be loaded: {error}") from None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for file in self._files:
+            file.__exit__(kind, error, trace)
+        self._where.clear()
+
+    def _name(self, name: str) -> str | None:
+        names = [name, *(name.removeprefix(prefix) for prefix in _PREFIXES)]
+        return next((each for each in names if each in self._where), None)
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has a tensor of this name."""
+        return self._name(name) is not None
+
+    def _raw(self, name: str, *shape: int) -> torch.Tensor:
+        found = self._name(name)
+        if found is None:
+            raise IntegrityError(f"model.base: {self.base.name} lacks weights that its config.json calls for, such as {name}",
+                                 "Copy or download the base again.")
+        try:
+            tensor = self._where[found].get_tensor(found)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise IntegrityError(f"model.base: {self.base.name} cannot be loaded: {name}: {error}") from None
+        if tensor.shape != shape:
+            raise IntegrityError(f"model.base: {self.base.name} cannot be loaded: {name} is {list(tensor.shape)}, its "
+                                 f"config.json calls for {list(shape)}", "Copy or download the base again.")
+        return tensor
+
+    def tensor(self, name: str, *shape: int) -> torch.Tensor:
+        """In the dtype of the products."""
+        return self._raw(name, *shape).to(self.dtype)
+
+    def norm(self, name: str, width: int, eps: float) -> Norm:
+        """With a shift when the checkpoint has a bias for it."""
+        shift = self._raw(f"{name}.bias", width) if self.has(f"{name}.bias") else None
+        return Norm(self._raw(f"{name}.weight", width), shift, eps)
+
+    def linear(self, inputs: int, outputs: dict[str, int]) -> Linear:
+        """Modules of the same input side by side, each by its name and its number of outputs."""
+        weights = [keep(self._raw(f"{name}.weight", width, inputs), self.quantization, self.dtype)
+                   for name, width in outputs.items()]
+        biases = [self._raw(f"{name}.bias", width) for name, width in outputs.items() if self.has(f"{name}.bias")]
+        ends = list(itertools.accumulate(outputs.values()))
+        parts = [Part(name, end - outputs[name], end) for name, end in zip(outputs, ends, strict=True)]
+        return Linear(side_by_side(weights), torch.cat(biases) if biases else None, parts, self.mode)

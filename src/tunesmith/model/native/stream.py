@@ -1,0 +1,88 @@
+"""Samples one after another without padding, as tensors: what the native engine computes on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from tunesmith.model.engine import LabelledRow
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A packed stream of N tokens, of which L bear loss; B samples. Padding, if any, stands at the end.
+
+    ids_N, positions_N: token ids and places within the sample, int64. first_key_N, last_query_N: the earliest key that a
+    token sees and the latest query that sees it, int32, both monotonic; a token of padding sees itself alone.
+    learnt_L: where in the stream the next token is learnt; targets_L: that token, IGNORED in padding; sample_L: whose.
+    spans: where each sample begins and ends (padding is the last), on the host, for the plain path alone.
+    """
+
+    ids_N: torch.Tensor
+    positions_N: torch.Tensor
+    first_key_N: torch.Tensor
+    last_query_N: torch.Tensor
+    learnt_L: torch.Tensor
+    targets_L: torch.Tensor
+    sample_L: torch.Tensor
+    samples: int
+    spans: tuple[tuple[int, int], ...]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by field."""
+        return {field.name: getattr(self, field.name) for field in fields(self)
+                if isinstance(getattr(self, field.name), torch.Tensor)}
+
+    def to(self, device: torch.device) -> Stream:
+        """The same on a device, without waiting for it."""
+        if device.type == "cpu":
+            return self
+        moved = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+        return Stream(**moved, samples=self.samples, spans=self.spans)
+
+
+def round_up(count: int, bucket: int) -> int:
+    """The next multiple of `bucket`."""
+    return -(-count // bucket) * bucket
+
+
+def pack(rows: Sequence[LabelledRow], *, bucket: int = 1, window: int | None = None) -> Stream:
+    """Lay rows one after another.
+
+    bucket: N and L are padded to multiples of it. window: how many tokens back a token sees at most, itself counted.
+    """
+    lengths = np.array([len(row.ids) for row in rows])
+    total = int(lengths.sum())
+    padded = round_up(total, bucket)
+    ids = np.zeros(padded, np.int64)
+    ids[:total] = np.concatenate([np.asarray(row.ids, np.int64) for row in rows])
+    starts = np.concatenate([[0], lengths.cumsum()])
+    at = np.arange(padded)
+    begin, end = at.copy(), at.copy()
+    begin[:total] = starts[:-1].repeat(lengths)
+    end[:total] = (starts[1:] - 1).repeat(lengths)
+    first, last = begin, end
+    if window is not None:
+        first, last = np.maximum(begin, at - window + 1), np.minimum(end, at + window - 1)
+    # The token before a learnt one bears its loss; the first of a sample has nothing before it.
+    learnt = np.concatenate([np.asarray(row.learnt, bool) for row in rows])
+    learnt[starts[:-1]] = False
+    where = learnt.nonzero()[0] - 1
+    width = max(bucket, round_up(len(where), bucket)) if bucket > 1 else len(where)
+    learnt_L, targets_L, sample_L = (np.zeros(width, np.int64), np.full(width, IGNORED, np.int64), np.zeros(width, np.int64))
+    learnt_L[:len(where)] = where
+    targets_L[:len(where)] = ids[where + 1]
+    sample_L[:len(where)] = np.arange(len(rows)).repeat(lengths)[where]
+    spans = [(int(a), int(b)) for a, b in itertools.pairwise(starts)]
+    if padded > total:
+        spans.append((total, padded))
+    return Stream(
+        torch.from_numpy(ids), torch.from_numpy(at - begin), torch.from_numpy(first.astype(np.int32)),
+        torch.from_numpy(last.astype(np.int32)), torch.from_numpy(learnt_L), torch.from_numpy(targets_L),
+        torch.from_numpy(sample_L), len(rows), tuple(spans))

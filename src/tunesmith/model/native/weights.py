@@ -1,0 +1,144 @@
+"""How a frozen weight is kept and multiplied with: 16 or 32 bits, int8, nf4. Shapes: O outputs, I inputs, N tokens.
+
+The exact path quantises no activation. A quantised weight is turned back into a buffer that lives for one product: a
+product of some hundred tokens keeps the tensor cores busy for much longer than the buffer takes to write.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tunesmith.model.native.kernels.dequantize import Nf4Absmax, dequantize_int8, dequantize_nf4
+
+
+def frozen(tensor: torch.Tensor) -> nn.Parameter:
+    """A parameter that does not learn."""
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+class FrozenWeight(nn.Module):
+    """A weight [O, I] that does not learn. Subclasses say how it is kept.
+
+    dtype: what its products are computed in.
+    """
+
+    def __init__(self, outputs: int, inputs: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.outputs, self.inputs, self.dtype = outputs, inputs, dtype
+
+    def fill(self, out_OI: torch.Tensor) -> None:
+        """Write the weight into a buffer."""
+        raise NotImplementedError
+
+    def dense(self) -> torch.Tensor:
+        """The weight in `dtype` [O, I]; a buffer of its own when it is kept in fewer bits."""
+        out_OI = torch.empty((self.outputs, self.inputs), dtype=self.dtype, device=next(self.parameters()).device)
+        self.fill(out_OI)
+        return out_OI
+
+    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+        """x W^T + bias [N, O]."""
+        return torch.nn.functional.linear(x_NI, self.dense(), bias_O)
+
+    def project_back(self, dy_NO: torch.Tensor) -> torch.Tensor:
+        """dy W [N, I]: the gradient of `project` for its input."""
+        return dy_NO @ self.dense()
+
+
+class DenseWeight(FrozenWeight):
+    """Kept as it is computed in."""
+
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        super().__init__(*weight_OI.shape, weight_OI.dtype)
+        self.weight = frozen(weight_OI)
+
+    def fill(self, out_OI: torch.Tensor) -> None:
+        """A copy."""
+        out_OI.copy_(self.weight)
+
+    def dense(self) -> torch.Tensor:
+        """The weight itself."""
+        return self.weight
+
+
+class Int8Weight(FrozenWeight):
+    """A row's values as multiples of its largest / 127 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, eq. 3)."""
+
+    def __init__(self, q_OI: torch.Tensor, scale_O: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__(*q_OI.shape, dtype)
+        self.q, self.scale = frozen(q_OI), frozen(scale_O)
+
+    @classmethod
+    def quantise(cls, weight_OI: torch.Tensor, dtype: torch.dtype) -> Int8Weight:
+        """By bitsandbytes' own rounding, which starts from fp16."""
+        import bitsandbytes
+
+        q_OI, absmax_O, _ = bitsandbytes.functional.int8_vectorwise_quant(weight_OI.to(torch.float16))
+        return cls(q_OI, absmax_O.float() / 127, dtype)
+
+    def fill(self, out_OI: torch.Tensor) -> None:
+        """q * scale."""
+        dequantize_int8(self.q, self.scale, out_OI)
+
+
+class Nf4Weight(FrozenWeight):
+    """4-bit NormalFloat in blocks of 64, double-quantised (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
+
+    def __init__(self, packed: torch.Tensor, state: object, dtype: torch.dtype) -> None:
+        """packed: two values a byte. state: bitsandbytes' QuantState."""
+        super().__init__(*state.shape, dtype)  # type: ignore[attr-defined]
+        self.packed, self.code = frozen(packed.flatten()), frozen(state.code.float())  # type: ignore[attr-defined]
+        self.absmax_q, self.offset = frozen(state.absmax), frozen(state.offset)  # type: ignore[attr-defined]
+        self.absmax_code = frozen(state.state2.code.float())  # type: ignore[attr-defined]
+        self.absmax_nested = frozen(state.state2.absmax)  # type: ignore[attr-defined]
+
+    @classmethod
+    def quantise(cls, weight_OI: torch.Tensor, dtype: torch.dtype) -> Nf4Weight:
+        """By bitsandbytes."""
+        import bitsandbytes
+
+        packed, state = bitsandbytes.functional.quantize_4bit(weight_OI.contiguous(), blocksize=64, compress_statistics=True,
+                                                              quant_type="nf4")
+        return cls(packed, state, dtype)
+
+    def fill(self, out_OI: torch.Tensor) -> None:
+        """code[nibble] * absmax of its block."""
+        absmax = Nf4Absmax(self.absmax_q, self.absmax_code, self.absmax_nested, self.offset)
+        dequantize_nf4(self.packed, self.code, absmax, out_OI)
+
+
+class StackedWeight(FrozenWeight):
+    """Weights of the same input above each other, each kept in its own way (nf4's second scale spans a whole weight)."""
+
+    def __init__(self, weights: list[FrozenWeight]) -> None:
+        super().__init__(sum(weight.outputs for weight in weights), weights[0].inputs, weights[0].dtype)
+        self.weights = nn.ModuleList(weights)
+
+    def fill(self, out_OI: torch.Tensor) -> None:
+        """Each into its rows."""
+        start = 0
+        for weight in self.weights:
+            weight.fill(out_OI[start:start + weight.outputs])
+            start += weight.outputs
+
+
+def keep(weight_OI: torch.Tensor, quantization: str, dtype: torch.dtype) -> FrozenWeight:
+    """A weight as the recipe wants it kept: none, int8 or nf4."""
+    if quantization == "int8":
+        return Int8Weight.quantise(weight_OI, dtype)
+    if quantization == "nf4":
+        return Nf4Weight.quantise(weight_OI, dtype)
+    return DenseWeight(weight_OI.to(dtype))
+
+
+def side_by_side(weights: list[FrozenWeight]) -> FrozenWeight:
+    """One weight of several with the same input, outputs one after another; rows stay as they are kept."""
+    if len(weights) == 1:
+        return weights[0]
+    if all(isinstance(weight, DenseWeight) for weight in weights):
+        return DenseWeight(torch.cat([weight.weight for weight in weights]))  # type: ignore[misc]
+    if all(isinstance(weight, Int8Weight) for weight in weights):
+        q_OI, scale_O = (torch.cat([getattr(weight, name) for weight in weights]) for name in ("q", "scale"))
+        return Int8Weight(q_OI, scale_O, weights[0].dtype)
+    return StackedWeight(weights)
