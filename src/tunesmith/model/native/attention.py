@@ -182,7 +182,8 @@ class CachedAttention:
         if window is not None:
             hidden_BT = hidden_BT | (back_BT <= -window)
         slopes = torch.zeros(1, device=positions_B.device) if slopes_H is None else slopes_H
-        self.mask = (slopes[:, None] * back_BT[:, None]).masked_fill(hidden_BT[:, None], float("-inf"))[:, :, None].to(cache.k.dtype)
+        mask_BHT = (slopes[:, None] * back_BT[:, None]).masked_fill(hidden_BT[:, None], float("-inf"))
+        self.mask = mask_BHT[:, :, None].to(cache.k.dtype)
         self.answers_B = torch.arange(len(positions_B), device=positions_B.device)
 
     def __call__(self, qkv_BW: torch.Tensor, layer: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from tunesmith.model.native.stream import Stream
 #: A pass over a stream on the device: (stream, weight of the loss, seed of the dropout) -> nats of each learnt token.
 Pass = Callable[[Stream, torch.Tensor, torch.Tensor | None], torch.Tensor]
 #: Longer streams keep the GPU busy by themselves.
-_MOST_TOKENS = 4096
+_MOST_TOKENS = 16384
 
 
 class _Captured:
@@ -65,6 +65,7 @@ class StepGraphs:
                     self._seen.add(key)
                     return self._plain(stream, weight, seed)
                 torch.cuda.synchronize()
+                torch.cuda.empty_cache()  # what the pass outside the graph left behind is of no use inside
                 on_device = None if seed is None else seed.to(self._device)
                 self._captured[key] = _Captured(self._run, self._static(stream), weight, on_device, self._pool)
             captured = self._captured[key]

@@ -34,19 +34,20 @@ def _rows_kernel(x_ptr, scale_ptr, q_ptr, s_ptr, C, SCALED: tl.constexpr, LARGES
 
 
 @triton.jit
-def _cast_kernel(w_ptr, scale_ptr, q_ptr, O, I, SCALED: tl.constexpr, TRANSPOSED: tl.constexpr, LARGEST: tl.constexpr,
+def _cast_kernel(w_ptr, scale_ptr, q_ptr, outputs, inputs, SCALED: tl.constexpr, TRANSPOSED: tl.constexpr, LARGEST: tl.constexpr,
                  BO: tl.constexpr, BI: tl.constexpr):
     """A tile of the weight."""
     o, i = tl.program_id(1) * BO + tl.arange(0, BO), tl.program_id(0) * BI + tl.arange(0, BI)
-    inside = (o[:, None] < O) & (i[None, :] < I)
-    w = tl.load(w_ptr + o[:, None].to(tl.int64) * I + i[None, :], mask=inside, other=0).to(tl.float32)
+    inside = (o[:, None] < outputs) & (i[None, :] < inputs)
+    w = tl.load(w_ptr + o[:, None].to(tl.int64) * inputs + i[None, :], mask=inside, other=0).to(tl.float32)
     if SCALED:
-        w = w / tl.load(scale_ptr + o, mask=o < O, other=1.0)[:, None]
+        w = w / tl.load(scale_ptr + o, mask=o < outputs, other=1.0)[:, None]
     q = tl.minimum(tl.maximum(w, -LARGEST), LARGEST).to(tl.float8e4nv)
     if TRANSPOSED:
-        tl.store(q_ptr + i[:, None].to(tl.int64) * O + o[None, :], tl.trans(q), mask=(i[:, None] < I) & (o[None, :] < O))
+        tl.store(q_ptr + i[:, None].to(tl.int64) * outputs + o[None, :], tl.trans(q),
+                 mask=(i[:, None] < inputs) & (o[None, :] < outputs))
     else:
-        tl.store(q_ptr + o[:, None].to(tl.int64) * I + i[None, :], q, mask=inside)
+        tl.store(q_ptr + o[:, None].to(tl.int64) * inputs + i[None, :], q, mask=inside)
 
 
 def quantise_rows_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,10 +63,10 @@ def quantise_rows_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tu
 
 def cast_weight_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, transposed: bool) -> torch.Tensor:
     """`cast_weight` on a GPU."""
-    O, I = weight_OI.shape  # noqa: E741
-    q = torch.empty((I, O) if transposed else (O, I), dtype=FP8, device=weight_OI.device)
+    outputs, inputs = weight_OI.shape
+    q = torch.empty((inputs, outputs) if transposed else (outputs, inputs), dtype=FP8, device=weight_OI.device)
     bo, bi = (128, 128) if transposed else (16, 512)
-    _cast_kernel[(triton.cdiv(I, bi), triton.cdiv(O, bo))](
-        weight_OI, scale_O, q, O, I, SCALED=scale_O is not None, TRANSPOSED=transposed, LARGEST=LARGEST, BO=bo, BI=bi,
+    _cast_kernel[(triton.cdiv(inputs, bi), triton.cdiv(outputs, bo))](
+        weight_OI, scale_O, q, outputs, inputs, SCALED=scale_O is not None, TRANSPOSED=transposed, LARGEST=LARGEST, BO=bo, BI=bi,
         num_warps=8)
     return q
