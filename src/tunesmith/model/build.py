@@ -7,24 +7,31 @@ from typing import Any
 
 import torch
 
+from tunesmith.errors import EnvironmentFault
 from tunesmith.model.engine import Engine
 from tunesmith.model.files import BaseFiles
-from tunesmith.model.hf.load import choose_device, choose_dtype
+from tunesmith.model.hf.load import choose_device, choose_dtype, one_gpu_holds
 from tunesmith.model.lora import LoraSettings, copy_state, read_adapter
 
 
 def build_for_training(base: BaseFiles, tokenizer: Any, *, engine: str, quantization: str, dtype: str, device: str,
-                       lora: LoraSettings, seed: int) -> Engine:
-    """The base with a fresh adapter. engine: hf or native. Raises RecipeError, EnvironmentFault or OutOfMemory."""
+                       lora: LoraSettings, seed: int, matmul: str = "exact") -> Engine:
+    """The base with a fresh adapter.
+
+    engine: hf, or native, which gives way to hf where one GPU cannot hold the base and several can.
+    matmul: exact, or fp8 for the native engine's products with frozen weights while training.
+    Raises RecipeError, EnvironmentFault or OutOfMemory.
+    """
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    if engine == "native":
+    _require_fp8(matmul, where)
+    if engine == "native" and not _to_be_spread(base, quantization, device, where):
         from tunesmith.model.native.adapter import attach as attach_native
         from tunesmith.model.native.engine import NativeEngine, load_decoder
 
         decoder = load_decoder(base, quantization=quantization, dtype=kind, device=torch.device(where))
         config = attach_native(decoder, lora, base.architecture, seed)
-        return NativeEngine(decoder, config, tokenizer, base, quantization=quantization)
+        return NativeEngine(decoder, config, tokenizer, base, quantization=quantization, matmul=matmul)
     from tunesmith.model.hf.adapter import attach
     from tunesmith.model.hf.engine import HfEngine
     from tunesmith.model.hf.load import load_frozen
@@ -61,3 +68,21 @@ def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, *, engine
     found = HfEngine(load_adapter(model, adapter), tokenizer, base, quantization=quantization, dtype=kind)
     found.training(False)
     return found
+
+
+def _to_be_spread(base: BaseFiles, quantization: str, asked: str, device: str) -> bool:
+    """Whether the base goes on several GPUs, which the hf engine does."""
+    return asked == "auto" and device == "cuda" and torch.cuda.device_count() > 1 and not one_gpu_holds(base, quantization)
+
+
+def _require_fp8(matmul: str, device: str) -> None:
+    """Raise EnvironmentFault where fp8 is asked for and the device does not multiply in it."""
+    if matmul != "fp8":
+        return
+    if not device.startswith("cuda"):
+        raise EnvironmentFault("train.matmul: fp8 needs a GPU that multiplies in fp8", "Set train.matmul to exact.")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        raise EnvironmentFault(f"train.matmul: fp8 needs compute capability 8.9 or newer; "
+                               f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}",
+                               "Set train.matmul to exact.")

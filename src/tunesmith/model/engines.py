@@ -8,11 +8,17 @@ from tunesmith.errors import RecipeError
 from tunesmith.model.native.support import why_not
 
 
-def choose_engine(wanted: str, config: dict[str, Any]) -> tuple[str, str]:
-    """(engine, why) for a base's config.json. Raises RecipeError when `native` is asked for and does not know the base."""
+def choose_engine(wanted: str, config: dict[str, Any], matmul: str = "exact") -> tuple[str, str]:
+    """(engine, why) for a base's config.json.
+
+    Raises RecipeError when `native` is asked for and does not take the base, or 8-bit products and native is not it.
+    """
+    reason = "hf is asked for" if wanted == "hf" else why_not(config)
+    if matmul != "exact" and reason:
+        raise RecipeError(f"train.matmul: {matmul} is done by the native engine alone, and this is not its run: {reason}",
+                          "Set train.matmul to exact.")
     if wanted == "hf":
         return "hf", "asked for"
-    reason = why_not(config)
     if wanted == "native":
         if reason:
             raise RecipeError(f"train.engine: the native engine does not take this base: {reason}",

@@ -1,4 +1,7 @@
-"""About how many bytes of activations a training step keeps for each of its tokens."""
+"""About how many bytes of activations a training step keeps: so many for each of its tokens, and so many in any case.
+
+Generous, and only used to choose how a step is cut.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from tunesmith.plan.shapes import FAMILIES
 
 #: Tensors of the hidden width that a layer keeps for its backward pass: norms, attention, the four-fold MLP, dropout.
 _KEPT_PER_LAYER = 34
+#: Rows of logits that the native engine has at once, at most; each in fp32, with its gradient.
+_LOGITS_ROWS = 1024
 
 
-def activation_bytes_per_token(config: dict[str, Any], *, value_bytes: int, checkpointing: bool) -> int:
-    """Bytes a padded token needs during forward and backward; generous, and only used to choose how a step is cut.
+def activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing: bool) -> tuple[int, int]:
+    """(bytes a padded token, bytes in any case) of the hf engine.
 
     value_bytes: of one activation (4 for fp32, 2 for bf16 and fp16). The head's logits and their gradient, in fp32,
     are counted in full. Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198), eq. 2 counts the same 34 h bytes
@@ -26,4 +31,16 @@ def activation_bytes_per_token(config: dict[str, Any], *, value_bytes: int, chec
         hidden = int(config.get("hidden_size") or config.get("n_embd") or 4096)
         vocabulary = int(config.get("vocab_size") or 50_000)
     kept = 2 * layers + _KEPT_PER_LAYER if checkpointing else _KEPT_PER_LAYER * layers
-    return kept * hidden * value_bytes + vocabulary * (4 + 4 + value_bytes)
+    return kept * hidden * value_bytes + vocabulary * (4 + 4 + value_bytes), 0
+
+
+def native_activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing: bool) -> tuple[int, int]:
+    """(bytes a token, bytes in any case) of the native engine, whose families are all in `FAMILIES`.
+
+    A layer keeps what its linear modules put out, two sums of the residual stream less the two modules that become part
+    of them, and two norms: the outputs and two hidden widths. Its gradients take about as much again for one layer.
+    """
+    shapes = FAMILIES[config["model_type"]](config)
+    a_layer = sum(linear.outputs * linear.count for linear in shapes.linears) // shapes.layers + 2 * shapes.hidden
+    kept = shapes.layers * shapes.hidden + 3 * a_layer if checkpointing else (shapes.layers + 2) * a_layer
+    return kept * value_bytes, _LOGITS_ROWS * shapes.vocabulary * (4 + value_bytes)

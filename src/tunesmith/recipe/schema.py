@@ -103,7 +103,10 @@ class TrainSection(Section):
         1.0, description="gradients are clipped to this norm; 0 does not clip")
     gradient_checkpointing: Literal["auto"] | bool = Field(
         "auto", description="recompute activations to save memory: auto (only when needed) | true | false")
-    engine: Literal["auto", "hf", "native"] = Field("auto", description="auto | hf (transformers + peft) | native")
+    engine: Literal["auto", "hf", "native"] = Field(
+        "auto", description="auto (native where it knows the base) | hf (transformers + peft) | native")
+    matmul: Literal["exact", "fp8"] = Field(
+        "exact", description="products with the frozen weights while training: exact (16 bits) | fp8 (rounds activations)")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of shuffling, initialisation and dropout")
     save_steps: PositiveInt = Field(50, description="a checkpoint every so many [steps]")
     save_total_limit: Annotated[int, Field(ge=1)] = Field(3, description="how many checkpoints are kept")

@@ -32,10 +32,13 @@ def doctor() -> dict[str, Any]:
         checks += [_check(f"int8 on cuda:{index}", lambda i=index: _quantised("int8", f"cuda:{i}"),
                           "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes"),
                    _check(f"nf4 on cuda:{index}", lambda i=index: _quantised("nf4", f"cuda:{i}"),
-                          "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes")]
+                          "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes"),
+                   _check(f"fast kernels on cuda:{index}", lambda i=index: _kernels(f"cuda:{i}"),
+                          "Triton is missing (pip install triton), or this GPU is older than compute capability 8.0; "
+                          "the native engine then goes the plain way.")]
     return {"machine": describe_machine(), "versions": library_versions(), "gpus": gpus, "hub": _hub(),
             "disk_free_bytes": shutil.disk_usage(".").free, "checks": checks,
-            "healthy": all(check["works"] for check in checks)}
+            "healthy": all(check["works"] or check["name"].startswith("fast kernels") for check in checks)}
 
 
 def _check(name: str, attempt: Callable[[], str], advice: str) -> dict[str, Any]:
@@ -81,6 +84,23 @@ def _quantised(kind: str, device: str) -> str:
     if not error < 0.2 or x.grad is None or not torch.isfinite(x.grad).all():
         raise ArithmeticError(f"relative error {error:.3f}")
     return f"relative error {error:.4f}"
+
+
+def _kernels(device: str) -> str:
+    """Compile one of the native engine's kernels and compare it with its plain twin."""
+    import torch
+
+    from tunesmith.model.native.kernels.dispatch import use_triton
+    from tunesmith.model.native.kernels.norm import add_norm, add_norm_plain
+
+    x = torch.randn(8, 256, device=device)
+    if not use_triton(x):
+        raise RuntimeError("Triton does not run here")
+    weight = torch.ones(256, device=device)
+    error = (add_norm(x, x, None, weight, None, 1e-5)[1] - add_norm_plain(x, x, None, weight, None, 1e-5)[1]).abs().max().item()
+    if not error < 1e-4:
+        raise ArithmeticError(f"error {error:.3g}")
+    return f"error {error:.2g}"
 
 
 def _embedded() -> str:

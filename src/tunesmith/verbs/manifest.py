@@ -85,6 +85,6 @@ def check_same(then: dict[str, Any], now: dict[str, Any], run: str) -> list[str]
                           "Put them back, or start another run with --run.")
     differing = [f"{name} {then['versions'].get(name)} -> {version}" for name, version in now["versions"].items()
                  if then["versions"].get(name) != version]
-    differing += [f"{name} {then.get(name)} -> {now[name]}" for name in ("device", "dtype", "threads")
+    differing += [f"{name} {then.get(name)} -> {now[name]}" for name in ("engine", "device", "dtype", "threads")
                   if then.get(name) != now[name]]
     return differing

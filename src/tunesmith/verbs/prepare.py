@@ -39,10 +39,12 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
     show.stage("reading the data")
     text = read_text(recipe.data)
     _, config = locate_config(recipe.model.base, recipe.model.revision)
-    engine, reason = choose_engine(recipe.train.engine, config)
+    engine, reason = choose_engine(recipe.train.engine, config, recipe.train.matmul)
     parameters = None
     if can_count(config, recipe.lora.target_modules):
         parameters = count_parameters(config, r=recipe.lora.r, target_modules=recipe.lora.target_modules).trainable
+    if recipe.train.engine == "auto" and engine == "hf":
+        show.note(f"Engine hf: {reason}.")
     show.stage("starting torch")
     from tunesmith.model.hf.load import choose_device, load_tokenizer
 

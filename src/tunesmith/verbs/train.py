@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import Interrupted, RecipeError
-from tunesmith.plan import activation_bytes_per_token
+from tunesmith.plan import activation_bytes, native_activation_bytes
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder, check_seal
 from tunesmith.train.signals import StopSignal
@@ -77,7 +77,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
     show.stage(f"loading {recipe.model.base} in {recipe.model.quantization}")
     engine = build_for_training(
         prepared.base, prepared.tokenizer, engine=prepared.engine, quantization=recipe.model.quantization,
-        dtype=recipe.model.dtype, device=recipe.model.device, seed=recipe.train.seed,
+        dtype=recipe.model.dtype, device=recipe.model.device, seed=recipe.train.seed, matmul=recipe.train.matmul,
         lora=LoraSettings(recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.target_modules))
     settings = _settings(recipe, len(prepared.data.learn))
     cut = _choose_cut(recipe, prepared, engine)
@@ -178,7 +178,9 @@ def _choose_cut(recipe: Recipe, prepared: Prepared, engine: Engine) -> Cut:
     longest = max(len(row.ids) for row in prepared.data.learn)
 
     def fitting(checkpointing: bool) -> int:
-        return int(budget_bytes / activation_bytes_per_token(config, value_bytes=value_bytes, checkpointing=checkpointing))
+        bytes_of = native_activation_bytes if engine.name == "native" else activation_bytes
+        per_token, fixed = bytes_of(config, value_bytes=value_bytes, checkpointing=checkpointing)
+        return int((budget_bytes - fixed) / per_token)
 
     checkpointing = wanted is True or (wanted == "auto" and fitting(False) < longest)
     rows = None if recipe.train.micro_batch_size == "auto" else recipe.train.micro_batch_size
@@ -200,7 +202,8 @@ def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, 
                 f"{counts['held_out']:,} held out",
         "adapter": f"LoRA r={recipe.lora.r} on {', '.join(targets)} · {trainable:,} of {everything / 1e6:,.1f} M "
                    f"parameters train ({100 * trainable / everything:.2g}%)",
-        "engine": f"{engine.name} on {where}, {str(engine.dtype).removeprefix('torch.')}",
+        "engine": f"{engine.name} on {where}, {str(engine.dtype).removeprefix('torch.')}"
+                  + ("" if recipe.train.matmul == "exact" else f", products in {recipe.train.matmul}"),
         "steps": f"{steps} of {recipe.train.batch_size} samples",
     })
     if recipe.share.repo:

@@ -62,7 +62,7 @@ def load_tokenizer(base: BaseFiles) -> Any:
                           "The folder needs tokenizer.json (and tokenizer_config.json).") from None
 
 
-def _one_gpu_holds(base: BaseFiles, quantization: str) -> bool:
+def one_gpu_holds(base: BaseFiles, quantization: str) -> bool:
     """Whether the first GPU has room for the weights, with as much again for the work; files are taken to be 16 bits."""
     share = {"none": 1.0, "int8": 0.6, "nf4": 0.35}[quantization]
     return 2 * share * base.weight_bytes() < torch.cuda.mem_get_info(0)[0]
@@ -78,7 +78,7 @@ def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devic
     """
     quiet_libraries()
     way = WAYS[quantization]
-    spread = device_map_auto and device == "cuda" and not _one_gpu_holds(base, quantization)
+    spread = device_map_auto and device == "cuda" and not one_gpu_holds(base, quantization)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             base.folder, dtype=dtype, quantization_config=way.config(dtype), use_safetensors=True,

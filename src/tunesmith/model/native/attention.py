@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.kernels.rope import rotate_
+from tunesmith.model.native.short_attention import keeps_little, short_attention
 from tunesmith.model.native.stream import Stream
 
 
@@ -56,6 +57,9 @@ class PackedAttention:
     def __init__(self, stream: Stream, heads: Heads, *, rope: Rope | None, slopes_H: torch.Tensor | None,
                  window: int | None) -> None:
         self.stream, self.heads, self.rope, self.slopes_H, self.window = stream, heads, rope, slopes_H, window
+        longest = max((stop - start for start, stop in stream.spans), default=0)
+        self._short = (stream.ids_N.device.type == "cpu" and keeps_little(stream.spans, heads.queries)
+                       and (window is None or longest <= window))
 
     def __call__(self, qkv_NW: torch.Tensor, layer: int) -> torch.Tensor:
         """[N, H D]. On a GPU q and k are rotated where they lie."""
@@ -65,6 +69,8 @@ class PackedAttention:
         if self.rope is not None:
             q, k = self.rope.rotated(q), self.rope.rotated(k)
         self.seen(k, v, layer)
+        if self._short:
+            return short_attention(q, k, v, self.stream.spans, self.slopes_H).flatten(1)
         return packed_attention_plain(q, k, v, self.stream.spans, self.slopes_H, self.window).flatten(1)
 
     def seen(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:

@@ -21,6 +21,7 @@ from tunesmith.model.native.eight_bit import Fp8Weight, fits_fp8
 from tunesmith.model.native.generate import generate
 from tunesmith.model.native.graphs import StepGraphs
 from tunesmith.model.native.head import head_losses
+from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.linear import matmul_fp32
 from tunesmith.model.native.llama import Llama
 from tunesmith.model.native.load import Checkpoint
@@ -59,8 +60,9 @@ class NativeEngine:
         if matmul == "fp8":
             for linear in model.linears():
                 linear.rounded = Fp8Weight(linear.weight) if fits_fp8(linear.weight) else None
-        self._bucket = _BUCKET if self.device.type == "cuda" else 1
-        self._graphs = StepGraphs(self._forward_backward, self.device)
+        kernels = use_triton(model.embedding)
+        self._bucket = _BUCKET if kernels else 1
+        self._graphs = StepGraphs(self._forward_backward, self.device, enabled=kernels)
 
     def checkpoint_gradients(self) -> None:
         """Recompute activations in the backward pass instead of keeping them."""

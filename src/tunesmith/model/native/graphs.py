@@ -43,9 +43,9 @@ class StepGraphs:
     pool of memory: no two run at once, and what one leaves behind is read before the next is launched.
     """
 
-    def __init__(self, run: Pass, device: torch.device) -> None:
-        self._run, self._device = run, device
-        self._enabled = device.type == "cuda"
+    def __init__(self, run: Pass, device: torch.device, *, enabled: bool) -> None:
+        """enabled: whether passes may be captured; the plain path, which asks the host for lengths, may not."""
+        self._run, self._device, self._enabled = run, device, enabled
         self.forget()
 
     def forget(self) -> None:

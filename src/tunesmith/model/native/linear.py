@@ -6,6 +6,7 @@ q, k and v; gate and up), each with an adapter of its own or none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from tunesmith.model.native.kernels.activations import gelu, gelu_backward, swiglu, swiglu_backward
+from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.kernels.dropout import dropout
 from tunesmith.model.native.weights import FrozenWeight
 
@@ -124,37 +126,46 @@ class _Call:
         """Whether the adapters see less than the whole input."""
         return self.seed is not None and self.lora is not None and self.lora.dropout > 0
 
-    def dropped(self, x: torch.Tensor, adapter: Adapter) -> torch.Tensor:
-        """The adapter's dropout; the same places in forward and backward."""
-        return dropout(x, self.lora.dropout, self.seed, adapter.salt)
+    def masks(self, h_NI: torch.Tensor) -> list[torch.Tensor]:
+        """Each adapter's dropout as a factor [N, I], where it pays to keep it: on a CPU. A GPU draws it again."""
+        if not self.drops or use_triton(h_NI):
+            return []
+        ones = torch.ones_like(h_NI)
+        return [dropout(ones, self.lora.dropout, self.seed, adapter.salt) for adapter in self.lora.adapters]
 
-    def low(self, h_NI: torch.Tensor) -> torch.Tensor:
+    def dropped(self, x: torch.Tensor, number: int, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The dropout of one adapter; the same places in forward and backward."""
+        if masks:
+            return x * masks[number]
+        return dropout(x, self.lora.dropout, self.seed, self.lora.adapters[number].salt)
+
+    def low(self, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """A dropout(h) of every adapter [N, R]."""
         if not self.drops:
             return h_NI @ self.lora.a_RI.T
-        lows = [self.dropped(h_NI, adapter) @ self.lora.a_RI[ranks].T for adapter, ranks, _ in self.lora.places()]
+        lows = [self.dropped(h_NI, i, masks) @ self.lora.a_RI[ranks].T for i, (_, ranks, _) in enumerate(self.lora.places())]
         return lows[0] if len(lows) == 1 else torch.cat(lows, dim=1)
 
-    def d_a(self, dlow_NR: torch.Tensor, h_NI: torch.Tensor) -> list[torch.Tensor]:
+    def d_a(self, dlow_NR: torch.Tensor, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The gradient of each A, fp32."""
         places = self.lora.places()
         if not self.drops:
             d_a_RI = matmul_fp32(dlow_NR.T, h_NI)
             return [d_a_RI[ranks] for _, ranks, _ in places]
-        return [matmul_fp32(dlow_NR[:, ranks].T, self.dropped(h_NI, adapter)) for adapter, ranks, _ in places]
+        return [matmul_fp32(dlow_NR[:, ranks].T, self.dropped(h_NI, i, masks)) for i, (_, ranks, _) in enumerate(places)]
 
     def d_b(self, dy_NO: torch.Tensor, low_NR: torch.Tensor) -> list[torch.Tensor]:
         """The gradient of each B, fp32."""
         d_b_OR = matmul_fp32(dy_NO.T, low_NR)
         return [d_b_OR[outputs, ranks] * self.lora.scale for _, ranks, outputs in self.lora.places()]
 
-    def add_d_input(self, dh_NI: torch.Tensor, dlow_NR: torch.Tensor) -> None:
+    def add_d_input(self, dh_NI: torch.Tensor, dlow_NR: torch.Tensor, masks: Sequence[torch.Tensor]) -> None:
         """Add to the gradient of h what comes through the adapters."""
         if not self.drops:
             dh_NI.addmm_(dlow_NR, self.lora.a_RI)
             return
-        for adapter, ranks, _ in self.lora.places():
-            dh_NI.add_(self.dropped(dlow_NR[:, ranks] @ self.lora.a_RI[ranks], adapter))
+        for i, (_, ranks, _) in enumerate(self.lora.places()):
+            dh_NI.add_(self.dropped(dlow_NR[:, ranks] @ self.lora.a_RI[ranks], i, masks))
 
 
 def matmul_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -171,28 +182,29 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x_NI: torch.Tensor, call: _Call, *learnable: torch.Tensor) -> torch.Tensor:
         h_NI = x_NI if call.front is None else _FRONTS[call.front][0](x_NI)
         y_NO = call.weight.project(h_NI, call.bias_O)
-        low_NR = None
+        low_NR, masks = None, []
         if call.lora is not None:
-            low_NR = call.low(h_NI)
+            masks = call.masks(h_NI)
+            low_NR = call.low(h_NI, masks)
             y_NO.addmm_(low_NR, call.lora.b_OR.T)
         ctx.call = call
         # A frozen layer without an adapter needs its input only to differentiate what stands before it.
-        ctx.save_for_backward(x_NI if call.lora is not None or call.front else None, low_NR)
+        ctx.save_for_backward(x_NI if call.lora is not None or call.front else None, low_NR, *masks)
         return y_NO
 
     @staticmethod
     def backward(ctx: Any, dy_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         call: _Call = ctx.call
-        x_NI, low_NR = ctx.saved_tensors
+        x_NI, low_NR, *masks = ctx.saved_tensors
         dh_NI = call.weight.project_back(dy_NO) if ctx.needs_input_grad[0] else None
         grads: list[torch.Tensor] = []
         if call.lora is not None:
             h_NI = x_NI if call.front is None else _FRONTS[call.front][0](x_NI)
             dlow_NR = dy_NO @ call.lora.b_OR
-            pairs = zip(call.d_a(dlow_NR, h_NI), call.d_b(dy_NO, low_NR), strict=True)
+            pairs = zip(call.d_a(dlow_NR, h_NI, masks), call.d_b(dy_NO, low_NR), strict=True)
             grads = [grad for pair in pairs for grad in pair]
             if dh_NI is not None:
-                call.add_d_input(dh_NI, dlow_NR)
+                call.add_d_input(dh_NI, dlow_NR, masks)
         if dh_NI is not None and call.front:
             dh_NI = _FRONTS[call.front][1](dh_NI, x_NI)
         return dh_NI, None, *grads

@@ -34,8 +34,8 @@ def _rows_kernel(x_ptr, scale_ptr, q_ptr, s_ptr, C, SCALED: tl.constexpr, LARGES
 
 
 @triton.jit
-def _cast_kernel(w_ptr, scale_ptr, q_ptr, outputs, inputs, SCALED: tl.constexpr, TRANSPOSED: tl.constexpr, LARGEST: tl.constexpr,
-                 BO: tl.constexpr, BI: tl.constexpr):
+def _cast_kernel(w_ptr, scale_ptr, q_ptr, outputs, inputs, SCALED: tl.constexpr, TRANSPOSED: tl.constexpr,
+                 LARGEST: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
     """A tile of the weight."""
     o, i = tl.program_id(1) * BO + tl.arange(0, BO), tl.program_id(0) * BI + tl.arange(0, BI)
     inside = (o[:, None] < outputs) & (i[None, :] < inputs)
@@ -67,6 +67,6 @@ def cast_weight_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, tr
     q = torch.empty((inputs, outputs) if transposed else (outputs, inputs), dtype=FP8, device=weight_OI.device)
     bo, bi = (128, 128) if transposed else (16, 512)
     _cast_kernel[(triton.cdiv(inputs, bi), triton.cdiv(outputs, bo))](
-        weight_OI, scale_O, q, outputs, inputs, SCALED=scale_O is not None, TRANSPOSED=transposed, LARGEST=LARGEST, BO=bo, BI=bi,
-        num_warps=8)
+        weight_OI, scale_O, q, outputs, inputs, SCALED=scale_O is not None, TRANSPOSED=transposed, LARGEST=LARGEST, BO=bo,
+        BI=bi, num_warps=8)
     return q
