@@ -30,8 +30,8 @@ def build_for_training(base: BaseFiles, tokenizer: Any, *, engine: str, quantiza
         from tunesmith.model.native.engine import NativeEngine, load_decoder
 
         decoder = load_decoder(base, quantization=quantization, dtype=kind, device=torch.device(where))
-        config = attach_native(decoder, lora, base.architecture, seed)
-        return NativeEngine(decoder, config, tokenizer, base, quantization=quantization, matmul=matmul)
+        settings = attach_native(decoder, lora, base.architecture, seed)
+        return NativeEngine(decoder, settings, tokenizer, base, quantization=quantization, matmul=matmul)
     from tunesmith.model.hf.adapter import attach
     from tunesmith.model.hf.engine import HfEngine
     from tunesmith.model.hf.load import load_frozen
@@ -50,16 +50,16 @@ def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, *, engine
     kind = choose_dtype(dtype, where)
     config, state = read_adapter(adapter)
     if engine == "native":
-        from tunesmith.model.native.adapter import attach_as, why_not
-        from tunesmith.model.native.adapter import state as places
+        from tunesmith.model.native import adapter as native_adapter
 
-        if why_not(config) is None:
+        if native_adapter.why_not(config) is None and not _to_be_spread(base, quantization, device, where):
             from tunesmith.model.native.engine import NativeEngine, load_decoder
 
             decoder = load_decoder(base, quantization=quantization, dtype=kind, device=torch.device(where))
-            attach_as(decoder, config)
-            copy_state(state, places(decoder), str(adapter))
-            return NativeEngine(decoder, config, tokenizer, base, quantization=quantization)
+            settings = native_adapter.settings_of(config)
+            native_adapter.attach_as(decoder, settings)
+            copy_state(state, native_adapter.state(decoder), str(adapter))
+            return NativeEngine(decoder, settings, tokenizer, base, quantization=quantization)
     from tunesmith.model.hf.adapter import load_adapter
     from tunesmith.model.hf.engine import HfEngine
     from tunesmith.model.hf.load import load_frozen

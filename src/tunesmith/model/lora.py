@@ -1,4 +1,7 @@
-"""What a LoRA adapter is, whichever engine holds it: where it sits, how it begins, how PEFT's files are written and read."""
+"""What a LoRA adapter is, whichever engine holds it: where it sits, how it begins, how PEFT's files are written and read.
+
+peft takes seconds to import, so it is, where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from peft import LoraConfig
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from safetensors import SafetensorError
 
 from tunesmith.errors import IntegrityError, RecipeError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 
@@ -39,6 +43,8 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
     """
     last_names = sorted({name.rpartition(".")[2] for name in linear_names})
     if target_modules == "auto":
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
         known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(architecture)
         if known is None:
             raise RecipeError(f"lora.target_modules: auto: PEFT's table has no entry for the family {architecture!r}",
@@ -56,6 +62,8 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
 
 def build_config(settings: LoraSettings, targets: str | list[str]) -> LoraConfig:
     """PEFT's own description of the adapter that the recipe asks for."""
+    from peft import LoraConfig
+
     alpha = int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha
     return LoraConfig(r=settings.r, lora_alpha=alpha, lora_dropout=settings.dropout, bias="none", task_type="CAUSAL_LM",
                       target_modules=targets)
@@ -116,6 +124,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     """A saved adapter: its config and its tensors. Raises IntegrityError when it is none, or not readable."""
+    from peft import LoraConfig
+
     read_adapter_config(folder)
     try:
         config = LoraConfig.from_pretrained(str(folder))

@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig
 
-from tunesmith.model.lora import LoraSettings, build_config, initialise, resolve_targets
+from tunesmith.model.lora import LoraSettings, initialise, resolve_targets
 from tunesmith.model.native.decoder import Decoder
 from tunesmith.model.native.linear import Adapter, Adapters
+from tunesmith.model.native.support import AUTO_TARGETS
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 _PREFIX = "base_model.model."
 
 
-def attach(model: Decoder, settings: LoraSettings, architecture: str, seed: int) -> LoraConfig:
-    """Put a fresh adapter on the base; it begins as it would on a transformers model."""
+def attach(model: Decoder, settings: LoraSettings, architecture: str, seed: int) -> LoraSettings:
+    """Put a fresh adapter on the base; it begins as it would on a transformers model.
+
+    Returns the settings with the names of the modules that the targets came to. Raises RecipeError.
+    """
     names = [part.name for linear in model.linears() for part in linear.parts]
-    targets = resolve_targets(settings.target_modules, architecture, names)
+    if settings.target_modules == "auto":
+        targets: str | list[str] = AUTO_TARGETS[architecture]
+    else:
+        targets = resolve_targets(settings.target_modules, architecture, names)
     if targets == "all-linear":  # PEFT, too, writes down what it came to
         targets = sorted({name.rpartition(".")[2] for name in names})
-    config = build_config(settings, targets)
-    attach_as(model, config)
+    settings = dataclasses.replace(settings, target_modules=targets)
+    attach_as(model, settings)
     initialise(named_parameters(model), seed)
-    return config
+    return settings
 
 
-def attach_as(model: Decoder, config: LoraConfig) -> None:
-    """Put adapters of zeros where PEFT's config says."""
-    device = model.embedding.device
-    targets = [config.target_modules] if isinstance(config.target_modules, str) else list(config.target_modules)
-    salt = 0
+def settings_of(config: LoraConfig) -> LoraSettings:
+    """The settings of an adapter that `why_not` has nothing against."""
+    return LoraSettings(config.r, config.lora_alpha, config.lora_dropout, sorted(config.target_modules))
+
+
+def attach_as(model: Decoder, settings: LoraSettings) -> None:
+    """Put adapters of zeros on the modules that are named."""
+    device, targets, salt = model.embedding.device, settings.target_modules, 0
     for linear in model.linears():
         chosen = []
         for part in linear.parts:
             salt += 1
             if any(part.name == target or part.name.endswith("." + target) for target in targets):
-                chosen.append(Adapter(part, linear.weight.inputs, config.r, salt, device))
+                chosen.append(Adapter(part, linear.weight.inputs, settings.r, salt, device))
         if chosen:
-            linear.lora = Adapters(linear.weight, chosen, config.lora_alpha / config.r, config.lora_dropout)
+            linear.lora = Adapters(linear.weight, chosen, settings.alpha / settings.r, settings.dropout)
 
 
 def adapters(model: Decoder) -> Iterator[Adapter]:
@@ -69,6 +83,8 @@ def refresh(model: Decoder) -> None:
 
 def why_not(config: LoraConfig) -> str | None:
     """Why this adapter does not run on the native engine; None when it does."""
+    from peft import LoraConfig
+
     plain = LoraConfig()
     for name in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform",
                  "layer_replication", "trainable_token_indices", "target_parameters", "exclude_modules", "fan_in_fan_out"):

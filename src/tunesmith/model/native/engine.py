@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig
 
 from tunesmith.errors import OutOfMemory
 from tunesmith.model import lora
 from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
+from tunesmith.model.lora import LoraSettings
 from tunesmith.model.native import adapter
 from tunesmith.model.native.bloom import Bloom
 from tunesmith.model.native.decoder import Decoder
@@ -49,10 +51,10 @@ class NativeEngine:
 
     name, padded = "native", False
 
-    def __init__(self, model: Decoder, config: LoraConfig, tokenizer: Any, base: BaseFiles, *, quantization: str,
+    def __init__(self, model: Decoder, settings: LoraSettings, tokenizer: Any, base: BaseFiles, *, quantization: str,
                  matmul: str = "exact") -> None:
-        """matmul: exact, or fp8 for the products of training alone."""
-        self.model, self.config, self.tokenizer, self.base = model, config, tokenizer, base
+        """settings: of the adapter that is on the model. matmul: exact, or fp8 for the products of training alone."""
+        self.model, self.settings, self.tokenizer, self.base = model, settings, tokenizer, base
         self.quantization, self.positions = quantization, base.positions
         self.dtype, self.device = model.embedding.dtype, model.embedding.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, _generation_eos(base))
@@ -60,6 +62,8 @@ class NativeEngine:
         if matmul == "fp8":
             for linear in model.linears():
                 linear.rounded = Fp8Weight(linear.weight) if fits_fp8(linear.weight) else None
+        if self.device.type == "cuda":  # its import takes seconds, which pass while the GPU works
+            threading.Thread(target=importlib.import_module, args=("peft",), daemon=True).start()
         kernels = use_triton(model.embedding)
         self._bucket = _BUCKET if kernels else 1
         self._graphs = StepGraphs(self._forward_backward, self.device, enabled=kernels)
@@ -78,7 +82,7 @@ class NativeEngine:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         stream = self._pack(rows)
-        seed = torch.randint(2**62, (1,)) if self._training and self.config.lora_dropout else None
+        seed = torch.randint(2**62, (1,)) if self._training and self.settings.dropout else None
         nats_L, sample_L = self._graphs.run(stream, weight, seed)
         return torch.zeros(len(rows), device=self.device).index_add_(0, sample_L, nats_L)
 
@@ -162,7 +166,8 @@ class NativeEngine:
 
     def adapter_files(self) -> dict[str, bytes]:
         """PEFT's two files."""
-        return lora.adapter_files(self.config, adapter.state(self.model), self.base.name, self.base.revision)
+        config = lora.build_config(self.settings, self.settings.target_modules)
+        return lora.adapter_files(config, adapter.state(self.model), self.base.name, self.base.revision)
 
 
 class _Unlearnt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from types import TracebackType
 from typing import Any
 
@@ -11,12 +12,19 @@ from safetensors import SafetensorError, safe_open
 
 from tunesmith.errors import IntegrityError
 from tunesmith.model.files import BaseFiles
+from tunesmith.model.native.ahead import ReadAhead
 from tunesmith.model.native.linear import Linear, Mode, Part
 from tunesmith.model.native.norm import Norm
 from tunesmith.model.native.weights import keep, side_by_side
 
 #: Some checkpoints of a family are saved without the name of the body in front (bigscience/bloom-7b1).
 _PREFIXES = ("transformer.", "model.")
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Sorts names by their layer; the embeddings come first, what has no number last."""
+    number = re.search(r"\.(\d+)\.", name)
+    return (-1 if "embed" in name else int(number[1]) if number else 1 << 30), name
 
 
 class Checkpoint:
@@ -30,6 +38,7 @@ class Checkpoint:
         self.base, self.quantization, self.dtype, self.device, self.mode = base, quantization, dtype, device, Mode()
         self._files: list[Any] = []
         self._where: dict[str, Any] = {}
+        self._ahead: ReadAhead | None = None
 
     def __enter__(self) -> Checkpoint:
         try:
@@ -39,9 +48,14 @@ class Checkpoint:
                 self._where |= dict.fromkeys(file.keys(), file)
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"model.base: {self.base.name} cannot be loaded: {error}") from None
+        if self.device.type == "cuda":
+            # By layer, as a family asks: what stands before and behind the layers sorts before and behind them.
+            self._ahead = ReadAhead(sorted(self._where, key=_place), lambda name: self._where[name].get_tensor(name))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
         for file in self._files:
             file.__exit__(kind, error, trace)
         self._where.clear()
@@ -60,7 +74,7 @@ class Checkpoint:
             raise IntegrityError(f"model.base: {self.base.name} lacks weights that its config.json calls for, such as {name}",
                                  "Copy or download the base again.")
         try:
-            tensor = self._where[found].get_tensor(found)
+            tensor = self._ahead.get(found) if self._ahead else self._where[found].get_tensor(found)
         except (SafetensorError, OSError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -6,6 +6,8 @@ from typing import Any
 
 #: Families that share the Llama decoder.
 LLAMA_LINE = ("llama", "mistral", "qwen2", "qwen3")
+#: What PEFT's own table puts an adapter on in these families; a test holds the two together.
+AUTO_TARGETS = {"bloom": ["query_key_value"], **{key: ["q_proj", "v_proj"] for key in LLAMA_LINE}}
 #: RoPE scalings whose frequencies do not change with the length of a row.
 _ROPES = ("default", "linear", "llama3", "yarn")
 _WIDEST_HEAD = 256

@@ -1,0 +1,45 @@
+"""Read tensors of a checkpoint ahead of their use, several at once: one thread alone does not fill the way to a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+_THREADS = 6
+#: Tensors that are read but not yet asked for, at most.
+_MOST_AHEAD = 12
+
+
+class ReadAhead:
+    """Gives tensors by name; those that will probably be asked for next are being read meanwhile.
+
+    names: in the order in which they will be asked for, more or less. read: reads one, and may be called from any thread.
+    """
+
+    def __init__(self, names: Sequence[str], read: Callable[[str], torch.Tensor]) -> None:
+        self._read, self._left = read, list(reversed(names))
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="weights")
+        self._coming: dict[str, Future[torch.Tensor]] = {}
+        self._asked: set[str] = set()
+        self._fill()
+
+    def _fill(self) -> None:
+        while self._left and len(self._coming) < _MOST_AHEAD:
+            name = self._left.pop()
+            if name not in self._asked:
+                self._coming[name] = self._pool.submit(self._read, name)
+
+    def get(self, name: str) -> torch.Tensor:
+        """The tensor; raises what reading it raised."""
+        self._asked.add(name)
+        coming = self._coming.pop(name, None)
+        self._fill()
+        return self._read(name) if coming is None else coming.result()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._left.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._coming.clear()
