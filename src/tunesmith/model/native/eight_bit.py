@@ -39,16 +39,21 @@ class Fp8Weight(FrozenWeight):
             return cast_weight(exact.q, None, transposed=transposed)
         return cast_weight(exact.dense(), self.scale, transposed=transposed)
 
-    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-        """x W^T + bias."""
+    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None, low_NR: torch.Tensor | None = None,
+                b_OR: torch.Tensor | None = None) -> torch.Tensor:
+        """x W^T + bias + low b^T."""
         x_q, scale_N1 = quantise_rows(x_NI, None)
         y_NO = scaled_product(x_q, scale_N1, self._rounded(False), self.scale[None], self.dtype)
+        if low_NR is not None:
+            y_NO.addmm_(low_NR, b_OR.T)
         return y_NO if bias_O is None else y_NO.add_(bias_O)
 
-    def project_back(self, dy_NO: torch.Tensor) -> torch.Tensor:
-        """dY W."""
+    def project_back(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None = None,
+                     a_RI: torch.Tensor | None = None) -> torch.Tensor:
+        """dY W + dlow a."""
         dy_q, scale_N1 = quantise_rows(dy_NO.contiguous(), self.scale)
-        return scaled_product(dy_q, scale_N1, self._rounded(True), self.ones, self.dtype)
+        dx_NI = scaled_product(dy_q, scale_N1, self._rounded(True), self.ones, self.dtype)
+        return dx_NI if dlow_NR is None else dx_NI.addmm_(dlow_NR, a_RI)
 
 
 def fits_fp8(weight: FrozenWeight) -> bool:

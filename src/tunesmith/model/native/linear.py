@@ -159,13 +159,14 @@ class _Call:
         d_b_OR = matmul_fp32(dy_NO.T, low_NR)
         return [d_b_OR[outputs, ranks] * self.lora.scale for _, ranks, outputs in self.lora.places()]
 
-    def add_d_input(self, dh_NI: torch.Tensor, dlow_NR: torch.Tensor, masks: Sequence[torch.Tensor]) -> None:
-        """Add to the gradient of h what comes through the adapters."""
-        if not self.drops:
-            dh_NI.addmm_(dlow_NR, self.lora.a_RI)
-            return
+    def d_input(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The gradient of h, through the base and the adapters."""
+        if dlow_NR is None or not self.drops:
+            return self.weight.project_back(dy_NO, dlow_NR, None if dlow_NR is None else self.lora.a_RI)
+        dh_NI = self.weight.project_back(dy_NO)
         for i, (_, ranks, _) in enumerate(self.lora.places()):
             dh_NI.add_(self.dropped(dlow_NR[:, ranks] @ self.lora.a_RI[ranks], i, masks))
+        return dh_NI
 
 
 def matmul_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -181,12 +182,11 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: torch.Tensor, call: _Call, *learnable: torch.Tensor) -> torch.Tensor:
         h_NI = x_NI if call.front is None else _FRONTS[call.front][0](x_NI)
-        y_NO = call.weight.project(h_NI, call.bias_O)
-        low_NR, masks = None, []
+        low_NR, b_OR, masks = None, None, []
         if call.lora is not None:
             masks = call.masks(h_NI)
-            low_NR = call.low(h_NI, masks)
-            y_NO.addmm_(low_NR, call.lora.b_OR.T)
+            low_NR, b_OR = call.low(h_NI, masks), call.lora.b_OR
+        y_NO = call.weight.project(h_NI, call.bias_O, low_NR, b_OR)
         ctx.call = call
         # A frozen layer without an adapter needs its input only to differentiate what stands before it.
         ctx.save_for_backward(x_NI if call.lora is not None or call.front else None, low_NR, *masks)
@@ -196,15 +196,14 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dy_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         call: _Call = ctx.call
         x_NI, low_NR, *masks = ctx.saved_tensors
-        dh_NI = call.weight.project_back(dy_NO) if ctx.needs_input_grad[0] else None
+        dlow_NR = None
         grads: list[torch.Tensor] = []
         if call.lora is not None:
             h_NI = x_NI if call.front is None else _FRONTS[call.front][0](x_NI)
             dlow_NR = dy_NO @ call.lora.b_OR
             pairs = zip(call.d_a(dlow_NR, h_NI, masks), call.d_b(dy_NO, low_NR), strict=True)
             grads = [grad for pair in pairs for grad in pair]
-            if dh_NI is not None:
-                call.add_d_input(dh_NI, dlow_NR, masks)
+        dh_NI = call.d_input(dy_NO, dlow_NR, masks) if ctx.needs_input_grad[0] else None
         if dh_NI is not None and call.front:
             dh_NI = _FRONTS[call.front][1](dh_NI, x_NI)
         return dh_NI, None, *grads

@@ -37,13 +37,20 @@ class FrozenWeight(nn.Module):
         self.fill(out_OI)
         return out_OI
 
-    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-        """x W^T + bias [N, O]."""
-        return torch.nn.functional.linear(x_NI, self.dense(), bias_O)
+    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None, low_NR: torch.Tensor | None = None,
+                b_OR: torch.Tensor | None = None) -> torch.Tensor:
+        """x W^T + bias + low b^T [N, O]; the last is LoRA's, and may be left out."""
+        if low_NR is None:
+            return torch.nn.functional.linear(x_NI, self.dense(), bias_O)
+        # The small product first: the large one then takes its result along instead of a pass of its own.
+        return torch.nn.functional.linear(low_NR, b_OR, bias_O).addmm_(x_NI, self.dense().T)
 
-    def project_back(self, dy_NO: torch.Tensor) -> torch.Tensor:
-        """dy W [N, I]: the gradient of `project` for its input."""
-        return dy_NO @ self.dense()
+    def project_back(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None = None,
+                     a_RI: torch.Tensor | None = None) -> torch.Tensor:
+        """dy W + dlow a [N, I]: the gradient of `project` for its input."""
+        if dlow_NR is None:
+            return dy_NO @ self.dense()
+        return (dlow_NR @ a_RI).addmm_(dy_NO, self.dense())
 
 
 class DenseWeight(FrozenWeight):

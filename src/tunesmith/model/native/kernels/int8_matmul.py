@@ -1,0 +1,99 @@
+"""Products of activations with a frozen weight in int8 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, eq. 3-6).
+
+Shapes: N tokens, C channels; O outputs and I inputs of a weight; [N, K] x [M, K] of a product. An activation has one
+scale a token, a weight one an output: value = q * scale, q from -127 to 127.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tunesmith.model.native.kernels.dispatch import use_triton
+
+#: The largest value in use, as in bitsandbytes: -128 has no counterpart.
+LARGEST = 127.0
+#: A row that is nowhere greater counts as zero, so that 127 / its greatest stays finite.
+TINY = 1e-30
+#: What a product asks of K: rows of whole 16 bytes.
+MULTIPLE = 16
+
+
+def quantise_rows_int8(x_NC: torch.Tensor, scale_C: torch.Tensor | None = None,
+                       dropped_C: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(q [N, C] int8, scale [N] fp32) of x, or of x * scale_C; a row of zeros gets the scale 1.
+
+    Rounds to the nearest even of x * scale_C / scale with scale = the row's greatest / 127. dropped_C (bool or uint8):
+    columns that become 0 and do not count towards the greatest. A row that is not finite elsewhere gets the scale NaN.
+    """
+    if use_triton(x_NC):
+        from tunesmith.model.native.kernels.int8_matmul_triton import quantise_rows_int8_triton
+
+        return quantise_rows_int8_triton(x_NC, scale_C, dropped_C)
+    return quantise_rows_int8_plain(x_NC, scale_C, dropped_C)
+
+
+def quantise_rows_int8_plain(x_NC: torch.Tensor, scale_C: torch.Tensor | None = None,
+                             dropped_C: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantise_rows_int8` in plain torch."""
+    x_NC = x_NC.float() if scale_C is None else x_NC.float() * scale_C
+    if dropped_C is not None:
+        x_NC = x_NC.masked_fill(dropped_C.bool(), 0.0)
+    largest_N = x_NC.abs().amax(dim=1)
+    # Infinity * 0 is NaN: int8 cannot say that a value is not finite, so the scale does.
+    scale_N = torch.where(largest_N > TINY, largest_N / LARGEST, torch.ones_like(largest_N)) + largest_N * 0
+    return torch.round(x_NC * (1 / scale_N)[:, None]).to(torch.int8), scale_N
+
+
+def int8_product(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, scale_M: torch.Tensor | None,
+                 bias_M: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """(a b^T) scale_N scale_M + bias [N, M] in `dtype`; summed over K exactly, in int32. No scale_M: ones.
+
+    a and b are int8 and contiguous, the scales fp32. Raises ValueError when K is no multiple of 16.
+    """
+    if a_NK.shape[1] != b_MK.shape[1] or a_NK.shape[1] % MULTIPLE:
+        raise ValueError(f"an int8 product needs two equal widths, a multiple of {MULTIPLE}: {tuple(a_NK.shape)} and "
+                         f"{tuple(b_MK.shape)}")
+    if use_triton(a_NK):
+        from tunesmith.model.native.kernels.int8_matmul_triton import int8_product_triton
+
+        return int8_product_triton(a_NK, scale_N, b_MK, scale_M, bias_M, dtype)
+    return int8_product_plain(a_NK, scale_N, b_MK, scale_M, bias_M, dtype)
+
+
+def int8_product_plain(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, scale_M: torch.Tensor | None,
+                       bias_M: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """`int8_product` in plain torch."""
+    try:
+        sum_NM = torch._int_mm(a_NK, b_MK.T)
+    except RuntimeError:  # a shape that the device's library does not take; fp64 is as exact
+        sum_NM = a_NK.double() @ b_MK.double().T
+    y_NM = sum_NM.float() * scale_N[:, None]
+    if scale_M is not None:
+        y_NM *= scale_M
+    if bias_M is not None:
+        y_NM += bias_M
+    return y_NM.to(dtype)
+
+
+def transpose_int8(q_OI: torch.Tensor) -> torch.Tensor:
+    """A contiguous copy [I, O]."""
+    if use_triton(q_OI):
+        from tunesmith.model.native.kernels.int8_matmul_triton import round_weight_int8_triton
+
+        return round_weight_int8_triton(q_OI, None, True)
+    return q_OI.T.contiguous()
+
+
+def round_weight_int8(weight_OI: torch.Tensor, scale_O: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+    """weight / scale_O rounded to int8: [O, I], or [I, O] when transposed; contiguous."""
+    if use_triton(weight_OI):
+        from tunesmith.model.native.kernels.int8_matmul_triton import round_weight_int8_triton
+
+        return round_weight_int8_triton(weight_OI, scale_O, transposed)
+    return round_weight_int8_plain(weight_OI, scale_O, transposed)
+
+
+def round_weight_int8_plain(weight_OI: torch.Tensor, scale_O: torch.Tensor, transposed: bool) -> torch.Tensor:
+    """`round_weight_int8` in plain torch."""
+    q_OI = torch.round(weight_OI.float() * (1 / scale_O)[:, None]).clamp(-LARGEST, LARGEST).to(torch.int8)
+    return q_OI.T.contiguous() if transposed else q_OI
