@@ -53,7 +53,8 @@ class NativeEngine:
 
     def __init__(self, model: Decoder, settings: LoraSettings, tokenizer: Any, base: BaseFiles, *, quantization: str,
                  matmul: str = "exact") -> None:
-        """settings: of the adapter that is on the model. matmul: exact, or fp8 for the products of training alone."""
+        """settings: of the adapter that is on the model. matmul: exact, or fp8 for the
+        products of the backward pass with frozen weights."""
         self.model, self.settings, self.tokenizer, self.base = model, settings, tokenizer, base
         self.quantization, self.positions = quantization, base.positions
         self.dtype, self.device = model.embedding.dtype, model.embedding.device

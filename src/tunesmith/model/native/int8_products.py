@@ -90,21 +90,26 @@ class Int8Products(FrozenWeight):
         greatest_I = torch.linalg.vector_norm(x_NI, float("inf"), dim=0)
         torch.maximum(self.largest_I, greatest_I.float(), out=self.largest_I)
 
-    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-        """x W^T + bias."""
+    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None, low_NR: torch.Tensor | None = None,
+                b_OR: torch.Tensor | None = None) -> torch.Tensor:
+        """x W^T + bias + low b^T."""
         if not self.settled:
             self._calibrate(x_NI.detach())
-            return self._exact[0].project(x_NI, bias_O)
+            return self._exact[0].project(x_NI, bias_O, low_NR, b_OR)
         x_q, scale_N = quantise_rows_int8(x_NI.contiguous(), None, self.dropped_I)
         y_NO = int8_product(x_q, scale_N, self._rounded(False), self.scale, bias_O, self.dtype)
-        return y_NO if self.w_outlier is None else y_NO.addmm_(x_NI[:, self.columns], self.w_outlier.T)
+        if self.w_outlier is not None:
+            y_NO.addmm_(x_NI[:, self.columns], self.w_outlier.T)
+        return y_NO if low_NR is None else y_NO.addmm_(low_NR, b_OR.T)
 
-    def project_back(self, dy_NO: torch.Tensor) -> torch.Tensor:
-        """dY W."""
+    def project_back(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None = None,
+                     a_RI: torch.Tensor | None = None) -> torch.Tensor:
+        """dY W + dlow a."""
         if not self.settled:
-            return self._exact[0].project_back(dy_NO)
+            return self._exact[0].project_back(dy_NO, dlow_NR, a_RI)
         dy_q, scale_N = quantise_rows_int8(dy_NO.contiguous(), self.scale)
-        return int8_product(dy_q, scale_N, self._rounded(True), None, None, self.dtype)
+        dx_NI = int8_product(dy_q, scale_N, self._rounded(True), None, None, self.dtype)
+        return dx_NI if dlow_NR is None else dx_NI.addmm_(dlow_NR, a_RI)
 
 
 def fits_int8(weight: FrozenWeight) -> bool:

@@ -38,8 +38,8 @@ class Tile:
 
     @property
     def shared_bytes(self) -> int:
-        """What it keeps in shared memory: as many pieces of a and b as there are stages."""
-        return (self.rows + self.columns) * self.depth * self.stages
+        """What it keeps in shared memory: as many pieces of a and b as there are stages, and barriers."""
+        return (self.rows + self.columns) * self.depth * self.stages + 1024
 
 
 #: Two groups of 4 warps, each with 64 x 256 sums in its registers: the most work for a byte that is copied.
@@ -204,7 +204,7 @@ def takes_tma(*matrices: torch.Tensor) -> bool:
 def tile_for(N: int, M: int, processors: int, shared_bytes: int) -> Tile | None:
     """The tile for a result [N, M] through TMA: wide ones if they are enough for most multiprocessors; None: none fits."""
     count = triton.cdiv(N, WIDE.rows) * triton.cdiv(M, WIDE.columns)
-    fitting = [tile for tile in (WIDE, SQUARE) if tile.shared_bytes < shared_bytes]
+    fitting = [tile for tile in (WIDE, SQUARE) if tile.shared_bytes <= shared_bytes]
     if len(fitting) == 2 and count < 0.75 * processors:
         return SQUARE
     return fitting[0] if fitting else None

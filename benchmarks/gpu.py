@@ -1,0 +1,257 @@
+"""Training on one GPU: the native engine and its peers, interleaved, on random weights of public shapes.
+
+    python benchmarks/gpu.py FOLDER LENGTHS PEER [--peer-path DIR] [--cells a,b] [--repeats 5] [--limit-s N] [--out FILE]
+
+FOLDER: where the models are, or are written to (random weights: shapes and lengths decide the speed). LENGTHS: a JSON list
+of the token counts of real samples. PEER: a script, called as `PEER STACK MODEL --lengths FILE|--seq N --bs B --accum A
+--steps N --warm N`, that trains with another stack and prints `RESULT {json}` with tokens_s_median and peak_gib.
+--peer-path: a folder that only the peers see in front of their packages.
+
+Every measurement is a process of its own. Ours takes optimiser steps by the same function as `tunesmith train`, over a
+fixed list of steps: twice to warm up, then `--repeats` times. Tokens are real ones: padding is never counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+#: Floating-point operations of the products with frozen weights a token: forward, and backward for the input alone.
+GFLOP_PER_TOKEN = {"bloom-7b1": 28.3, "llama-8b": 32.1}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement. seq: rows of this many tokens, or 0 for the real lengths; samples: a step; steps: in the list."""
+
+    model: str
+    quantization: str
+    targets: list[str]
+    dropout: float
+    samples: int = 16
+    seq: int = 0
+    steps: int = 12
+    matmul: str = "exact"
+    micro_tokens: int = 1 << 30
+    checkpointing: bool = False
+    peers: tuple[str, ...] = ()
+    peer_rows: tuple[int, int] = (4, 4)
+
+
+BLOOM = {"model": "bloom-7b1", "targets": ["query_key_value"], "dropout": 0.05}
+LLAMA = {"model": "llama-8b", "targets": ALL_SEVEN, "dropout": 0.0}
+LONG = {"samples": 4, "seq": 2048, "steps": 2, "peer_rows": (4, 1)}
+CELLS = {
+    "bloom-int8": Cell(**BLOOM, quantization="int8", peers=("notebook-int8",)),
+    "bloom-bf16": Cell(**BLOOM, quantization="none", peers=("hf-bf16-nockpt",)),
+    "bloom-nf4": Cell(**BLOOM, quantization="nf4"),
+    "bloom-int8-fp8": Cell(**BLOOM, quantization="int8", matmul="fp8"),
+    "llama-quotes": Cell(**LLAMA, quantization="none", peers=("unsloth-bf16-pack-nockpt",)),
+    "llama-long": Cell(**LLAMA, **LONG, quantization="none", peers=("unsloth-bf16-nockpt",)),
+    "llama-long-fp8": Cell(**LLAMA, **LONG, quantization="none", matmul="fp8"),
+    "llama-long-nf4": Cell(**LLAMA, **LONG, quantization="nf4", micro_tokens=2048, checkpointing=True, peers=("unsloth-nf4",)),
+}
+#: How cost grows: samples of real lengths a step, then single rows.
+for count in (1, 4, 16, 64):
+    CELLS[f"growth-bloom-560m-{count}-quotes"] = Cell("bloom-560m", "int8", BLOOM["targets"], 0.05, samples=count, steps=4)
+    CELLS[f"growth-bloom-7b1-{count}-quotes"] = Cell(**BLOOM, quantization="int8", samples=count, steps=4)
+for length in (128, 512, 2048, 8192, 32768):
+    CELLS[f"growth-bloom-560m-{length}-tokens"] = Cell("bloom-560m", "int8", BLOOM["targets"], 0.05, 1, length, 2)
+    CELLS[f"growth-llama-8b-{length}-tokens"] = Cell(**LLAMA, quantization="int8", samples=1, seq=length, steps=2)
+
+
+def write_model(kind: str, folder: Path) -> None:
+    """Random weights in transformers' layout, a shard a layer, made on the GPU, with a stand-in tokenizer."""
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, PreTrainedTokenizerFast
+
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    config = {"bloom-7b1": BloomConfig(vocab_size=250880, hidden_size=4096, n_layer=30, n_head=32, **special),
+              "bloom-560m": BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16, **special),
+              "llama-8b": LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+                                      num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072,
+                                      rms_norm_eps=1e-5, **special)}[kind]
+    dtype = torch.bfloat16 if kind == "llama-8b" else torch.float16
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in AutoModelForCausalLM.from_config(config).state_dict().items()
+                  if not (name == "lm_head.weight" and config.tie_word_embeddings)}
+    config.architectures, config.dtype = [{"bloom": "BloomForCausalLM", "llama": "LlamaForCausalLM"}[config.model_type]], dtype
+    config.save_pretrained(folder)
+    shards: dict[str, dict[str, Any]] = {}
+    layer = {name: re.search(r"\.(\d+)\.", name) for name in shapes}
+    where = {name: f"model-{found[1] if found else 'rest'}.safetensors" for name, found in layer.items()}
+    for name, shape in shapes.items():
+        norm = len(shape) == 1
+        value = torch.ones(shape) if norm and name.endswith("weight") else torch.zeros(shape) if norm else (
+            torch.randn(shape, device="cuda" if torch.cuda.is_available() else "cpu").mul_(0.02))
+        shards.setdefault(where[name], {})[name] = value.to(dtype).cpu()
+    for file, tensors in shards.items():
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3, **{f"w{i}": i for i in range(4, 1000)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+                            pad_token="<pad>").save_pretrained(folder)
+
+
+@dataclass
+class Row:
+    """A random sample that learns every token but its first."""
+
+    ids: list[int]
+    learnt: list[bool] = field(init=False)
+    place: str = "random"
+
+    def __post_init__(self) -> None:
+        self.learnt = [False] + [True] * (len(self.ids) - 1)
+
+    @property
+    def loss_tokens(self) -> int:
+        """How many tokens bear loss."""
+        return len(self.ids) - 1
+
+
+def measure_ours(cell: Cell, folder: Path, lengths: list[int], repeats: int) -> dict[str, Any]:
+    """Train the cell and time it; runs in a process of its own."""
+    import torch
+
+    from tunesmith.model.build import build_for_training
+    from tunesmith.model.files import locate_base
+    from tunesmith.model.hf.load import load_tokenizer
+    from tunesmith.model.lora import LoraSettings
+    from tunesmith.train.optim import build_optimizer, build_scaler
+    from tunesmith.train.step import Cut, optimiser_step
+
+    began = time.perf_counter()
+    base = locate_base(str(folder / cell.model), None)
+    engine = build_for_training(base, load_tokenizer(base), engine="native", quantization=cell.quantization, dtype="auto",
+                                device="auto", lora=LoraSettings(16, 32, cell.dropout, cell.targets), seed=0,
+                                matmul=cell.matmul)
+    torch.cuda.synchronize()
+    load_s = time.perf_counter() - began
+    if cell.checkpointing:
+        engine.checkpoint_gradients()
+    engine.training(True)
+    optimizer = build_optimizer(engine.trainable().values(), learning_rate=2e-4, weight_decay=0.0)
+    scaler, cut = build_scaler(engine.dtype, engine.device), Cut(None, cell.micro_tokens, 512)
+    draw = random.Random(1)
+    vocabulary = base.config["vocab_size"]
+    counts = [cell.seq or lengths[i % len(lengths)] for i in range(cell.steps * cell.samples)]
+    drawn = [Row([draw.randrange(10, vocabulary - 10) for _ in range(count)]) for count in counts]
+    steps = [drawn[i:i + cell.samples] for i in range(0, len(drawn), cell.samples)]
+    torch.cuda.reset_peak_memory_stats()
+    passes, losses = [], []
+    for turn in range(2 + repeats):
+        seconds = []
+        for number, rows in enumerate(steps):
+            started = time.perf_counter()
+            result = optimiser_step(engine, optimizer, scaler, rows, step=number + 1, cut=cut, max_grad_norm=1.0)
+            seconds.append(time.perf_counter() - started)
+            losses.append(result.loss)
+            if result.grad_norm is None or not result.grad_norm > 0:
+                raise SystemExit(f"the gradient's norm is {result.grad_norm}")
+        if turn >= 2:
+            passes.append(sum(len(row.ids) for rows in steps for row in rows) / sum(seconds))
+    return {"load_s": load_s, "tokens_s": passes, "tokens_s_median": statistics.median(passes),
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30, "loss": [losses[0], losses[-1]],
+            "tokens_a_step": sum(len(row.ids) for rows in steps for row in rows) / len(steps)}
+
+
+def last_result(command: list[str], path: str | None) -> dict[str, Any]:
+    """Run a measurement; its last JSON object, or its last words as an error."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    if path:
+        env["PYTHONPATH"] = path
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        return {"error": ((done.stderr or done.stdout).strip().splitlines() or ["no output"])[-1][:300]}
+    return json.loads(lines[-1])
+
+
+def measure(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
+    """A cell: ours, then each of its peers."""
+    cell = CELLS[name]
+    if not (chosen.folder / cell.model / "config.json").exists():
+        write_model(cell.model, chosen.folder / cell.model)
+    ours = last_result([sys.executable, __file__, str(chosen.folder), str(chosen.lengths), str(chosen.peer), "--worker", name,
+                        "--repeats", str(chosen.repeats)], None)
+    found: dict[str, Any] = {"cell": asdict(cell), "ours": ours, "peers": {}}
+    for stack in cell.peers if chosen.peers else ():
+        rows = ["--seq", str(cell.seq)] if cell.seq else ["--lengths", str(chosen.lengths)]
+        found["peers"][stack] = last_result(
+            [sys.executable, str(chosen.peer), stack, str(chosen.folder / cell.model), *rows, "--bs", str(cell.peer_rows[0]),
+             "--accum", str(cell.peer_rows[1]), "--steps", str(chosen.peer_steps), "--warm", "4"], chosen.peer_path)
+    return found
+
+
+def table(results: dict[str, Any], tflops: float) -> str:
+    """The results in Markdown."""
+    lines = ["| cell | stack | tokens/s, median (range) | share of the roofline | peak GiB |", "|---|---|---|---|---|"]
+    for name, found in results.items():
+        gflop = GFLOP_PER_TOKEN.get(found["cell"]["model"])
+        for stack, value in {"tunesmith": found["ours"], **found["peers"]}.items():
+            if "error" in value:
+                lines.append(f"| {name} | {stack} | failed: {value['error'][:90]} | | |")
+                continue
+            middle = value["tokens_s_median"]
+            spread = f" ({min(value['tokens_s']):,.0f} - {max(value['tokens_s']):,.0f})" if stack == "tunesmith" else ""
+            share = f"{100 * middle * gflop / tflops / 1000:.0f}%" if gflop else ""
+            lines.append(f"| {name} | {stack} | {middle:,.0f}{spread} | {share} | {value['peak_gib']:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("lengths", type=Path)
+    parser.add_argument("peer", type=Path)
+    parser.add_argument("--peer-path")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--peer-steps", type=int, default=14)
+    parser.add_argument("--cells", default=",".join(name for name in CELLS if not name.startswith("growth")))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--limit-s", type=float, default=float("inf"))
+    parser.add_argument("--tflops", type=float, default=790, help="the GPU's bf16 matrix rate")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.worker:
+        lengths = json.loads(chosen.lengths.read_text())
+        print("RESULT " + json.dumps(measure_ours(CELLS[chosen.worker], chosen.folder, lengths, chosen.repeats)))
+        return
+    import torch
+
+    began, results = time.monotonic(), {}
+    for name in chosen.cells.split(","):
+        if time.monotonic() - began > chosen.limit_s:
+            print(f"{name}: not measured, the time was spent", flush=True)
+            continue
+        results[name] = measure(name, chosen)
+        print(table({name: results[name]}, chosen.tflops).splitlines()[-1 - len(results[name]["peers"]):], flush=True)
+        if chosen.out:
+            about = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "repeats": chosen.repeats,
+                     "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"}
+            chosen.out.write_text(json.dumps({**about, "cells": results}, indent=1) + "\n")
+    print(table(results, chosen.tflops))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,413 @@
+"""int8 products: each Triton kernel against its twin and fp64, and `Int8Products` against LLM.int8, on inputs fresh each run.
+
+Without a GPU the kernels run in Triton's interpreter, which must be asked for before they are imported.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+pytest.importorskip("triton")
+
+import numpy as np
+
+from tunesmith.model.native.int8_products import CALIBRATION_PASSES, THRESHOLD, Int8Products, fits_int8
+from tunesmith.model.native.kernels import int8_matmul as plain
+from tunesmith.model.native.kernels import int8_matmul_triton as kernels
+from tunesmith.model.native.weights import DenseWeight, FrozenWeight, Int8Weight, StackedWeight
+
+Tensor = torch.Tensor
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HAS_TMA = DEVICE == "cpu" or torch.cuda.get_device_capability() >= (9, 0)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "fp16"])
+#: Half a unit in the last place of a result that is rounded once, with what fp32 arithmetic loses before.
+ROUNDING = {torch.float32: 2e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11 + 2e-6}
+seed = 0
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed() -> None:
+    """Each test draws inputs of its own; the seed is in what a failing assert says."""
+    global seed
+    seed = random.SystemRandom().randrange(2**31)
+    torch.manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def bf16_is_rounded_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy has no bf16, and Triton's interpreter cuts fp32 off where a GPU rounds to the nearest even; torch rounds."""
+    if DEVICE == "cuda":
+        return
+    from triton.runtime import interpreter
+
+    theirs = interpreter._convert_float
+
+    def convert(data: np.ndarray, source: Any, target: Any, mode: Any) -> np.ndarray:
+        if (source.name, target.name) != ("fp32", "bf16"):
+            return theirs(data, source, target, mode)
+        return torch.tensor(data).bfloat16().view(torch.uint16).numpy()
+
+    monkeypatch.setattr(interpreter, "_convert_float", convert)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(DEVICE, dtype)
+
+
+def rand_int8(*shape: int) -> Tensor:
+    return torch.randint(-127, 128, shape, dtype=torch.int8).to(DEVICE)
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    assert got.isfinite().all(), f"not finite, seed {seed}"
+    return float((got.double() - want.double()).norm() / want.double().norm())
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return float(torch.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0))
+
+
+# ---- rounding
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(1, 16), (5, 96), (3, 257), (2, 4128)], ids=str)
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("drops", [False, True])
+def test_quantise_rows(dtype: torch.dtype, shape: tuple[int, int], scaled: bool, drops: bool) -> None:
+    x = randn(*shape, dtype=dtype)
+    x[0] = 0
+    scale = randn(shape[1]).abs() if scaled else None
+    dropped = None
+    if drops:
+        dropped = torch.zeros(shape[1], dtype=torch.bool, device=DEVICE)
+        dropped[torch.randint(shape[1], (3,))] = True
+        x[:, dropped] *= 1000
+    want = x.double() * (1 if scale is None else scale.double())
+    if dropped is not None:
+        want[:, dropped] = 0
+    largest = want.abs().amax(1)
+    want_s = torch.where(largest > 0, largest / 127, 1.0)
+    found = {"plain": plain.quantise_rows_int8_plain(x, scale, dropped),
+             "triton": kernels.quantise_rows_int8_triton(x, scale, dropped)}
+    for name, (q, s) in found.items():
+        assert q.dtype == torch.int8
+        assert s.dtype == torch.float32
+        assert s.shape == shape[:1]
+        assert q.abs().max() <= 127
+        assert torch.allclose(s.double(), want_s, rtol=1e-6, atol=0), (name, seed)
+        away = (want / want_s[:, None] - q.double()).abs().max()
+        assert away <= 0.5 + 1e-4, f"{name}: {float(away)} from the nearest, seed {seed}"
+    assert torch.equal(found["plain"][1], found["triton"][1]), seed
+    # Halves may fall either way where the reciprocal of the scale is a last place off.
+    differ = found["plain"][0].int() - found["triton"][0].int()
+    assert differ.abs().max() <= 1, seed
+    assert (differ != 0).float().mean() <= 0.02, seed
+
+
+def test_halves_go_to_the_even_number() -> None:
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5]], device=DEVICE)
+    for rows in (plain.quantise_rows_int8_plain, kernels.quantise_rows_int8_triton):
+        assert rows(x, None, None)[0].tolist() == [[127, 0, 2, 2, 0, -2, -2, 126]]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("strange", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_does_not_vanish(strange: float) -> None:
+    x = randn(3, 48)
+    x[1, 7] = strange
+    for rows in (plain.quantise_rows_int8_plain, kernels.quantise_rows_int8_triton):
+        assert rows(x, None, None)[1].isnan().tolist() == [False, True, False], seed
+
+
+def test_mask_may_be_bytes_and_gaps_are_refused() -> None:
+    x = randn(3, 32)
+    mask = torch.arange(32, device=DEVICE) % 5 == 0
+    for rows in (plain.quantise_rows_int8_plain, kernels.quantise_rows_int8_triton):
+        for a, b in zip(rows(x, None, mask), rows(x, None, mask.to(torch.uint8)), strict=True):
+            assert torch.equal(a, b), seed
+    with pytest.raises(ValueError, match="contiguous"):
+        kernels.quantise_rows_int8_triton(x.T)
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(16, 16), (48, 80), (130, 528)], ids=str)
+def test_round_weight(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    w = randn(*shape, dtype=dtype)
+    scale = (w.abs().amax(1).float() / 127)
+    exact = w.double() / scale.double()[:, None]
+    for transposed in (False, True):
+        a = plain.round_weight_int8_plain(w, scale, transposed)
+        b = kernels.round_weight_int8_triton(w, scale, transposed)
+        for q in (a, b):
+            assert q.is_contiguous()
+            assert ((q.T if transposed else q).double() - exact).abs().max() <= 0.5 + 1e-4, seed
+        assert (a.int() - b.int()).abs().max() <= 1, seed
+        assert (a != b).float().mean() <= 0.02, seed
+    too_small = kernels.round_weight_int8_triton(w, scale / 2, False)
+    assert too_small.abs().max() <= 127
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (48, 80), (130, 528)], ids=str)
+def test_transpose(shape: tuple[int, int]) -> None:
+    q = rand_int8(*shape)
+    for t in (plain.transpose_int8(q), kernels.round_weight_int8_triton(q, None, True)):
+        assert t.is_contiguous()
+        assert torch.equal(t, q.T), seed
+
+
+# ---- the product
+
+SMALL = kernels.Tile(16, 32, 32, 4, 2)
+PRODUCTS = [(1, 16, 16), (16, 32, 32), (17, 48, 33), (100, 160, 70), (40, 64, 136)]
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", PRODUCTS, ids=str)
+@pytest.mark.parametrize("tma", [False, pytest.param(True, marks=pytest.mark.skipif(not HAS_TMA, reason="no TMA"))])
+def test_product(dtype: torch.dtype, shape: tuple[int, int, int], tma: bool) -> None:
+    N, K, M = shape
+    a, b = rand_int8(N, K), rand_int8(M, K)
+    s_n = randn(N).abs() / 1000 / K  # so that fp16 holds the results
+    tile = kernels.Tile(64, 32, 32, 4, 2) if DEVICE == "cuda" else SMALL
+    for s_m, bias in ((None, None), (randn(M).abs(), None), (randn(M), randn(M, dtype=dtype)), (None, randn(M))):
+        want = (a.double() @ b.double().T) * s_n.double()[:, None] * (1 if s_m is None else s_m.double())
+        spread = want.abs() + (0 if bias is None else bias.double().abs())  # the sum may cancel
+        want = want if bias is None else want + bias.double()
+        for name, y in (("plain", plain.int8_product_plain(a, s_n, b, s_m, bias, dtype)),
+                        ("triton", kernels.launch_product(a, s_n, b, s_m, bias, dtype, tile, tma=tma))):
+            assert y.dtype == dtype
+            excess = (y.double() - want).abs() - (ROUNDING[dtype] * want.abs() + 1e-6 * spread + 1e-7)
+            assert excess.max() <= 0, f"{name}: {float(excess.max())} too far off, seed {seed}"
+
+
+@pytest.mark.parametrize("tile", [kernels.WIDE, kernels.SQUARE, kernels.BY_POINTER], ids=["wide", "square", "pointer"])
+def test_tiles_in_use(tile: kernels.Tile) -> None:
+    """Sizes that no tile divides."""
+    tma = tile != kernels.BY_POINTER
+    if DEVICE == "cuda" and tma and kernels._limits(torch.cuda.current_device())[1] < tile.shared_bytes:
+        pytest.skip("does not fit this GPU")
+    if tma and not HAS_TMA:
+        pytest.skip("no TMA")
+    a, b, s_n, s_m, bias = rand_int8(139, 272), rand_int8(389, 272), randn(139).abs(), randn(389).abs(), randn(389)
+    got = kernels.launch_product(a, s_n, b, s_m, bias, torch.float32, tile, tma=tma)
+    want = plain.int8_product_plain(a, s_n, b, s_m, bias, torch.float32)
+    assert torch.allclose(got, want, rtol=1e-5, atol=1e-2), seed
+    if DEVICE == "cuda":
+        assert torch.allclose(plain.int8_product(a, s_n, b, s_m, bias, torch.float32), want, rtol=1e-5, atol=1e-2), seed
+
+
+def test_product_is_exact_beyond_what_fp32_counts() -> None:
+    K = 2048
+    a, b = torch.full((2, K), 127, dtype=torch.int8, device=DEVICE), torch.full((16, K), 127, dtype=torch.int8, device=DEVICE)
+    b[:, 0] = 126
+    one = torch.ones(2, device=DEVICE)
+    want = torch.tensor(float(K * 127 * 127 - 127))
+    for y in (plain.int8_product_plain(a, one, b, None, None, torch.float32),
+              kernels.int8_product_triton(a, one, b, None, None, torch.float32)):
+        assert (y.cpu() == want).all()
+
+
+def test_plain_product_where_the_library_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any) -> Tensor:
+        raise RuntimeError
+
+    a, b, s = rand_int8(3, 32), rand_int8(16, 32), randn(3)
+    with_library = plain.int8_product_plain(a, s, b, None, None, torch.float32)
+    monkeypatch.setattr(torch, "_int_mm", refuses)
+    assert torch.equal(plain.int8_product_plain(a, s, b, None, None, torch.float32), with_library), seed
+
+
+def test_product_refuses_widths_that_do_not_fit() -> None:
+    for a, b in ((rand_int8(2, 24), rand_int8(16, 24)), (rand_int8(2, 32), rand_int8(16, 16))):
+        with pytest.raises(ValueError, match="multiple of 16"):
+            plain.int8_product(a, randn(2), b, None, None, torch.float32)
+
+
+def test_tiles_are_chosen_by_size() -> None:
+    h100 = (132, 232448)
+    assert kernels.tile_for(8192, 28672, *h100) == kernels.WIDE
+    assert kernels.tile_for(1024, 4096, *h100) == kernels.WIDE
+    assert kernels.tile_for(512, 4096, *h100) == kernels.SQUARE
+    assert kernels.tile_for(8192, 28672, 132, 166912) == kernels.SQUARE
+    assert kernels.tile_for(8192, 28672, 132, 101376) is None
+    assert kernels.takes_tma(torch.zeros(4, 32, dtype=torch.int8))
+    assert not kernels.takes_tma(torch.zeros(4, 24, dtype=torch.int8))
+    assert not kernels.takes_tma(torch.zeros(129, dtype=torch.int8)[1:].view(4, 32))
+
+
+# ---- Int8Products
+
+
+def int8_weight(outputs: int, inputs: int, dtype: torch.dtype) -> Int8Weight:
+    """In bitsandbytes' format."""
+    w = torch.randn(outputs, inputs) * inputs**-0.5
+    scale = w.abs().amax(1) / 127
+    return Int8Weight((w / scale[:, None]).round().to(torch.int8).to(DEVICE), scale.to(DEVICE), dtype)
+
+
+def planted(tokens: int, inputs: int, columns: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
+    """Normal activations within the threshold, and a few columns of great ones."""
+    x = torch.randn(tokens, inputs).clamp(-5, 5)
+    x[:, columns] = (x[:, columns].abs() + 0.5) * x[:, columns].sign() * factors
+    return x.to(DEVICE, dtype)
+
+
+def settled(exact: FrozenWeight, batches: list[Tensor]) -> Int8Products:
+    products = Int8Products(exact)
+    for x in batches:
+        products.project(x, None)
+    products.settle()
+    return products
+
+
+def llm_int8(x: Tensor, weight: Int8Weight, bias: Tensor | None) -> Tensor:
+    """Dettmers et al. 2022, eq. 8, outliers found in the batch and multiplied in the dtype of x; as bitsandbytes rounds."""
+    outlier = (x.abs() > THRESHOLD).any(0)
+    rest = x.double().masked_fill(outlier, 0)
+    scale = rest.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
+    y = ((rest / scale).round() @ weight.q.double().T * scale * weight.scale.double()).to(x.dtype)
+    w = (weight.q.double() * weight.scale.double()[:, None]).to(x.dtype)
+    y = (y.double() + x[:, outlier].double() @ w[:, outlier].double().T).to(x.dtype)
+    return y if bias is None else y + bias
+
+
+@each_dtype
+@pytest.mark.parametrize("biased", [False, True])
+def test_no_worse_than_llm_int8_on_planted_columns(dtype: torch.dtype, biased: bool) -> None:
+    inputs, outputs, count = 256, 160, 5
+    columns, factors = torch.randperm(inputs)[:count], torch.rand(count) * 950 + 50
+    if dtype == torch.float16:
+        factors = factors.clamp_max(500)  # fp16 ends at 65504
+    weight = int8_weight(outputs, inputs, dtype)
+    bias = randn(outputs, dtype=dtype) if biased else None
+    products = settled(weight, [planted(32, inputs, columns, factors, dtype) for _ in range(CALIBRATION_PASSES)])
+    assert set(columns.tolist()) <= set(products.columns.tolist()), seed
+    x = planted(64, inputs, columns, factors, dtype)
+    want = x.double() @ (weight.q.double() * weight.scale.double()[:, None]).T + (0 if bias is None else bias.double())
+    ours, theirs = relative(products.project(x, bias), want), relative(llm_int8(x, weight, bias), want)
+    assert ours <= 1.1 * theirs, f"{ours} and {theirs}, seed {seed}"
+    # What the planted columns hide: the same with their part taken off.
+    if dtype == torch.float32:
+        part = x.double()[:, columns] @ weight.dense().double()[:, columns].T
+        rest = relative(products.project(x, bias).double() - part, want - part)
+        assert rest <= 1.1 * relative(llm_int8(x, weight, bias).double() - part, want - part), seed
+        assert rest < 0.02, seed
+
+
+@each_dtype
+@pytest.mark.parametrize("kind", ["int8", "dense", "stacked"])
+def test_backward_points_where_the_exact_one_does(dtype: torch.dtype, kind: str) -> None:
+    inputs, outputs = 192, 320
+    if kind == "int8":
+        exact: FrozenWeight = int8_weight(outputs, inputs, dtype)
+    elif kind == "dense":
+        exact = DenseWeight(randn(outputs, inputs, dtype=dtype))
+    else:
+        exact = StackedWeight([int8_weight(64, inputs, dtype), DenseWeight(randn(outputs - 64, inputs, dtype=dtype) / 8)])
+    products = settled(exact, [planted(16, inputs, torch.tensor([3, 70]), torch.tensor([60.0, 900.0]), dtype)])
+    dy = randn(40, outputs, dtype=dtype) * 1e-4
+    want = dy.double() @ exact.dense().double()
+    got = products.project_back(dy)
+    assert got.dtype == dtype
+    assert cosine(got, want) > 0.999, seed
+    x = randn(40, inputs, dtype=dtype)
+    assert cosine(products.project(x, None), x.double() @ exact.dense().double().T) > 0.999, seed
+
+
+@each_dtype
+def test_lora_s_part_and_the_bias_come_along(dtype: torch.dtype) -> None:
+    exact = int8_weight(64, 96, dtype)
+    products = settled(exact, [randn(8, 96, dtype=dtype)])
+    x, low, b, bias, a = (randn(*shape, dtype=dtype) for shape in ((8, 96), (8, 4), (64, 4), (64,), (4, 96)))
+    want = products.project(x, None).double() + low.double() @ b.double().T + bias.double()
+    assert relative(products.project(x, bias, low, b), want) < 0.01, seed
+    dy = randn(8, 64, dtype=dtype)
+    assert relative(products.project_back(dy, low, a), products.project_back(dy).double() + low.double() @ a.double()) < 0.01, seed
+
+
+def test_calibration_is_exact_and_watches_every_pass() -> None:
+    exact = int8_weight(32, 64, torch.float32)
+    products = Int8Products(exact)
+    dy, bias = randn(5, 32), randn(32)
+    largest = torch.zeros(64, device=DEVICE)
+    for i in range(CALIBRATION_PASSES):
+        assert not products.calibrated
+        x = randn(7, 64) * (10 if i == 2 else 1)
+        assert torch.equal(products.project(x, bias), exact.project(x, bias)), seed
+        assert torch.equal(products.project_back(dy), exact.project_back(dy)), seed
+        largest = largest.maximum(x.abs().amax(0))
+    assert products.calibrated
+    assert torch.equal(products.largest_I, largest), seed
+
+
+def test_calibration_picks_the_planted_columns() -> None:
+    columns, factors = torch.randperm(256)[:9].sort().values, torch.rand(9) * 950 + 50
+    exact = int8_weight(48, 256, torch.float32)
+    products = settled(exact, [planted(8, 256, columns, factors, torch.float32) for _ in range(4)])
+    assert len(products.columns) == 16
+    assert products.columns.dtype == torch.int64
+    # The other seven are the next greatest.
+    assert set(products.columns.tolist()) == set(products.largest_I.topk(16).indices.tolist()), seed
+    assert set(columns.tolist()) <= set(products.columns.tolist()), seed
+    assert torch.equal(products.w_outlier, exact.dense()[:, products.columns]), seed
+    assert products.dropped_I.nonzero().flatten().tolist() == products.columns.tolist(), seed
+
+
+@pytest.mark.parametrize(("outliers", "kept"), [(0, 0), (1, 16), (16, 16), (17, 32), (128, 128), (150, 128)])
+def test_how_many_columns_are_kept_apart(outliers: int, kept: int) -> None:
+    columns, factors = torch.randperm(192)[:outliers], torch.rand(outliers) * 950 + 50
+    exact = int8_weight(16, 192, torch.float32)
+    products = settled(exact, [planted(8, 192, columns, factors, torch.float32)])
+    assert len(products.columns) == kept, seed
+    assert (products.w_outlier is None) == (kept == 0)
+    if outliers > kept:
+        smallest = products.largest_I[products.columns].min()
+        assert (products.largest_I > smallest).sum() < kept, seed
+    x = planted(8, 192, columns[:0], factors[:0], torch.float32)
+    assert cosine(products.project(x, None), exact.project(x, None)) > 0.999, seed
+
+
+def test_nothing_changes_once_it_is_settled() -> None:
+    columns = torch.tensor([5, 40])
+    exact = int8_weight(32, 64, torch.float32)
+    products = settled(exact, [planted(8, 64, columns, torch.tensor([80.0, 300.0]), torch.float32)])
+    x = planted(8, 64, columns, torch.tensor([80.0, 300.0]), torch.float32)
+    first, state = products.project(x, None), {name: buffer.clone() for name, buffer in products.named_buffers()}
+    passes = products.passes
+    for _ in range(3):
+        products.project(randn(8, 64) * 1e4, None)
+        products.project_back(randn(8, 32))
+        products.settle()
+    assert products.passes == passes
+    assert set(state) == {name for name, _ in products.named_buffers()}
+    assert all(torch.equal(buffer, state[name]) for name, buffer in products.named_buffers()), seed
+    assert torch.equal(products.project(x, None), first), seed
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="graphs need a GPU")
+def test_both_directions_can_be_captured() -> None:
+    columns, factors = torch.tensor([5, 40]), torch.tensor([80.0, 300.0])
+    products = settled(int8_weight(512, 256, torch.bfloat16), [planted(8, 256, columns, factors, torch.bfloat16)])
+    x, dy = planted(128, 256, columns, factors, torch.bfloat16), randn(128, 512, dtype=torch.bfloat16)
+    want = products.project(x, None), products.project_back(dy)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = products.project(x, None), products.project_back(dy)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), seed
+
+
+def test_which_weights_fit() -> None:
+    assert fits_int8(DenseWeight(torch.zeros(32, 48)))
+    assert not fits_int8(DenseWeight(torch.zeros(33, 48)))
+    assert not fits_int8(DenseWeight(torch.zeros(32, 40)))
