@@ -22,6 +22,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,9 +59,11 @@ CELLS = {
     "bloom-bf16": Cell(**BLOOM, quantization="none", peers=("hf-bf16-nockpt",)),
     "bloom-nf4": Cell(**BLOOM, quantization="nf4"),
     "bloom-int8-fp8": Cell(**BLOOM, quantization="int8", matmul="fp8"),
+    "bloom-int8-int8": Cell(**BLOOM, quantization="int8", matmul="int8"),
     "llama-quotes": Cell(**LLAMA, quantization="none", peers=("unsloth-bf16-pack-nockpt",)),
     "llama-long": Cell(**LLAMA, **LONG, quantization="none", peers=("unsloth-bf16-nockpt",)),
     "llama-long-fp8": Cell(**LLAMA, **LONG, quantization="none", matmul="fp8"),
+    "llama-long-int8": Cell(**LLAMA, **LONG, quantization="none", matmul="int8"),
     "llama-long-nf4": Cell(**LLAMA, **LONG, quantization="nf4", micro_tokens=2048, checkpointing=True, peers=("unsloth-nf4",)),
 }
 #: How cost grows: samples of real lengths a step, then single rows.
@@ -185,6 +188,41 @@ def last_result(command: list[str], path: str | None) -> dict[str, Any]:
     return json.loads(lines[-1])
 
 
+RECIPE = """
+model: {{base: {base}, quantization: int8}}
+data: {{source: {rows}, completion: "{{text}}", append_eos: false, validation: 0}}
+lora: {{r: 16, alpha: 32, dropout: 0.05}}
+train: {{max_steps: 200, batch_size: 16, learning_rate: 2.0e-4, warmup_steps: 100, eval_steps: 0, save_steps: 200}}
+"""
+
+
+def measure_cold(chosen: argparse.Namespace) -> dict[str, Any]:
+    """200 steps on BLOOM-7b1 in int8 by the command line, from process start to saved adapter; the files are in memory.
+
+    Twice: with nothing compiled before, then with what the first left in Triton's cache.
+    """
+    base, draw = chosen.folder / "bloom-7b1", random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [" ".join(f"w{draw.randrange(4, 1000)}" for _ in range(n)) for n in json.loads(chosen.lengths.read_text())]
+        rows = Path(folder, "rows.jsonl")
+        rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        Path(folder, "recipe.yaml").write_text(RECIPE.format(base=base, rows=rows))
+        for path in base.glob("*.safetensors"):
+            path.read_bytes()
+        found: dict[str, Any] = {}
+        for turn in ("nothing compiled", "compiled before"):
+            started = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-m", "tunesmith.cli.main", "train", f"{folder}/recipe.yaml", "--run", f"{folder}/{turn[:3]}",
+                 "--json"], capture_output=True, text=True, env={**os.environ, "TRITON_CACHE_DIR": f"{folder}/triton"})
+            if done.returncode:
+                return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+            result = json.loads(done.stdout)
+            found[turn] = {"wall_s": time.perf_counter() - started, "training_s": result["seconds"],
+                           "peak_gib": result["peak_memory_bytes"] / 2**30, "train_loss": result["train_loss"]}
+    return found
+
+
 def measure(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """A cell: ours, then each of its peers."""
     cell = CELLS[name]
@@ -226,7 +264,7 @@ def main() -> None:
     parser.add_argument("--peer-path")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peer-steps", type=int, default=14)
-    parser.add_argument("--cells", default=",".join(name for name in CELLS if not name.startswith("growth")))
+    parser.add_argument("--cells", default=",".join(["cold", *(name for name in CELLS if not name.startswith("growth"))]))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--limit-s", type=float, default=float("inf"))
     parser.add_argument("--tflops", type=float, default=790, help="the GPU's bf16 matrix rate")
@@ -239,17 +277,21 @@ def main() -> None:
         return
     import torch
 
-    began, results = time.monotonic(), {}
+    began, results, colds = time.monotonic(), {}, {}
     for name in chosen.cells.split(","):
         if time.monotonic() - began > chosen.limit_s:
             print(f"{name}: not measured, the time was spent", flush=True)
+            continue
+        if name == "cold":
+            colds = measure_cold(chosen)
+            print("cold", json.dumps(colds), flush=True)
             continue
         results[name] = measure(name, chosen)
         print(table({name: results[name]}, chosen.tflops).splitlines()[-1 - len(results[name]["peers"]):], flush=True)
         if chosen.out:
             about = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "repeats": chosen.repeats,
                      "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"}
-            chosen.out.write_text(json.dumps({**about, "cells": results}, indent=1) + "\n")
+            chosen.out.write_text(json.dumps({**about, "cold": colds, "cells": results}, indent=1) + "\n")
     print(table(results, chosen.tflops))
 
 

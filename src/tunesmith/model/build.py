@@ -19,12 +19,12 @@ def build_for_training(base: BaseFiles, tokenizer: Any, *, engine: str, quantiza
     """The base with a fresh adapter.
 
     engine: hf, or native, which gives way to hf where one GPU cannot hold the base and several can.
-    matmul: exact, or fp8 for the native engine's products with frozen weights while training.
+    matmul: exact, fp8 or int8: how the native engine multiplies with frozen weights while training.
     Raises RecipeError, EnvironmentFault or OutOfMemory.
     """
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    _require_fp8(matmul, where)
+    _require_eight_bit(matmul, where)
     if engine == "native" and not _to_be_spread(base, quantization, device, where):
         from tunesmith.model.native.adapter import attach as attach_native
         from tunesmith.model.native.engine import NativeEngine, load_decoder
@@ -75,14 +75,14 @@ def _to_be_spread(base: BaseFiles, quantization: str, asked: str, device: str) -
     return asked == "auto" and device == "cuda" and torch.cuda.device_count() > 1 and not one_gpu_holds(base, quantization)
 
 
-def _require_fp8(matmul: str, device: str) -> None:
-    """Raise EnvironmentFault where fp8 is asked for and the device does not multiply in it."""
-    if matmul != "fp8":
+def _require_eight_bit(matmul: str, device: str) -> None:
+    """Raise EnvironmentFault where 8-bit products are asked for and the device has none."""
+    if matmul == "exact":
         return
     if not device.startswith("cuda"):
-        raise EnvironmentFault("train.matmul: fp8 needs a GPU that multiplies in fp8", "Set train.matmul to exact.")
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (8, 9):
-        raise EnvironmentFault(f"train.matmul: fp8 needs compute capability 8.9 or newer; "
+        raise EnvironmentFault(f"train.matmul: {matmul} needs a GPU that multiplies in it", "Set train.matmul to exact.")
+    needed, capability = (8, 9) if matmul == "fp8" else (8, 0), torch.cuda.get_device_capability(device)
+    if capability < needed:
+        raise EnvironmentFault(f"train.matmul: {matmul} needs compute capability {needed[0]}.{needed[1]} or newer; "
                                f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}",
                                "Set train.matmul to exact.")

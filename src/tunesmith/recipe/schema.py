@@ -105,8 +105,8 @@ class TrainSection(Section):
         "auto", description="recompute activations to save memory: auto (only when needed) | true | false")
     engine: Literal["auto", "hf", "native"] = Field(
         "auto", description="auto (native where it knows the base) | hf (transformers + peft) | native")
-    matmul: Literal["exact", "fp8"] = Field(
-        "exact", description="products with frozen weights in the backward pass: exact (16 bits or more) | fp8 (rounds them)")
+    matmul: Literal["exact", "fp8", "int8"] = Field(
+        "exact", description="products with the frozen weights: exact | fp8 (rounds the backward pass) | int8 (rounds both)")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of shuffling, initialisation and dropout")
     save_steps: PositiveInt = Field(50, description="a checkpoint every so many [steps]")
     save_total_limit: Annotated[int, Field(ge=1)] = Field(3, description="how many checkpoints are kept")

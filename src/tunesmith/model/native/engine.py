@@ -23,6 +23,7 @@ from tunesmith.model.native.eight_bit import Fp8Weight, fits_fp8
 from tunesmith.model.native.generate import generate
 from tunesmith.model.native.graphs import StepGraphs
 from tunesmith.model.native.head import head_losses
+from tunesmith.model.native.int8_products import Int8Products, fits_int8
 from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.linear import matmul_fp32
 from tunesmith.model.native.llama import Llama
@@ -53,16 +54,19 @@ class NativeEngine:
 
     def __init__(self, model: Decoder, settings: LoraSettings, tokenizer: Any, base: BaseFiles, *, quantization: str,
                  matmul: str = "exact") -> None:
-        """settings: of the adapter that is on the model. matmul: exact, or fp8 for the
-        products of the backward pass with frozen weights."""
+        """settings: of the adapter that is on the model. matmul: of training alone, see `eight_bit` and `int8_products`."""
         self.model, self.settings, self.tokenizer, self.base = model, settings, tokenizer, base
         self.quantization, self.positions = quantization, base.positions
         self.dtype, self.device = model.embedding.dtype, model.embedding.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, _generation_eos(base))
         self._training = False
-        if matmul == "fp8":
-            for linear in model.linears():
-                linear.rounded = Fp8Weight(linear.weight) if fits_fp8(linear.weight) else None
+        self._calibrating: list[Int8Products] = []
+        for linear in model.linears():
+            if matmul == "fp8" and fits_fp8(linear.weight):
+                linear.rounded = Fp8Weight(linear.weight)
+            elif matmul == "int8" and fits_int8(linear.weight):
+                linear.rounded = Int8Products(linear.weight)
+                self._calibrating.append(linear.rounded)
         if self.device.type == "cuda":  # its import takes seconds, which pass while the GPU works
             threading.Thread(target=importlib.import_module, args=("peft",), daemon=True).start()
         kernels = use_triton(model.embedding)
@@ -84,7 +88,12 @@ class NativeEngine:
                 parameter.grad = torch.zeros_like(parameter)
         stream = self._pack(rows)
         seed = torch.randint(2**62, (1,)) if self._training and self.settings.dropout else None
-        nats_L, sample_L = self._graphs.run(stream, weight, seed)
+        nats_L, sample_L = self._graphs.run(stream, weight, seed, capture=not self._calibrating)
+        if self._calibrating and all(products.calibrated for products in self._calibrating):
+            for products in self._calibrating:
+                products.settle()
+            self._calibrating = []
+            self._graphs.forget()
         return torch.zeros(len(rows), device=self.device).index_add_(0, sample_L, nats_L)
 
     def _forward_backward(self, stream: Stream, weight: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:

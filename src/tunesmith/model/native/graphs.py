@@ -54,10 +54,14 @@ class StepGraphs:
         self._seen: set[tuple[int, int, bool]] = set()
         self._pool = torch.cuda.graph_pool_handle() if self._enabled else None
 
-    def run(self, stream: Stream, weight: torch.Tensor, seed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(nats of each learnt token [L], whose they are [L]) of a stream that lies on the host."""
+    def run(self, stream: Stream, weight: torch.Tensor, seed: torch.Tensor | None, *,
+            capture: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """(nats of each learnt token [L], whose they are [L]) of a stream that lies on the host.
+
+        capture: whether a graph may be made of this pass, or taken for it.
+        """
         key = (len(stream.ids_N), len(stream.learnt_L), seed is not None)
-        if not self._enabled or key[0] > _MOST_TOKENS:
+        if not self._enabled or not capture or key[0] > _MOST_TOKENS:
             return self._plain(stream, weight, seed)
         try:
             if key not in self._captured:
