@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from conftest import tunesmith
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_bases import (
@@ -36,7 +34,9 @@ from native_bases import (
     write_base,
 )
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from typer.testing import CliRunner
 
+from tunesmith.cli.main import app
 from tunesmith.errors import EnvironmentFault, IntegrityError, RecipeError, TunesmithError
 from tunesmith.model.build import build_for_training, build_with_adapter
 from tunesmith.model.engines import choose_engine
@@ -45,6 +45,7 @@ from tunesmith.model.lora import LoraSettings
 from tunesmith.model.native import adapter as native_adapter
 from tunesmith.model.native import support
 from tunesmith.model.native.engine import NativeEngine, load_decoder
+from tunesmith.model.native.int8_products import CALIBRATION_PASSES
 from tunesmith.train.optim import build_optimizer, build_scaler
 from tunesmith.train.resume import Progress, checkpoint_files, restore, seed_everything
 from tunesmith.train.step import Cut, optimiser_step
@@ -168,9 +169,9 @@ def _older(config: dict[str, Any]) -> dict[str, Any]:
         config["rope_scaling"] = None if rope["rope_type"] == "default" else {"type": rope.pop("rope_type"), **rope}
     if config["model_type"] == "bloom":
         config |= {"n_embed": config.pop("hidden_size"), "num_attention_heads": config.pop("n_head")}
-    for name in ("layer_types", "head_dim", "pretraining_tp"):
-        if name != "head_dim" or config.get("head_dim") == config["hidden_size"] // config["num_attention_heads"]:
-            config.pop(name, None)
+    elif config.get("head_dim") == config["hidden_size"] // config["num_attention_heads"] and config["model_type"] != "qwen3":
+        del config["head_dim"]
+    config.pop("layer_types", None)
     return config | {"torch_dtype": config.pop("dtype", "float32")}
 
 
@@ -193,7 +194,7 @@ def test_layers_of_older_configs_that_differ_in_how_far_they_see_are_not_taken(b
     assert error(engine.logits([ids])[0], build(base, "hf").logits([ids])[0]) < 1e-5
 
 
-@pytest.mark.parametrize("family", ["bloom", "bloom-untied", "llama", "yarn-rope", "mistral-window", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["bloom-untied", "llama", "yarn-rope", "mistral-window", "qwen3"])
 def test_whatever_a_config_leaves_out_is_taken_as_transformers_takes_it(bases: Bases, family: str, tmp_path: Path) -> None:
     """Each key left out in turn: the same numbers as the hf engine, or an error of our own; never a wrong result."""
     whole = bases.copy(family, tmp_path / "base")
@@ -235,22 +236,18 @@ def test_windows(config: dict[str, Any], expected: int | None) -> None:
     assert support.window(config) == expected
 
 
-@pytest.mark.parametrize(("family", "head"), [("llama-all-heads-fp16", True), ("bloom", True), ("llama", False)])
-def test_a_head_in_the_file_that_the_config_ties_or_not(bases: Bases, family: str, head: bool, tmp_path: Path) -> None:
-    """Checkpoints may hold lm_head.weight beside a tied embedding: as a copy of it."""
-    base = bases.copy(family, tmp_path / "base")
+@pytest.mark.parametrize("family", ["llama-all-heads-fp16", "bloom"])
+@pytest.mark.parametrize("head", ["copy", "other"])
+def test_a_head_in_the_file_beside_an_embedding_that_the_config_ties(bases: Bases, family: str, head: str, tmp_path: Path) -> None:
+    """A copy is nothing new. Another head is taken as it is, says transformers; fails now: native ties it all the same."""
+    base = rewrite_config(bases.copy(family, tmp_path / "base").folder, lambda config: config | {"tie_word_embeddings": True})
     key = "transformer.word_embeddings.weight" if family == "bloom" else "model.embed_tokens.weight"
-    if head:
-        base = rewrite_config(base.folder, lambda config: config | {"tie_word_embeddings": True})
-        rewrite_tensors(base.folder, lambda tensors: tensors | {"lm_head.weight": tensors[key].clone()})
-        hf, native = pair(base)
-        ids = samples([9])[0].ids
-        assert error(native.logits([ids])[0], hf.logits([ids])[0]) < 1e-5
-    else:
-        rewrite_tensors(base.folder, lambda tensors: {name: t for name, t in tensors.items() if name != "lm_head.weight"})
-        for engine in ("hf", "native"):
-            with pytest.raises(IntegrityError, match=r"lm_head\.weight"):
-                build(base, engine)
+    rewrite_tensors(base.folder, lambda tensors: tensors | {
+        "lm_head.weight": tensors[key].clone() if head == "copy" else torch.randn_like(tensors[key])})
+    hf, native = pair(base)
+    ids = samples([9])[0].ids
+    assert error(native.logits([ids])[0], hf.logits([ids])[0]) < 1e-5
+    assert native.parameter_counts() == hf.parameter_counts()
 
 
 @pytest.mark.parametrize(("family", "extra", "width"), [
@@ -273,8 +270,8 @@ def test_tensors_that_the_config_does_not_call_for_change_nothing(bases: Bases, 
 
 @pytest.mark.parametrize("alpha", [7.5, 16.0])
 @pytest.mark.parametrize(("family", "targets"), [
-    ("bloom-6-heads", "auto"), ("bloom-6-heads", "all-linear"), ("bloom-6-heads", ["dense_4h_to_h", "self_attention.dense"]),
-    ("llama", "auto"), ("llama", "all-linear"), ("llama", ["q_proj", "down_proj"]), ("llama", "v_proj"),
+    ("bloom-6-heads", "auto"), ("bloom-6-heads", ["dense_4h_to_h", "self_attention.dense"]),
+    ("llama", "auto"), ("llama", ["q_proj", "down_proj"]), ("llama", "v_proj"),
     ("llama", ["mlp.up_proj", "o_proj", "o_proj"]), ("llama", ["model.layers.1.self_attn.k_proj", "gate_proj"]),
     ("qwen3", ["k_proj", "v_proj"]), ("mistral", ["v_proj", "q_proj"]),
 ])
@@ -298,6 +295,18 @@ def test_adapters_begin_learn_and_are_written_alike(bases: Bases, family: str, t
     (want_losses, want), (losses, got) = gradients(hf, rows), gradients(native, rows)
     assert error(losses, want_losses) < 1e-5
     assert_same_gradients(got, want)
+
+
+@pytest.mark.parametrize("family", ["bloom", "llama", "embedded:sprout"])
+def test_all_linear_is_written_alike(bases: Bases, family: str) -> None:
+    """PEFT writes down full names up to 20 modules, and the shortest endings that tell them apart beyond. The configs
+    differ now: native always writes last names."""
+    base = bases(family) if family in FAMILIES else locate_base(family, None)
+    hf, native = (build(base, engine, targets="all-linear") for engine in ("hf", "native"))
+    assert list(native.trainable()) == list(hf.trainable())
+    ours, theirs = native.adapter_files(), hf.adapter_files()
+    assert ours["adapter_model.safetensors"] == theirs["adapter_model.safetensors"]
+    assert ours["adapter_config.json"].decode() == theirs["adapter_config.json"].decode()
 
 
 def test_targets_that_are_not_there_are_refused_by_name(bases: Bases) -> None:
@@ -443,7 +452,6 @@ def test_gradients_add_up_and_scale_with_the_weight(bases: Bases, family: str) -
     assert not losses.requires_grad
     for name, parameter in native.trainable().items():
         assert error(parameter.grad, 4 * once[name]) < 1e-6
-    assert {p.grad.data_ptr() for p in native.trainable().values()} == {p.grad.data_ptr() for p in native.trainable().values()}
 
 
 @settings(max_examples=6)
@@ -523,7 +531,7 @@ def test_over_many_seeds_dropout_changes_nothing(bases: Bases, family: str, p: f
     native, plain = (build(bases(family), "native", dropout=dropout) for dropout in (p, 0.0))
     rows = samples([25, 4, 11])
     _, without = gradients(plain, rows)
-    names, count = [name for name in without if ".lora_B." in name], 60
+    names, count = [name for name in without if ".lora_B." in name], 40
     drawn = [gradients(native, rows)[1] for _ in range(count)]
     for name in names:
         grads = torch.stack([draw[name] for draw in drawn])
@@ -533,6 +541,9 @@ def test_over_many_seeds_dropout_changes_nothing(bases: Bases, family: str, p: f
         assert expected > 0
         assert (grads.mean(dim=0) - without[name]).square().sum().item() < 5 * expected, name
     randomise(native, plain)
+    for engine in (native, plain):  # a small adapter: what dropout does to the loss is then nearly linear
+        for name in names:
+            engine.trainable()[name].data *= 0.1
     _, without = gradients(plain, rows)
     drawn = [gradients(native, rows)[1] for _ in range(count)]
     mean = torch.cat([torch.stack([draw[name] for draw in drawn]).mean(dim=0).flatten() for name in without])
@@ -702,27 +713,32 @@ def test_what_native_knows_it_takes(bases: Bases, family: str) -> None:
         choose_engine("hf", config, "fp8")
 
 
-@settings(max_examples=60)
-@given(data=st.data())
-def test_no_config_is_a_traceback(data: st.DataObject) -> None:
-    """Fails now: a config without hidden_size is a KeyError, heads of 0 a ZeroDivisionError, a rope of words an
-    AttributeError. Whatever native makes nothing of is hf's to judge."""
-    whole = data.draw(st.sampled_from([BLOOM, {**LLAMA, "rope_parameters": {"rope_type": "default"}, "layer_types": None}]))
-    config = {key: value for key, value in whole.items() if key == "model_type" or data.draw(st.booleans())}
-    key = data.draw(st.sampled_from(sorted({*whole, "head_dim", "rope_scaling", "hidden_act"} - {"model_type"})))
-    config[key] = data.draw(st.sampled_from([None, 0, -3, "many", [], {}, {"rope_type": 3}]))
-    try:
-        engine, reason = choose_engine("auto", config)
-    except TunesmithError:
-        return
-    assert engine in ("hf", "native")
-    assert reason
+@pytest.mark.parametrize("whole", [BLOOM, LLAMA], ids=["bloom", "llama"])
+def test_no_config_is_a_traceback(whole: dict[str, Any]) -> None:
+    """What native makes nothing of is hf's to judge. Fails now: without hidden_size a KeyError, with 0 heads a
+    ZeroDivisionError, with words for numbers a ValueError, with a rope of words an AttributeError."""
+    wrong = {}
+    for key in sorted({*whole, "head_dim", "rope_scaling", "rope_parameters", "hidden_act", "layer_types"} - {"model_type"}):
+        for value in ("absent", None, 0, -3, "many", [], {}, {"rope_type": 3}):
+            config = {**whole, key: value}
+            if value == "absent":
+                del config[key]
+            try:
+                engine, reason = choose_engine("auto", config)
+                assert engine in ("hf", "native")
+                assert reason
+            except TunesmithError:
+                continue
+            except Exception as found:
+                wrong[key, str(value)] = repr(found)
+    assert not wrong
 
 
-def test_fp8_on_a_cpu_is_refused_not_ignored(bases: Bases) -> None:
-    with pytest.raises(EnvironmentFault, match="fp8"):
+@pytest.mark.parametrize("matmul", ["fp8", "int8"])
+def test_eight_bits_on_a_cpu_are_refused_not_ignored(bases: Bases, matmul: str) -> None:
+    with pytest.raises(EnvironmentFault, match=matmul):
         build_for_training(bases("bloom"), tokenizer(), engine="native", quantization="none", dtype="auto", device="cpu", seed=0,
-                           lora=LoraSettings(3, 7, 0.0, "auto"), matmul="fp8")
+                           lora=LoraSettings(3, 7, 0.0, "auto"), matmul=matmul)
 
 
 #: Adapters that PEFT knows and the native engine need not. The last ones fail now, each its own way: see the test.
@@ -774,7 +790,8 @@ def test_adapters_of_other_kinds_go_to_the_hf_engine(bases: Bases, kind: str, tm
 #: Settings of a LoraConfig that say nothing of what the adapter computes once it is trained and saved.
 _HARMLESS = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
              "runtime_config", "r", "lora_alpha", "lora_dropout", "target_modules", "megatron_core", "qalora_group_size",
-             "layers_pattern", "init_lora_weights", "eva_config", "ensure_weight_tying"}
+             "layers_pattern", "init_lora_weights", "eva_config", "corda_config", "loftq_config", "lora_ga_config",
+             "megatron_config", "ensure_weight_tying"}  # init_lora_weights, whose values they go with, is tried above
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(peft.LoraConfig) if field.name not in _HARMLESS])
@@ -869,48 +886,64 @@ def test_a_truncated_file_and_a_missing_shard(bases: Bases, tmp_path: Path) -> N
 # --- 8-bit products ----------------------------------------------------------------------------------------------------
 
 
-def _with_fp8(base: BaseFiles, quantization: str) -> tuple[Any, Any]:
-    """(exact, fp8) with the same random adapter; fp8 past the door that asks for a GPU."""
+def _in_eight_bits(base: BaseFiles, quantization: str, matmul: str) -> tuple[Any, Any]:
+    """(exact, 8-bit) with the same random adapter; past the door that asks for a GPU."""
     exact = build(base, "native", quantization=quantization)
     decoder = load_decoder(base, quantization=quantization, dtype=torch.float32, device=torch.device("cpu"))
     chosen = native_adapter.attach(decoder, LoraSettings(3, 7.5, 0.0, "all-linear"), base.architecture, 0)
-    fp8 = NativeEngine(decoder, chosen, tokenizer(), base, quantization=quantization, matmul="fp8")
-    randomise(exact, fp8)
-    return exact, fp8
+    rounded = NativeEngine(decoder, chosen, tokenizer(), base, quantization=quantization, matmul=matmul)
+    randomise(exact, rounded)
+    return exact, rounded
 
 
 @each_way
+@pytest.mark.parametrize("matmul", ["fp8", "int8"])
 @pytest.mark.parametrize("family", ["bloom", "llama-biases", "qwen3"])
-def test_fp8_products_are_near_and_judging_is_exact(bases: Bases, family: str, quantization: str) -> None:
-    exact, fp8 = _with_fp8(bases(family), quantization)
+def test_eight_bit_products_are_near_and_judging_is_exact(bases: Bases, family: str, matmul: str, quantization: str) -> None:
+    exact, rounded = _in_eight_bits(bases(family), quantization, matmul)
     rows = samples([40, 1, 25, 60])
-    (want_losses, want), (losses, got) = gradients(exact, rows), gradients(fp8, rows)
+    want_losses, want = gradients(exact, rows)
+    for _ in range(CALIBRATION_PASSES if matmul == "int8" else 0):  # exact until then
+        gradients(rounded, rows)
+    losses, got = gradients(rounded, rows)
     assert losses.sum().item() == pytest.approx(want_losses.sum().item(), rel=0.02)
-    assert error(losses, want_losses) > 1e-6  # it is fp8
-    for name in want:
-        assert torch.cosine_similarity(got[name].flatten(), want[name].flatten(), dim=0) > 0.9, name
-    assert torch.equal(fp8.losses(rows), exact.losses(rows))
-    assert torch.equal(torch.cat(fp8.logits([row.ids for row in rows])), torch.cat(exact.logits([row.ids for row in rows])))
-    assert fp8.generate([rows[0].ids], 5) == exact.generate([rows[0].ids], 5)
+    cosines = {name: torch.cosine_similarity(got[name].flatten(), want[name].flatten(), dim=0).item() for name in want}
+    print(cosines)
+    assert min(cosines.values()) > 0.9
+    assert max(error(got[name], want[name]) for name in want) > 1e-3  # it is in 8 bits
+    assert torch.equal(rounded.losses(rows), exact.losses(rows))
+    ids = [row.ids for row in rows]
+    assert torch.equal(torch.cat(rounded.logits(ids)), torch.cat(exact.logits(ids)))
+    assert rounded.generate(ids[:2], 5) == exact.generate(ids[:2], 5)
 
 
-def test_layers_too_odd_for_fp8_stay_exact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("matmul", ["fp8", "int8"])
+def test_layers_too_odd_for_eight_bits_stay_exact(matmul: str, tmp_path: Path) -> None:
     base = write_base(tmp_path, transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=36, n_layer=1, n_head=3), seed=SEED)
-    exact, fp8 = _with_fp8(base, "none")
+    exact, rounded = _in_eight_bits(base, "none", matmul)
     rows = samples([9, 14])
-    (want_losses, want), (losses, got) = gradients(exact, rows), gradients(fp8, rows)
-    assert torch.equal(losses, want_losses)
-    assert all(torch.equal(got[name], want[name]) for name in want)
+    want_losses, want = gradients(exact, rows)
+    for _ in range(CALIBRATION_PASSES + 1):
+        losses, got = gradients(rounded, rows)
+        assert torch.equal(losses, want_losses)
+        assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 # --- the command line --------------------------------------------------------------------------------------------------
 
 
-def _run(recipe: Path, engine: str, *more: str) -> tuple[list[float], dict[str, Any]]:
-    done = tunesmith("train", str(recipe), "--run", engine, "--json", "--set", f"train.engine={engine}",
-                     "--set", "lora.dropout=0.0", *more, cwd=recipe.parent)
-    assert done.returncode == 0, done.stderr
+def _tunesmith(*words: str) -> Any:
+    """The command line, in this process: torch is here already."""
+    done = CliRunner().invoke(app, words)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def _run(recipe: Path, engine: str) -> tuple[list[float], dict[str, Any]]:
     folder = recipe.parent / engine
+    done = _tunesmith("train", str(recipe), "--run", str(folder), "--json", "--set", f"train.engine={engine}",
+                      "--set", "lora.dropout=0.0")
+    assert done.exit_code == 0, done.stderr
     losses = [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((folder / "result.json").read_text())
     assert result == json.loads(done.stdout)
@@ -933,19 +966,18 @@ def test_both_engines_train_the_same_from_the_command_line(recipe: Path) -> None
     assert manifests[0]["data"] == manifests[1]["data"]
 
 
-def _change(config: dict[str, Any]) -> dict[str, Any]:
-    return config | {"attention_dropout": 0.1}
-
-
 def test_auto_says_which_engine_and_why_and_native_refuses(bases: Bases, recipe: Path) -> None:
-    base: Callable[[dict[str, Any]], dict[str, Any]] | BaseFiles = rewrite_config(
-        bases.copy("llama", recipe.parent / "base").folder, _change)
-    words = ("train", str(recipe), "--set", f"model.base={base.folder}", "--set", "train.max_steps=1")
-    done = tunesmith(*words, "--run", "one", cwd=recipe.parent)
-    assert done.returncode == 0, done.stderr
-    assert "attention_dropout" in done.stdout + done.stderr
+    base = rewrite_config(bases.copy("llama", recipe.parent / "base").folder, lambda config: config | {"attention_dropout": 0.1})
+    words = ("train", str(recipe), "--set", f"model.base={base.folder}", "--set", "train.max_steps=1",
+             "--set", "data.validation=0")
+    done = _tunesmith(*words, "--run", str(recipe.parent / "one"))
+    assert done.exit_code == 0, done.stderr
+    assert "attention_dropout" in " ".join((done.stdout + done.stderr).split())
     assert json.loads((recipe.parent / "one" / "result.json").read_text())["engine"] == "hf"
-    done = tunesmith(*words, "--run", "two", "--set", "train.engine=native", cwd=recipe.parent)
-    assert done.returncode == RecipeError.exit_code
-    assert "attention_dropout" in done.stderr
-    assert "Traceback" not in done.stderr
+    done = _tunesmith(*words, "--run", str(recipe.parent / "two"), "--set", "train.engine=native")
+    assert done.exit_code == RecipeError.exit_code
+    assert "attention_dropout" in " ".join(done.stderr.split())
+    rewrite_config(base.folder, lambda config: config | {"attention_dropout": 0.0})
+    done = _tunesmith(*words, "--run", str(recipe.parent / "three"))
+    assert done.exit_code == 0, done.stderr
+    assert json.loads((recipe.parent / "three" / "result.json").read_text())["engine"] == "native"
