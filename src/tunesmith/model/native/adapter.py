@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 _PREFIX = "base_model.model."
+#: Up to this many linear modules PEFT writes each one's full name for `all-linear`, as of 0.21.
+_FULL_NAMES = 20
+#: PEFT's settings that are followed here, or that say nothing of what the adapter computes.
+_UNDERSTOOD = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+               "inference_mode", "r", "target_modules", "lora_alpha", "lora_dropout", "init_lora_weights", "megatron_core"}
+#: Ways for an adapter to begin that leave the base's weights as they are.
+_HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+#: The modules of the families that can carry an adapter.
+_PARTS = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
+          "up_proj", "down_proj"}
 
 
 def attach(model: Decoder, settings: LoraSettings, architecture: str, seed: int) -> LoraSettings:
@@ -30,7 +40,7 @@ def attach(model: Decoder, settings: LoraSettings, architecture: str, seed: int)
     else:
         targets = resolve_targets(settings.target_modules, architecture, names)
     if targets == "all-linear":  # PEFT, too, writes down what it came to
-        targets = sorted({name.rpartition(".")[2] for name in names})
+        targets = sorted(names if len(names) < _FULL_NAMES else {name.rpartition(".")[2] for name in names})
     settings = dataclasses.replace(settings, target_modules=targets)
     attach_as(model, settings)
     initialise(named_parameters(model), seed)
@@ -82,17 +92,18 @@ def refresh(model: Decoder) -> None:
 
 
 def why_not(config: LoraConfig) -> str | None:
-    """Why this adapter does not run on the native engine; None when it does."""
+    """Why this adapter does not run on the native engine; None when it does. What is not known is not taken."""
     from peft import LoraConfig
 
     plain = LoraConfig()
-    for name in ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "layers_to_transform",
-                 "layer_replication", "trainable_token_indices", "target_parameters", "exclude_modules", "fan_in_fan_out"):
-        value = getattr(config, name, None)
-        if value and value != getattr(plain, name, None):
-            return f"the adapter sets {name}"
-    if config.bias != "none" or getattr(config, "lora_bias", False):
-        return "the adapter has biases"
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if each.name in _UNDERSTOOD or value == getattr(plain, each.name):
+            continue
+        return f"the adapter sets {each.name}"
+    if config.init_lora_weights not in _HARMLESS_STARTS:
+        return f"the adapter's init_lora_weights, {config.init_lora_weights!r}, changes the base"
     if isinstance(config.target_modules, str):
         return "the adapter names its modules by a pattern"
-    return None
+    strange = [name for name in config.target_modules or [] if name.rpartition(".")[2] not in _PARTS]
+    return f"the adapter sits on {strange[0]}" if strange else None

@@ -69,7 +69,7 @@ class PackedAttention:
         if self.rope is not None:
             q, k = self.rope.rotated(q), self.rope.rotated(k)
         self.seen(k, v, layer)
-        if self._short:
+        if self._short and qkv_NW.dtype == torch.float32:
             return short_attention(q, k, v, self.stream.spans, self.slopes_H).flatten(1)
         return packed_attention_plain(q, k, v, self.stream.spans, self.slopes_H, self.window).flatten(1)
 

@@ -26,12 +26,12 @@ class Layer(nn.Module):
 
     def __init__(self, read: Reader, name: str, hidden: int, eps: float) -> None:
         super().__init__()
-        self.input_layernorm = read.norm(f"{name}.input_layernorm", hidden, eps)
-        self.query_key_value = read.linear(hidden, {f"{name}.self_attention.query_key_value": 3 * hidden})
-        self.dense = read.linear(hidden, {f"{name}.self_attention.dense": hidden})
-        self.post_attention_layernorm = read.norm(f"{name}.post_attention_layernorm", hidden, eps)
-        self.dense_h_to_4h = read.linear(hidden, {f"{name}.mlp.dense_h_to_4h": 4 * hidden})
-        self.dense_4h_to_h = read.linear(4 * hidden, {f"{name}.mlp.dense_4h_to_h": hidden})
+        self.input_layernorm = read.norm(f"{name}.input_layernorm", hidden, eps, shift=True)
+        self.query_key_value = read.linear(hidden, {f"{name}.self_attention.query_key_value": 3 * hidden}, bias=True)
+        self.dense = read.linear(hidden, {f"{name}.self_attention.dense": hidden}, bias=True)
+        self.post_attention_layernorm = read.norm(f"{name}.post_attention_layernorm", hidden, eps, shift=True)
+        self.dense_h_to_4h = read.linear(hidden, {f"{name}.mlp.dense_h_to_4h": 4 * hidden}, bias=True)
+        self.dense_4h_to_h = read.linear(4 * hidden, {f"{name}.mlp.dense_4h_to_h": hidden}, bias=True)
 
     def forward(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, attend: Attend,
                 number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,12 +54,10 @@ class Bloom(Decoder):
         self.mode = read.mode
         vocabulary = int(config["vocab_size"])
         self.embedding = frozen(read.tensor("transformer.word_embeddings.weight", vocabulary, hidden))
-        self.head = self.embedding
-        if not config.get("tie_word_embeddings", True):
-            self.head = frozen(read.tensor("lm_head.weight", vocabulary, hidden))
-        self.word_embeddings_layernorm = read.norm("transformer.word_embeddings_layernorm", hidden, eps)
+        self.head = read.head(self.embedding, tied=config.get("tie_word_embeddings", True))
+        self.word_embeddings_layernorm = read.norm("transformer.word_embeddings_layernorm", hidden, eps, shift=True)
         self.layers = nn.ModuleList(Layer(read, f"transformer.h.{i}", hidden, eps) for i in range(layers))
-        self.final_norm = read.norm("transformer.ln_f", hidden, eps)
+        self.final_norm = read.norm("transformer.ln_f", hidden, eps, shift=True)
         self.heads = Heads(heads, heads, hidden // heads, interleaved=True)
         self.register_buffer("slopes", torch.tensor(alibi_slopes(heads), device=read.device), persistent=False)
         self.window = None

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tunesmith.model.native.attention import Cache, CachedAttention, FillingAttention, Heads, PackedAttention, Rope
 from tunesmith.model.native.linear import Linear, Mode
-from tunesmith.model.native.norm import Norm
+from tunesmith.model.native.norm import HeadNorm, Norm
 from tunesmith.model.native.stream import Stream
 
 #: Attention of one pass: q, k, v side by side [N, W] and the layer's number -> [N, H D].
@@ -27,20 +27,20 @@ class Reader(Protocol):
     mode: Mode
     device: torch.device
 
-    def linear(self, inputs: int, outputs: dict[str, int]) -> Linear:
+    def linear(self, inputs: int, outputs: dict[str, int], *, bias: bool) -> Linear:
         """One layer of one module, or of several side by side: each one's name and how many outputs it has."""
         ...
 
-    def norm(self, name: str, width: int, eps: float) -> Norm:
-        """LayerNorm when the checkpoint has a bias for it, else RMSNorm."""
+    def norm(self, name: str, width: int, eps: float, *, shift: bool) -> Norm:
+        """LayerNorm with a shift, RMSNorm without."""
+        ...
+
+    def head(self, embedding_VC: nn.Parameter, *, tied: bool) -> nn.Parameter:
+        """The head [V, C]; the embedding itself where they are one."""
         ...
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
         """A tensor in the dtype of the products."""
-        ...
-
-    def has(self, name: str) -> bool:
-        """Whether the checkpoint has a tensor of this name."""
         ...
 
 
@@ -106,6 +106,6 @@ class Decoder(nn.Module):
 
     def parameter_count(self) -> int:
         """Of the base alone: what is tied counts once, what is quantised counts in full."""
-        norms = sum(module.parameter_count() for module in self.modules() if isinstance(module, Norm))
+        norms = sum(module.parameter_count() for module in self.modules() if isinstance(module, Norm | HeadNorm))
         tables = self.embedding.numel() + (0 if self.head is self.embedding else self.head.numel())
         return norms + tables + sum(linear.parameter_count() for linear in self.linears())

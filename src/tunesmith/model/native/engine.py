@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.errors import OutOfMemory
+from tunesmith.errors import OutOfMemory, RecipeError
 from tunesmith.model import lora
 from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
@@ -39,12 +39,25 @@ _GENERATE_ROWS = 64
 def load_decoder(base: BaseFiles, *, quantization: str, dtype: torch.dtype, device: torch.device) -> Decoder:
     """The frozen base. Raises IntegrityError or OutOfMemory."""
     family = Bloom if base.architecture == "bloom" else Llama
+    config = _completed(base)
     try:
         with Checkpoint(base, quantization=quantization, dtype=dtype, device=device) as read:
-            return family(base.config, read)
+            return family(config, read)
     except torch.OutOfMemoryError:
         raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",
                           "Quantise it further (model.quantization: nf4) or choose a smaller base.") from None
+
+
+def _completed(base: BaseFiles) -> dict[str, Any]:
+    """The base's config with what it leaves out, as transformers takes it."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(**base.config).to_dict()
+    except Exception as error:  # transformers raises whatever its validation meets
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"model.base: {base.name}: its config.json is not usable: {reason}",
+                          "Copy the base's config.json again.") from None
 
 
 class NativeEngine:

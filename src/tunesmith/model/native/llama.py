@@ -9,47 +9,37 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import rms_norm
 
+from tunesmith.errors import RecipeError
 from tunesmith.model.native.attention import Heads, Rope
 from tunesmith.model.native.decoder import Attend, Decoder, Reader
+from tunesmith.model.native.norm import HeadNorm
 from tunesmith.model.native.support import window
 from tunesmith.model.native.weights import frozen
-
-
-class HeadNorm(nn.Module):
-    """RMSNorm of each head of q and of k (Qwen3)."""
-
-    def __init__(self, q_D: torch.Tensor, k_D: torch.Tensor, heads: Heads, eps: float) -> None:
-        super().__init__()
-        self.q, self.k = frozen(q_D.float()), frozen(k_D.float())
-        self.heads, self.eps = heads, eps
-
-    def forward(self, qkv_NW: torch.Tensor) -> torch.Tensor:
-        """q, k, v side by side [N, W], q and k normed."""
-        q, k, v = self.heads.split(qkv_NW)
-        q = rms_norm(q.float(), q.shape[-1:], self.q, self.eps).to(qkv_NW.dtype)
-        k = rms_norm(k.float(), k.shape[-1:], self.k, self.eps).to(qkv_NW.dtype)
-        return torch.cat([q, k, v], dim=1).flatten(1)
 
 
 class Layer(nn.Module):
     """Attention, then the gated MLP, each on a normed copy of the residual stream."""
 
-    def __init__(self, read: Reader, name: str, hidden: int, inner: int, heads: Heads, eps: float) -> None:
+    def __init__(self, config: dict[str, Any], read: Reader, name: str, heads: Heads) -> None:
         super().__init__()
+        hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
+        kind, eps = config["model_type"], float(config.get("rms_norm_eps", 1e-6))
         q_width, k_width = heads.queries * heads.width, heads.keys * heads.width
-        self.input_layernorm = read.norm(f"{name}.input_layernorm", hidden, eps)
+        biased = kind in ("llama", "qwen3") and bool(config.get("attention_bias"))
+        mlp_biased = kind == "llama" and bool(config.get("mlp_bias"))
+        self.input_layernorm = read.norm(f"{name}.input_layernorm", hidden, eps, shift=False)
         self.qkv_proj = read.linear(hidden, {f"{name}.self_attn.q_proj": q_width, f"{name}.self_attn.k_proj": k_width,
-                                             f"{name}.self_attn.v_proj": k_width})
+                                             f"{name}.self_attn.v_proj": k_width}, bias=biased or kind == "qwen2")
         self.qk_norm = None
-        if read.has(f"{name}.self_attn.q_norm.weight"):
+        if kind == "qwen3":
             self.qk_norm = HeadNorm(*(read.tensor(f"{name}.self_attn.{part}_norm.weight", heads.width) for part in "qk"),
                                     heads, eps)
-        self.o_proj = read.linear(q_width, {f"{name}.self_attn.o_proj": hidden})
-        self.post_attention_layernorm = read.norm(f"{name}.post_attention_layernorm", hidden, eps)
-        self.gate_up_proj = read.linear(hidden, {f"{name}.mlp.gate_proj": inner, f"{name}.mlp.up_proj": inner})
-        self.down_proj = read.linear(inner, {f"{name}.mlp.down_proj": hidden})
+        self.o_proj = read.linear(q_width, {f"{name}.self_attn.o_proj": hidden}, bias=biased)
+        self.post_attention_layernorm = read.norm(f"{name}.post_attention_layernorm", hidden, eps, shift=False)
+        self.gate_up_proj = read.linear(hidden, {f"{name}.mlp.gate_proj": inner, f"{name}.mlp.up_proj": inner},
+                                        bias=mlp_biased)
+        self.down_proj = read.linear(inner, {f"{name}.mlp.down_proj": hidden}, bias=mlp_biased)
 
     def forward(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, attend: Attend,
                 number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,17 +59,13 @@ class Llama(Decoder):
         super().__init__()
         hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
         width = int(config.get("head_dim") or hidden // heads)
-        eps = float(config.get("rms_norm_eps", 1e-6))
         self.mode = read.mode
         self.heads = Heads(heads, int(config.get("num_key_value_heads") or heads), width)
-        vocabulary, inner = int(config["vocab_size"]), int(config["intermediate_size"])
-        self.embedding = frozen(read.tensor("model.embed_tokens.weight", vocabulary, hidden))
-        self.head = self.embedding
-        if not config.get("tie_word_embeddings", False):
-            self.head = frozen(read.tensor("lm_head.weight", vocabulary, hidden))
-        self.layers = nn.ModuleList(Layer(read, f"model.layers.{i}", hidden, inner, self.heads, eps)
+        self.embedding = frozen(read.tensor("model.embed_tokens.weight", int(config["vocab_size"]), hidden))
+        self.head = read.head(self.embedding, tied=config.get("tie_word_embeddings", False))
+        self.layers = nn.ModuleList(Layer(config, read, f"model.layers.{i}", self.heads)
                                     for i in range(int(config["num_hidden_layers"])))
-        self.final_norm = read.norm("model.norm", hidden, eps)
+        self.final_norm = read.norm("model.norm", hidden, float(config.get("rms_norm_eps", 1e-6)), shift=False)
         self.slopes = None
         self.window = window(config)
         inverse_D2, self.rope_factor = _frequencies(config)
@@ -99,7 +85,11 @@ def _frequencies(config: dict[str, Any]) -> tuple[torch.Tensor, float]:
     known = AutoConfig.for_model(**config)
     kind = known.rope_parameters["rope_type"]
     if kind != "default":
-        inverse_D2, factor = ROPE_INIT_FUNCTIONS[kind](known, torch.device("cpu"))
+        try:
+            inverse_D2, factor = ROPE_INIT_FUNCTIONS[kind](known, torch.device("cpu"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecipeError(f"model.base: its config.json asks for the RoPE scaling {kind!r} without a usable "
+                              f"{error}") from None
         return inverse_D2.float(), float(factor)
     width = getattr(known, "head_dim", None) or known.hidden_size // known.num_attention_heads
     return 1.0 / known.rope_parameters["rope_theta"] ** (torch.arange(0, width, 2).float() / width), 1.0

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from tunesmith.errors import IntegrityError
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.native.ahead import ReadAhead
 from tunesmith.model.native.linear import Linear, Mode, Part
 from tunesmith.model.native.norm import Norm
-from tunesmith.model.native.weights import keep, side_by_side
+from tunesmith.model.native.weights import frozen, keep, side_by_side
 
 #: Some checkpoints of a family are saved without the name of the body in front (bigscience/bloom-7b1).
 _PREFIXES = ("transformer.", "model.")
@@ -64,10 +65,6 @@ class Checkpoint:
         names = [name, *(name.removeprefix(prefix) for prefix in _PREFIXES)]
         return next((each for each in names if each in self._where), None)
 
-    def has(self, name: str) -> bool:
-        """Whether the checkpoint has a tensor of this name."""
-        return self._name(name) is not None
-
     def _raw(self, name: str, *shape: int) -> torch.Tensor:
         found = self._name(name)
         if found is None:
@@ -88,16 +85,22 @@ class Checkpoint:
         """In the dtype of the products."""
         return self._raw(name, *shape).to(self.dtype)
 
-    def norm(self, name: str, width: int, eps: float) -> Norm:
-        """With a shift when the checkpoint has a bias for it."""
-        shift = self._raw(f"{name}.bias", width) if self.has(f"{name}.bias") else None
-        return Norm(self._raw(f"{name}.weight", width), shift, eps)
+    def norm(self, name: str, width: int, eps: float, *, shift: bool) -> Norm:
+        """LayerNorm with a shift, RMSNorm without."""
+        return Norm(self._raw(f"{name}.weight", width), self._raw(f"{name}.bias", width) if shift else None, eps)
 
-    def linear(self, inputs: int, outputs: dict[str, int]) -> Linear:
+    def head(self, embedding_VC: nn.Parameter, *, tied: bool) -> nn.Parameter:
+        """The head. A tied one may be in the file all the same: a copy is the embedding, another head is taken."""
+        if tied and self._name("lm_head.weight") is None:
+            return embedding_VC
+        head_VC = self.tensor("lm_head.weight", *embedding_VC.shape)
+        return embedding_VC if tied and torch.equal(head_VC, embedding_VC) else frozen(head_VC)
+
+    def linear(self, inputs: int, outputs: dict[str, int], *, bias: bool) -> Linear:
         """Modules of the same input side by side, each by its name and its number of outputs."""
         weights = [keep(self._raw(f"{name}.weight", width, inputs), self.quantization, self.dtype)
                    for name, width in outputs.items()]
-        biases = [self._raw(f"{name}.bias", width) for name, width in outputs.items() if self.has(f"{name}.bias")]
+        biases = [self._raw(f"{name}.bias", width) for name, width in outputs.items()] if bias else []
         ends = list(itertools.accumulate(outputs.values()))
         parts = [Part(name, end - outputs[name], end) for name, end in zip(outputs, ends, strict=True)]
         return Linear(side_by_side(weights), torch.cat(biases) if biases else None, parts, self.mode)

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import rms_norm
 
+from tunesmith.model.native.attention import Heads
 from tunesmith.model.native.kernels.norm import add_norm, add_norm_backward
 
 
@@ -26,6 +28,27 @@ class Norm(nn.Module):
     def parameter_count(self) -> int:
         """Of weight and shift."""
         return self.weight.numel() * (1 if self.shift is None else 2)
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm of each head of q and of k (Qwen3)."""
+
+    def __init__(self, q_D: torch.Tensor, k_D: torch.Tensor, heads: Heads, eps: float) -> None:
+        super().__init__()
+        self.q = nn.Parameter(q_D.float(), requires_grad=False)
+        self.k = nn.Parameter(k_D.float(), requires_grad=False)
+        self.heads, self.eps = heads, eps
+
+    def forward(self, qkv_NW: torch.Tensor) -> torch.Tensor:
+        """q, k, v side by side [N, W], q and k normed."""
+        q, k, v = self.heads.split(qkv_NW)
+        q = rms_norm(q.float(), q.shape[-1:], self.q, self.eps).to(qkv_NW.dtype)
+        k = rms_norm(k.float(), k.shape[-1:], self.k, self.eps).to(qkv_NW.dtype)
+        return torch.cat([q, k, v], dim=1).flatten(1)
+
+    def parameter_count(self) -> int:
+        """Of both weights."""
+        return self.q.numel() + self.k.numel()
 
 
 class _AddNorm(torch.autograd.Function):
