@@ -2,7 +2,7 @@
 
 Only the gradient's products with the base's weights are in 8 bits. The forward pass, LoRA, norms, attention, the head and
 judging are as ever: with activations rounded to fp8 as well, single LoRA gradients of small trained bases fell to a cosine
-of 0.974 against the exact ones, with the gradient alone none falls below 0.997 (benchmarks/fp8_quality.py).
+of 0.974 against the exact ones, with the gradient alone none falls below 0.997 (benchmarks/eight_bit_quality.py).
 Shapes: N tokens, I inputs, O outputs.
 """
 
