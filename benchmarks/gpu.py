@@ -4,7 +4,8 @@
 
 FOLDER: where the models are, or are written to (random weights: shapes and lengths decide the speed). LENGTHS: a JSON list
 of the token counts of real samples. PEER: a script, called as `PEER STACK MODEL --lengths FILE|--seq N --bs B --accum A
---steps N --warm N`, that trains with another stack and prints `RESULT {json}` with tokens_s_median and peak_gib.
+--steps N --warm N`, that trains with another stack and prints `RESULT {json}` with tokens_s_median, tokens_s (each step's)
+and peak_gib.
 --peer-path: a folder that only the peers see in front of their packages.
 
 Every measurement is a process of its own. Ours takes optimiser steps by the same function as `tunesmith train`, over a
@@ -64,7 +65,7 @@ CELLS = {
     "llama-long": Cell(**LLAMA, **LONG, quantization="none", peers=("unsloth-bf16-nockpt",)),
     "llama-long-fp8": Cell(**LLAMA, **LONG, quantization="none", matmul="fp8"),
     "llama-long-int8": Cell(**LLAMA, **LONG, quantization="none", matmul="int8"),
-    "llama-long-nf4": Cell(**LLAMA, **LONG, quantization="nf4", micro_tokens=2048, checkpointing=True, peers=("unsloth-nf4",)),
+    "llama-long-nf4": Cell(**LLAMA, **LONG, quantization="nf4", micro_tokens=4096, checkpointing=True, peers=("unsloth-nf4",)),
 }
 #: How cost grows: samples of real lengths a step, then single rows.
 for count in (1, 4, 16, 64):
@@ -228,14 +229,16 @@ def measure(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     cell = CELLS[name]
     if not (chosen.folder / cell.model / "config.json").exists():
         write_model(cell.model, chosen.folder / cell.model)
-    ours = last_result([sys.executable, __file__, str(chosen.folder), str(chosen.lengths), str(chosen.peer), "--worker", name,
-                        "--repeats", str(chosen.repeats)], None)
-    found: dict[str, Any] = {"cell": asdict(cell), "ours": ours, "peers": {}}
+    worker = [sys.executable, __file__, str(chosen.folder), str(chosen.lengths), str(chosen.peer), "--worker", name,
+              "--repeats", str(chosen.repeats)]
+    found: dict[str, Any] = {"cell": asdict(cell), "ours": last_result(worker, None), "peers": {}}
     for stack in cell.peers if chosen.peers else ():
         rows = ["--seq", str(cell.seq)] if cell.seq else ["--lengths", str(chosen.lengths)]
         found["peers"][stack] = last_result(
             [sys.executable, str(chosen.peer), stack, str(chosen.folder / cell.model), *rows, "--bs", str(cell.peer_rows[0]),
              "--accum", str(cell.peer_rows[1]), "--steps", str(chosen.peer_steps), "--warm", "4"], chosen.peer_path)
+    if found["peers"] and chosen.again:  # a machine that got slower or faster meanwhile would show
+        found["ours_again"] = last_result(worker, None)
     return found
 
 
@@ -244,12 +247,14 @@ def table(results: dict[str, Any], tflops: float) -> str:
     lines = ["| cell | stack | tokens/s, median (range) | share of the roofline | peak GiB |", "|---|---|---|---|---|"]
     for name, found in results.items():
         gflop = GFLOP_PER_TOKEN.get(found["cell"]["model"])
-        for stack, value in {"tunesmith": found["ours"], **found["peers"]}.items():
+        again = {"tunesmith, again": found["ours_again"]} if "ours_again" in found else {}
+        for stack, value in {"tunesmith": found["ours"], **found["peers"], **again}.items():
             if "error" in value:
                 lines.append(f"| {name} | {stack} | failed: {value['error'][:90]} | | |")
                 continue
             middle = value["tokens_s_median"]
-            spread = f" ({min(value['tokens_s']):,.0f} - {max(value['tokens_s']):,.0f})" if stack == "tunesmith" else ""
+            each = value["tokens_s"]
+            spread = f" ({min(each):,.0f} - {max(each):,.0f})" if isinstance(each, list) else ""
             share = f"{100 * middle * gflop / tflops / 1000:.0f}%" if gflop else ""
             lines.append(f"| {name} | {stack} | {middle:,.0f}{spread} | {share} | {value['peak_gib']:.1f} |")
     return "\n".join(lines)
@@ -263,6 +268,7 @@ def main() -> None:
     parser.add_argument("peer", type=Path)
     parser.add_argument("--peer-path")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--again", action="store_true", help="measure ours before and after each peer")
     parser.add_argument("--peer-steps", type=int, default=14)
     parser.add_argument("--cells", default=",".join(["cold", *(name for name in CELLS if not name.startswith("growth"))]))
     parser.add_argument("--repeats", type=int, default=5)

@@ -39,7 +39,7 @@ class Layer(nn.Module):
         residual_NC, x_NC = self.input_layernorm(residual_NC, delta_NC)
         delta_NC = self.dense(attend(self.query_key_value(x_NC), number))
         residual_NC, x_NC = self.post_attention_layernorm(residual_NC, delta_NC)
-        return residual_NC, self.dense_4h_to_h(self.dense_h_to_4h(x_NC), front="gelu")
+        return residual_NC, self.dense_4h_to_h(self.dense_h_to_4h(x_NC), front="gelu", last=True)
 
 
 class Bloom(Decoder):

@@ -6,6 +6,7 @@ A family is a file that builds its layers from a checkpoint and says how its att
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -78,12 +79,15 @@ class Decoder(nn.Module):
                 # Only one tensor is kept for each layer when the sum is made before it.
                 residual_NC = residual_NC if delta_NC is None else residual_NC + delta_NC
                 residual_NC, delta_NC = checkpoint(layer, residual_NC, None, attend, number, use_reentrant=False,
-                                                   preserve_rng_state=False)
+                                                   preserve_rng_state=False, context_fn=self._recomputing)
             else:
                 residual_NC, delta_NC = layer(residual_NC, delta_NC, attend, number)
         if rows_L is not None:
             residual_NC, delta_NC = residual_NC[rows_L], delta_NC[rows_L]
         return self.final_norm(residual_NC, delta_NC)[1]
+
+    def _recomputing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), self.mode.recompute()
 
     def _positioned(self, positions_N: torch.Tensor) -> dict[str, Any]:
         return {"rope": self.rope(positions_N), "slopes_H": self.slopes, "window": self.window}

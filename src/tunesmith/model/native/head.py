@@ -12,8 +12,8 @@ import torch
 from tunesmith.model.native.kernels.cross_entropy import cross_entropy
 from tunesmith.model.native.linear import matmul_fp32
 
-#: Logits at once [values]: on a GPU some 1,000 rows keep the product efficient; on a CPU what its cache likes.
-_LOGITS_GPU, _LOGITS_CPU, _MOST_ROWS = 1 << 28, 1 << 22, 1024
+#: Logits at once [values]: on a GPU some 500 rows keep the product efficient; on a CPU what its cache likes.
+_LOGITS_GPU, _LOGITS_CPU, _MOST_ROWS = 1 << 28, 1 << 22, 512
 
 
 def head_losses(hidden_LC: torch.Tensor, weight_VC: torch.Tensor, targets_L: torch.Tensor) -> torch.Tensor:

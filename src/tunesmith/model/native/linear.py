@@ -6,7 +6,8 @@ q, k and v; gate and up), each with an adapter of its own or none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +29,22 @@ class Mode:
 
     adapter: whether LoRA is on. dropout_seed: int64 [1] on the device while training, None otherwise.
     rounded: whether layers that have a weight for 8-bit products use it.
+    recomputing: a layer runs again for what its backward pass needs; what it gives to the next one is not wanted.
     """
 
     adapter: bool = True
     dropout_seed: torch.Tensor | None = None
     rounded: bool = False
+    recomputing: bool = False
+
+    @contextmanager
+    def recompute(self) -> Iterator[None]:
+        """While it lasts, layers run for their backward pass alone."""
+        self.recomputing = True
+        try:
+            yield
+        finally:
+            self.recomputing = False
 
 
 @dataclass(frozen=True)
@@ -99,11 +111,14 @@ class Linear(nn.Module):
         self.lora: Adapters | None = None
         self.rounded: FrozenWeight | None = None
 
-    def forward(self, x_NI: torch.Tensor, front: str | None = None) -> torch.Tensor:
-        """[N, O]; `front` is gelu, swiglu (which halves the width of x) or nothing."""
+    def forward(self, x_NI: torch.Tensor, front: str | None = None, *, last: bool = False) -> torch.Tensor:
+        """[N, O]; `front` is gelu, swiglu (which halves the width of x) or nothing.
+
+        last: nothing of its decoder layer comes after it. While that is recomputed, the result holds nothing.
+        """
         lora = self.lora if self.mode.adapter else None
         weight = self.rounded if self.rounded is not None and self.mode.rounded else self.weight
-        call = _Call(weight, self.bias, lora, front, self.mode.dropout_seed)
+        call = _Call(weight, self.bias, lora, front, self.mode.dropout_seed, last and self.mode.recomputing)
         return _Linear.apply(x_NI, call, *(lora.learnable() if lora else []))
 
     def parameter_count(self) -> int:
@@ -120,6 +135,7 @@ class _Call:
     lora: Adapters | None
     front: str | None
     seed: torch.Tensor | None
+    discarded: bool
 
     @property
     def drops(self) -> bool:
@@ -186,7 +202,10 @@ class _Linear(torch.autograd.Function):
         if call.lora is not None:
             masks = call.masks(h_NI)
             low_NR, b_OR = call.low(h_NI, masks), call.lora.b_OR
-        y_NO = call.weight.project(h_NI, call.bias_O, low_NR, b_OR)
+        if call.discarded:
+            y_NO = h_NI.new_empty(len(h_NI), call.weight.outputs)
+        else:
+            y_NO = call.weight.project(h_NI, call.bias_O, low_NR, b_OR)
         ctx.call = call
         # A frozen layer without an adapter needs its input only to differentiate what stands before it.
         ctx.save_for_backward(x_NI if call.lora is not None or call.front else None, low_NR, *masks)

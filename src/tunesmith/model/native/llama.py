@@ -49,7 +49,7 @@ class Layer(nn.Module):
         if self.qk_norm is not None:
             qkv_NW = self.qk_norm(qkv_NW)
         residual_NC, x_NC = self.post_attention_layernorm(residual_NC, self.o_proj(attend(qkv_NW, number)))
-        return residual_NC, self.down_proj(self.gate_up_proj(x_NC), front="swiglu")
+        return residual_NC, self.down_proj(self.gate_up_proj(x_NC), front="swiglu", last=True)
 
 
 class Llama(Decoder):
