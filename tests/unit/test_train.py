@@ -163,9 +163,17 @@ def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantizati
                                                  quantization_config=WAYS[quantization].config(torch.float32))
     stock = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
     ids = torch.tensor([data.learn[0].ids])
+    ours = engine.logits(ids.tolist())[0]
     with torch.no_grad():
         theirs = stock(input_ids=ids).logits
-    ours = engine.logits(ids.tolist())[0]
+        assert torch.allclose(ours, theirs, atol=1e-2 * theirs.abs().max().item())
+        # Where the CPU has AVX512-BF16, stock nf4 has just rounded its weights and inputs to bf16. Without that:
+        if quantization == "nf4" and any(getattr(module, "support_avx512bf16_for_cpu", False) for module in stock.modules()):
+            stock = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, device_map="cpu",
+                                                         quantization_config=WAYS[quantization].config(torch.float32))
+            WAYS[quantization].prepare(stock)
+            stock = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
+            theirs = stock(input_ids=ids).logits
     assert torch.allclose(ours, theirs, atol=1e-5 * theirs.abs().max().item())
     with engine.bare():
         assert not torch.allclose(engine.logits(ids.tolist())[0], theirs, atol=1e-2)

@@ -60,10 +60,12 @@ def _torch() -> str:
 
 def _quantised(kind: str, device: str) -> str:
     """Send a vector through one quantised layer and back; returns the relative error against the exact product."""
-    import bitsandbytes
     import torch
 
+    from tunesmith.model.bitsandbytes import import_bitsandbytes
     from tunesmith.model.hf.quantize import WAYS
+
+    bitsandbytes = import_bitsandbytes()
 
     torch.manual_seed(0)
     exact = torch.nn.Linear(64, 64, bias=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tunesmith.model.bitsandbytes import import_bitsandbytes
 from tunesmith.model.native.kernels.dequantize import Nf4Absmax, dequantize_int8, dequantize_nf4
 
 
@@ -79,8 +80,7 @@ class Int8Weight(FrozenWeight):
     @classmethod
     def quantise(cls, weight_OI: torch.Tensor, dtype: torch.dtype) -> Int8Weight:
         """By bitsandbytes' own rounding, which starts from fp16."""
-        import bitsandbytes
-
+        bitsandbytes = import_bitsandbytes()
         q_OI, absmax_O, _ = bitsandbytes.functional.int8_vectorwise_quant(weight_OI.to(torch.float16))
         return cls(q_OI, absmax_O.float() / 127, dtype)
 
@@ -103,8 +103,7 @@ class Nf4Weight(FrozenWeight):
     @classmethod
     def quantise(cls, weight_OI: torch.Tensor, dtype: torch.dtype) -> Nf4Weight:
         """By bitsandbytes."""
-        import bitsandbytes
-
+        bitsandbytes = import_bitsandbytes()
         packed, state = bitsandbytes.functional.quantize_4bit(weight_OI.contiguous(), blocksize=64, compress_statistics=True,
                                                               quant_type="nf4")
         return cls(packed, state, dtype)
