@@ -18,11 +18,11 @@ import torch
 from tunesmith.data import TokenRow, read_text, tokenize_text
 from tunesmith.data.tokenize import Rules
 from tunesmith.model.files import locate_base
-from tunesmith.model.hf.load import load_tokenizer
 from tunesmith.model.lora import LoraSettings
 from tunesmith.model.native.adapter import attach
 from tunesmith.model.native.engine import NativeEngine, load_decoder
 from tunesmith.model.native.int8_products import CALIBRATION_PASSES
+from tunesmith.model.tokenizer import load_tokenizer
 from tunesmith.recipe import parse_recipe, preset_text
 
 

@@ -25,7 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Cell:
     matmul: str = "exact"
     micro_tokens: int = 1 << 30
     checkpointing: bool = False
+    offload: bool = False
     peers: tuple[str, ...] = ()
     peer_rows: tuple[int, int] = (4, 4)
 
@@ -66,14 +68,15 @@ CELLS = {
     "llama-long-fp8": Cell(**LLAMA, **LONG, quantization="none", matmul="fp8"),
     "llama-long-int8": Cell(**LLAMA, **LONG, quantization="none", matmul="int8"),
     "llama-long-nf4": Cell(**LLAMA, **LONG, quantization="nf4", micro_tokens=4096, checkpointing=True, peers=("unsloth-nf4",)),
+    "llama-long-nf4-offload": Cell(**LLAMA, **LONG, quantization="nf4", checkpointing=True, offload=True),
 }
-#: How cost grows: samples of real lengths a step, then single rows.
-for count in (1, 4, 16, 64):
-    CELLS[f"growth-bloom-560m-{count}-quotes"] = Cell("bloom-560m", "int8", BLOOM["targets"], 0.05, samples=count, steps=4)
-    CELLS[f"growth-bloom-7b1-{count}-quotes"] = Cell(**BLOOM, quantization="int8", samples=count, steps=4)
-for length in (128, 512, 2048, 8192, 32768):
-    CELLS[f"growth-bloom-560m-{length}-tokens"] = Cell("bloom-560m", "int8", BLOOM["targets"], 0.05, 1, length, 2)
-    CELLS[f"growth-llama-8b-{length}-tokens"] = Cell(**LLAMA, quantization="int8", samples=1, seq=length, steps=2)
+#: How cost grows, by base: (samples a step, tokens of each, or 0 for the real lengths). A process of its own for each base.
+GROWTH = {
+    "bloom-560m": Cell("bloom-560m", "int8", BLOOM["targets"], 0.05),
+    "bloom-7b1": Cell(**BLOOM, quantization="int8"),
+    "llama-8b": Cell(**LLAMA, quantization="int8"),
+}
+SIZES = [(1, 0), (4, 0), (16, 0), (64, 0), (1, 128), (1, 512), (1, 2048), (1, 8192), (1, 32768)]
 
 
 def write_model(kind: str, folder: Path) -> None:
@@ -131,14 +134,14 @@ class Row:
         return len(self.ids) - 1
 
 
-def measure_ours(cell: Cell, folder: Path, lengths: list[int], repeats: int) -> dict[str, Any]:
-    """Train the cell and time it; runs in a process of its own."""
+def load_ours(cell: Cell, folder: Path) -> tuple[Any, Callable[[list[Row]], Any], float]:
+    """(the engine, a function that takes one optimiser step on rows, seconds to load) of a cell."""
     import torch
 
     from tunesmith.model.build import build_for_training
     from tunesmith.model.files import locate_base
-    from tunesmith.model.hf.load import load_tokenizer
     from tunesmith.model.lora import LoraSettings
+    from tunesmith.model.tokenizer import load_tokenizer
     from tunesmith.train.optim import build_optimizer, build_scaler
     from tunesmith.train.step import Cut, optimiser_step
 
@@ -150,22 +153,38 @@ def measure_ours(cell: Cell, folder: Path, lengths: list[int], repeats: int) -> 
     torch.cuda.synchronize()
     load_s = time.perf_counter() - began
     if cell.checkpointing:
-        engine.checkpoint_gradients()
+        engine.checkpoint_gradients(offload=cell.offload)
     engine.training(True)
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=2e-4, weight_decay=0.0)
     scaler, cut = build_scaler(engine.dtype, engine.device), Cut(None, cell.micro_tokens, 512)
+
+    def take_step(rows: list[Row]) -> Any:
+        return optimiser_step(engine, optimizer, scaler, rows, step=1, cut=cut, max_grad_norm=1.0)
+
+    return engine, take_step, load_s
+
+
+def draw_steps(cell: Cell, vocabulary: int, lengths: list[int]) -> list[list[Row]]:
+    """The cell's list of steps."""
     draw = random.Random(1)
-    vocabulary = base.config["vocab_size"]
     counts = [cell.seq or lengths[i % len(lengths)] for i in range(cell.steps * cell.samples)]
     drawn = [Row([draw.randrange(10, vocabulary - 10) for _ in range(count)]) for count in counts]
-    steps = [drawn[i:i + cell.samples] for i in range(0, len(drawn), cell.samples)]
+    return [drawn[i:i + cell.samples] for i in range(0, len(drawn), cell.samples)]
+
+
+def measure_ours(cell: Cell, folder: Path, lengths: list[int], repeats: int) -> dict[str, Any]:
+    """Train the cell and time it; runs in a process of its own."""
+    import torch
+
+    engine, take_step, load_s = load_ours(cell, folder)
+    steps = draw_steps(cell, engine.base.config["vocab_size"], lengths)
     torch.cuda.reset_peak_memory_stats()
     passes, losses = [], []
     for turn in range(2 + repeats):
         seconds = []
-        for number, rows in enumerate(steps):
+        for rows in steps:
             started = time.perf_counter()
-            result = optimiser_step(engine, optimizer, scaler, rows, step=number + 1, cut=cut, max_grad_norm=1.0)
+            result = take_step(rows)
             seconds.append(time.perf_counter() - started)
             losses.append(result.loss)
             if result.grad_norm is None or not result.grad_norm > 0:
@@ -175,6 +194,53 @@ def measure_ours(cell: Cell, folder: Path, lengths: list[int], repeats: int) -> 
     return {"load_s": load_s, "tokens_s": passes, "tokens_s_median": statistics.median(passes),
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30, "loss": [losses[0], losses[-1]],
             "tokens_a_step": sum(len(row.ids) for rows in steps for row in rows) / len(steps)}
+
+
+def measure_growth(cell: Cell, folder: Path, lengths: list[int], repeats: int) -> dict[str, Any]:
+    """One base over all `SIZES`, until one does not fit; runs in a process of its own."""
+    import torch
+
+    engine, take_step, _ = load_ours(cell, folder)
+    weights_gib = torch.cuda.memory_allocated() / 2**30
+    found: list[dict[str, Any]] = []
+    for samples, seq in SIZES:
+        steps = draw_steps(replace(cell, samples=samples, seq=seq, steps=2 if seq > 2048 else 4), 1000, lengths)
+        engine._graphs.forget()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        seconds = []
+        try:
+            for turn in range(2 + repeats):
+                for rows in steps:
+                    started = time.perf_counter()
+                    take_step(rows)
+                    if turn >= 2:
+                        seconds.append(time.perf_counter() - started)
+        except torch.OutOfMemoryError:
+            found.append({"samples": samples, "seq": seq, "error": "out of memory"})
+            continue
+        tokens = sum(len(row.ids) for rows in steps for row in rows) / len(steps)
+        step_s = sum(seconds) / len(seconds)
+        found.append({"samples": samples, "seq": seq, "tokens_a_step": tokens, "step_ms": 1000 * step_s,
+                      "step_ms_range": [1000 * min(seconds), 1000 * max(seconds)], "us_a_token": 1e6 * step_s / tokens,
+                      "peak_gib": torch.cuda.max_memory_allocated() / 2**30})
+    return {"weights_gib": weights_gib, "sizes": found}
+
+
+def growth_table(found: dict[str, Any]) -> str:
+    """How cost grows, in Markdown."""
+    lines = ["| base | samples | tokens a step | ms a step | us a token | peak GiB | KiB a token beyond the weights |",
+             "|---|---|---|---|---|---|---|"]
+    for model, value in found.items():
+        for each in value.get("sizes", []):
+            what = f"| {model} | {each['samples']} x {each['seq'] or 'quotes'} |"
+            if "error" in each:
+                lines.append(f"{what} {each['error']} | | | | |")
+                continue
+            kept = (each["peak_gib"] - value["weights_gib"]) * 2**20 / each["tokens_a_step"]
+            lines.append(f"{what} {each['tokens_a_step']:,.0f} | {each['step_ms']:,.1f} | {each['us_a_token']:,.1f} | "
+                         f"{each['peak_gib']:.1f} | {kept:,.0f} |")
+    return "\n".join(lines)
 
 
 def last_result(command: list[str], path: str | None) -> dict[str, Any]:
@@ -203,6 +269,7 @@ def measure_cold(chosen: argparse.Namespace) -> dict[str, Any]:
     Twice: with nothing compiled before, then with what the first left in Triton's cache.
     """
     base, draw = chosen.folder / "bloom-7b1", random.Random(0)
+    prepare_worker("cold", "bloom-7b1", chosen)
     with tempfile.TemporaryDirectory() as folder:
         texts = [" ".join(f"w{draw.randrange(4, 1000)}" for _ in range(n)) for n in json.loads(chosen.lengths.read_text())]
         rows = Path(folder, "rows.jsonl")
@@ -224,13 +291,18 @@ def measure_cold(chosen: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def prepare_worker(name: str, model: str, chosen: argparse.Namespace) -> list[str]:
+    """The command that measures `name` on a base, which is written first if it is not there."""
+    if not (chosen.folder / model / "config.json").exists():
+        write_model(model, chosen.folder / model)
+    return [sys.executable, __file__, str(chosen.folder), str(chosen.lengths), str(chosen.peer), "--worker", name,
+            "--repeats", str(chosen.repeats)]
+
+
 def measure(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """A cell: ours, then each of its peers."""
     cell = CELLS[name]
-    if not (chosen.folder / cell.model / "config.json").exists():
-        write_model(cell.model, chosen.folder / cell.model)
-    worker = [sys.executable, __file__, str(chosen.folder), str(chosen.lengths), str(chosen.peer), "--worker", name,
-              "--repeats", str(chosen.repeats)]
+    worker = prepare_worker(name, cell.model, chosen)
     found: dict[str, Any] = {"cell": asdict(cell), "ours": last_result(worker, None), "peers": {}}
     for stack in cell.peers if chosen.peers else ():
         rows = ["--seq", str(cell.seq)] if cell.seq else ["--lengths", str(chosen.lengths)]
@@ -270,7 +342,7 @@ def main() -> None:
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--again", action="store_true", help="measure ours before and after each peer")
     parser.add_argument("--peer-steps", type=int, default=14)
-    parser.add_argument("--cells", default=",".join(["cold", *(name for name in CELLS if not name.startswith("growth"))]))
+    parser.add_argument("--cells", default=",".join(["cold", *CELLS, "growth"]))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--limit-s", type=float, default=float("inf"))
     parser.add_argument("--tflops", type=float, default=790, help="the GPU's bf16 matrix rate")
@@ -278,12 +350,20 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:
-        lengths = json.loads(chosen.lengths.read_text())
-        print("RESULT " + json.dumps(measure_ours(CELLS[chosen.worker], chosen.folder, lengths, chosen.repeats)))
+        lengths, name = json.loads(chosen.lengths.read_text()), chosen.worker
+        work, cell = (measure_growth, GROWTH[name]) if name in GROWTH else (measure_ours, CELLS[name])
+        print("RESULT " + json.dumps(work(cell, chosen.folder, lengths, chosen.repeats)))
         return
     import torch
 
-    began, results, colds = time.monotonic(), {}, {}
+    began, results, colds, growth = time.monotonic(), {}, {}, {}
+
+    def save() -> None:
+        about = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "repeats": chosen.repeats,
+                 "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"}
+        if chosen.out:
+            chosen.out.write_text(json.dumps({**about, "cold": colds, "cells": results, "growth": growth}, indent=1) + "\n")
+
     for name in chosen.cells.split(","):
         if time.monotonic() - began > chosen.limit_s:
             print(f"{name}: not measured, the time was spent", flush=True)
@@ -291,13 +371,17 @@ def main() -> None:
         if name == "cold":
             colds = measure_cold(chosen)
             print("cold", json.dumps(colds), flush=True)
+            save()
+            continue
+        if name == "growth":
+            for model in GROWTH:
+                growth[model] = last_result(prepare_worker(model, model, chosen), None)
+                print(growth_table({model: growth[model]}), growth[model].get("error", ""), flush=True)
+            save()
             continue
         results[name] = measure(name, chosen)
         print(table({name: results[name]}, chosen.tflops).splitlines()[-1 - len(results[name]["peers"]):], flush=True)
-        if chosen.out:
-            about = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "repeats": chosen.repeats,
-                     "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"}
-            chosen.out.write_text(json.dumps({**about, "cold": colds, "cells": results}, indent=1) + "\n")
+        save()
     print(table(results, chosen.tflops))
 
 

@@ -98,6 +98,13 @@ def test_kernels_twin_and_fp64_agree(case: tuple[list[int], int, int, int, bool,
         assert far(triton_value, true) < TOLERANCE[dtype], (name, seed)
 
 
+def test_a_stream_knows_when_all_its_samples_are_of_one_length() -> None:
+    assert pack([Row(64), Row(64)], bucket=128).length == 64
+    assert pack([Row(7), Row(7), Row(7)]).length == 7
+    assert pack([Row(64), Row(63)]).length == 0
+    assert pack([Row(64), Row(64), Row(64)], bucket=128).length == 0, "padding at the end is a sample of another length"
+
+
 @pytest.mark.parametrize("alibi", [True, False])
 def test_a_perturbed_sample_leaves_every_other_bit_identical(alibi: bool) -> None:
     heads, width = 2, 16

@@ -18,6 +18,7 @@ pytest.importorskip("triton")
 
 import numpy as np
 
+from tunesmith.model.native.eight_bit import Fp8Weight
 from tunesmith.model.native.int8_products import CALIBRATION_PASSES, THRESHOLD, Int8Products, fits_int8
 from tunesmith.model.native.kernels import int8_matmul as plain
 from tunesmith.model.native.kernels import int8_matmul_triton as kernels
@@ -55,7 +56,18 @@ def bf16_is_rounded_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
             return theirs(data, source, target, mode)
         return torch.tensor(data).bfloat16().view(torch.uint16).numpy()
 
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar.name != "bf16":
+            return handle
+        values = torch.tensor(handle.data.view(np.int16)).view(torch.bfloat16).float().numpy()
+        return interpreter.TensorHandle(values, interpreter.tl.float32)
+
     monkeypatch.setattr(interpreter, "_convert_float", convert)
+    # It would multiply the bits of bf16 as integers.
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot",
+                        lambda self, a, b, *rest: dot(self, widened(a), widened(b), *rest))
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -114,6 +126,47 @@ def test_quantise_rows(dtype: torch.dtype, shape: tuple[int, int], scaled: bool,
     assert (differ != 0).float().mean() <= 0.02, seed
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@each_dtype
+@pytest.mark.parametrize("C", [1, 15, 16, 100, 4096, 5000, 14336, 28672, 32769, 40000])
+def test_rows_held_whole_and_rows_read_twice(dtype: torch.dtype, C: int) -> None:
+    """One row each: ordinary, zeros, tiny, NaN, infinite, with both where they are dropped, the greatest at either end."""
+    x = randn(8, C, dtype=dtype)
+    dropped = torch.rand(C, device=DEVICE) < 0.1
+    dropped[C // 2] = True
+    x[1], x[2] = 0, x[2] * (1e-35 if dtype == torch.bfloat16 else 1e-7)
+    x[3, -1], x[4, 0] = float("nan"), float("-inf")
+    x[5, dropped] = float("nan")
+    x[6, 0], x[7, -1] = -300, 300
+    scale = randn(C).abs() + 0.1
+    for scale_C in (None, scale):
+        for dropped_C in (None, dropped):
+            (q, s), (want_q, want_s) = (rows(x, scale_C, dropped_C) for rows in (
+                kernels.quantise_rows_int8_triton, plain.quantise_rows_int8_plain))
+            assert torch.equal(s.isnan(), want_s.isnan()), seed
+            finite = ~s.isnan()
+            assert torch.allclose(s[finite], want_s[finite], rtol=0 if DEVICE == "cpu" else 2e-7, atol=0), seed
+            differ = (q[finite].int() - want_q[finite].int()).abs()
+            assert differ.max() <= (DEVICE == "cuda"), seed
+            assert (differ != 0).float().mean() <= 0.02, seed
+            if dropped_C is not None:
+                assert (q[finite][:, dropped] == 0).all(), seed
+                assert finite[5], seed
+    assert s[1] == 1
+
+
+def test_rows_leave_their_neighbours_alone() -> None:
+    """The last block of a row reaches beyond it: what is there belongs to the next row, or to nobody."""
+    for C in (15, 40000):
+        x = randn(3, C)
+        x[1] *= 1e6
+        q, s = kernels.quantise_rows_int8_triton(x)
+        for i in range(3):
+            alone_q, alone_s = kernels.quantise_rows_int8_triton(x[i:i + 1].clone())
+            assert torch.equal(q[i:i + 1], alone_q), seed
+            assert torch.equal(s[i:i + 1], alone_s), seed
+
+
 def test_halves_go_to_the_even_number() -> None:
     x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5]], device=DEVICE)
     for rows in (plain.quantise_rows_int8_plain, kernels.quantise_rows_int8_triton):
@@ -155,6 +208,22 @@ def test_round_weight(dtype: torch.dtype, shape: tuple[int, int]) -> None:
         assert (a != b).float().mean() <= 0.02, seed
     too_small = kernels.round_weight_int8_triton(w, scale / 2, False)
     assert too_small.abs().max() <= 127
+    assert (too_small.int() - plain.round_weight_int8_plain(w, scale / 2, False).int()).abs().max() <= 1, seed
+
+
+@each_dtype
+@pytest.mark.parametrize("room", [1, 8, 48])
+def test_weight_with_gaps_between_its_rows(dtype: torch.dtype, room: int) -> None:
+    """As a weight lies beside LoRA's B."""
+    wide = randn(48, 80 + room, dtype=dtype) * 100
+    w, scale = wide[:, :80], randn(48).abs() + 1
+    q = rand_int8(48, 80 + room)
+    for transposed in (False, True):
+        for rounded in (plain.round_weight_int8_plain, kernels.round_weight_int8_triton):
+            assert torch.equal(rounded(w, scale, transposed), rounded(w.clone(), scale, transposed)), seed
+    assert torch.equal(kernels.round_weight_int8_triton(q[:, :80], None, True), q[:, :80].T), seed
+    with pytest.raises(ValueError, match="contiguous"):
+        kernels.round_weight_int8_triton(w.T, None, True)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (48, 80), (130, 528)], ids=str)
@@ -204,6 +273,91 @@ def test_tiles_in_use(tile: kernels.Tile) -> None:
     assert torch.allclose(got, want, rtol=1e-5, atol=1e-2), seed
     if DEVICE == "cuda":
         assert torch.allclose(plain.int8_product(a, s_n, b, s_m, bias, torch.float32), want, rtol=1e-5, atol=1e-2), seed
+
+
+LOW_SHAPES = [(1, 16, 1, 1), (17, 48, 33, 8), (16, 32, 32, 16), (39, 64, 71, 24), (5, 16, 130, 48), (33, 32, 31, 64),
+              (40, 64, 136, 80), (3, 16, 5, 129)]
+
+
+def low_rank(N: int, M: int, R: int, dtype: torch.dtype, flipped: bool) -> tuple[Tensor, Tensor]:
+    """(low [N, R], b [M, R]) of ones' size; flipped: b is a transposed view."""
+    b = randn(R, M, dtype=dtype).T if flipped else randn(M, R, dtype=dtype)
+    return randn(N, R, dtype=dtype), b
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", LOW_SHAPES, ids=str)
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("tma", [False, pytest.param(True, marks=pytest.mark.skipif(not HAS_TMA, reason="no TMA"))])
+def test_low_rank_part(dtype: torch.dtype, shape: tuple[int, int, int, int], flipped: bool, tma: bool) -> None:
+    """Before the one rounding, with and without a bias and a scale, and sums that cancel."""
+    N, K, M, R = shape
+    a, b = rand_int8(N, K), rand_int8(M, K)
+    s_n = randn(N).abs() / 1000 / K
+    tile = kernels.Tile(64, 32, 32, 4, 2) if DEVICE == "cuda" else SMALL
+    low, b_low = low_rank(N, M, R, dtype, flipped)
+    part, size = low.double() @ b_low.double().T, low.double().abs() @ b_low.double().abs().T
+    for s_m, bias in ((None, None), (randn(M).abs(), None), (randn(M), randn(M, dtype=dtype)),
+                      (None, (-part[0]).to(dtype))):
+        large = (a.double() @ b.double().T) * s_n.double()[:, None] * (1 if s_m is None else s_m.double())
+        plus = torch.zeros(M, device=DEVICE).double() if bias is None else bias.double()
+        want, spread = large + part + plus, large.abs() + size + plus.abs()
+        for name, y in (("plain", plain.int8_product_plain(a, s_n, b, s_m, bias, dtype, low, b_low)),
+                        ("triton", kernels.launch_product(a, s_n, b, s_m, bias, dtype, tile, low, b_low, tma=tma))):
+            assert y.dtype == dtype
+            excess = (y.double() - want).abs() - (ROUNDING[dtype] * want.abs() + 4e-6 * spread + 1e-7)
+            assert excess.max() <= 0, f"{name}: {float(excess.max())} too far off, seed {seed}"
+
+
+@each_dtype
+@pytest.mark.parametrize("tile", [kernels.WIDE, kernels.SQUARE, kernels.BY_POINTER], ids=["wide", "square", "pointer"])
+def test_low_rank_part_in_the_tiles_in_use(dtype: torch.dtype, tile: kernels.Tile) -> None:
+    tma = tile != kernels.BY_POINTER
+    if tma and not HAS_TMA:
+        pytest.skip("no TMA")
+    if DEVICE == "cuda" and tma and kernels._limits(torch.cuda.current_device())[1] < tile.shared_bytes:
+        pytest.skip("does not fit this GPU")
+    a, b, s_n, s_m = rand_int8(139, 272), rand_int8(389, 272), randn(139).abs() / 1000, randn(389).abs() / 1000
+    for R, flipped in ((16, False), (48, True), (80, False), (200, True)):
+        low, b_low = low_rank(139, 389, R, dtype, flipped)
+        got = kernels.launch_product(a, s_n, b, s_m, None, dtype, tile, low, b_low, tma=tma)
+        want = plain.int8_product_plain(a, s_n, b, s_m, None, torch.float32, low, b_low)
+        assert relative(got, want) <= ROUNDING[dtype], f"{relative(got, want)}, R {R}, seed {seed}"
+
+
+@each_dtype
+def test_a_low_rank_part_of_zeros_adds_nothing(dtype: torch.dtype) -> None:
+    a, b, s_n, bias = rand_int8(20, 32), rand_int8(40, 32), randn(20) / 1000, randn(40, dtype=dtype)
+    low, b_low = low_rank(20, 40, 24, dtype, False)
+    for product in (plain.int8_product_plain, kernels.int8_product_triton):
+        want = product(a, s_n, b, None, bias, dtype)
+        for zeros in ((low * 0, b_low), (low, b_low * 0), (low[:, :0].contiguous(), b_low[:, :0].contiguous())):
+            assert torch.equal(product(a, s_n, b, None, bias, dtype, *zeros), want), seed
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("strange", [float("nan"), float("inf")])
+def test_what_is_not_finite_in_the_low_rank_part_shows(strange: float) -> None:
+    """In its row or column, and nowhere else."""
+    a, b, s_n = rand_int8(20, 32), rand_int8(40, 32), randn(20) / 1000
+    for at_low in (True, False):
+        low, b_low = low_rank(20, 40, 24, torch.float16, False)
+        (low if at_low else b_low)[7, 5] = strange
+        for product in (plain.int8_product_plain, kernels.int8_product_triton):
+            bad = ~product(a, s_n, b, None, None, torch.float16, low, b_low).isfinite()
+            assert (bad[7] if at_low else bad[:, 7]).all(), seed
+            assert bad.sum() == (40 if at_low else 20), seed
+
+
+def test_low_rank_parts_that_do_not_fit_are_refused() -> None:
+    a, b, s_n = rand_int8(4, 16), rand_int8(6, 16), randn(4)
+    low, b_low = randn(4, 8), randn(6, 8)
+    for pair in ((low, None), (None, b_low), (low[:3], b_low), (low, b_low[:5]), (low[:, :7], b_low), (low.half(), b_low)):
+        with pytest.raises(ValueError, match="low-rank part"):
+            plain.int8_product(a, s_n, b, None, None, torch.float32, *pair)
+    for pair in ((randn(8, 4).T, b_low), (low, randn(12, 8)[::2]), (low, randn(6, 16)[:, :8])):
+        with pytest.raises(ValueError, match="contiguous"):
+            kernels.int8_product_triton(a, s_n, b, None, None, torch.float32, *pair)
 
 
 def test_product_is_exact_beyond_what_fp32_counts() -> None:
@@ -333,6 +487,63 @@ def test_lora_s_part_and_the_bias_come_along(dtype: torch.dtype) -> None:
     assert relative(products.project(x, bias, low, b), want) < 0.01, seed
     dy = randn(8, 64, dtype=dtype)
     assert relative(products.project_back(dy, low, a), products.project_back(dy).double() + low.double() @ a.double()) < 0.01, seed
+
+
+def separately(products: Int8Products, x: Tensor, bias: Tensor | None, low: Tensor, b: Tensor) -> list[Tensor]:
+    """Forward as passes of their own over the result, each with a rounding: after each of them."""
+    q, s = plain.quantise_rows_int8(x, None, products.dropped_I)
+    passes = [plain.int8_product(q, s, products._rounded(False), products.scale, bias, products.dtype)]
+    if products.w_outlier is not None:
+        passes.append(passes[-1].addmm(x[:, products.columns], products.w_outlier.T))
+    return [*passes, passes[-1].addmm(low, b.T)]
+
+
+@each_dtype
+@pytest.mark.parametrize("outliers", [0, 3, 40])
+@pytest.mark.parametrize("kernel", [False, True], ids=["chosen", "triton"])
+def test_one_pass_is_what_several_were(dtype: torch.dtype, outliers: int, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA and the columns kept apart in the product: within the roundings that it saves, and near the exact result."""
+    if kernel:
+        monkeypatch.setattr(plain, "use_triton", lambda _: True)
+    inputs, outputs, R = 96, 160, 24
+    exact = int8_weight(outputs, inputs, dtype)
+    columns, factors = torch.randperm(inputs)[:outliers], torch.rand(outliers) * 100 + 20
+    products = settled(exact, [planted(8, inputs, columns, factors, dtype)])
+    x, dy, bias = planted(12, inputs, columns, factors, dtype), randn(12, outputs, dtype=dtype), randn(outputs, dtype=dtype)
+    a, low = randn(R, inputs, dtype=dtype), randn(12, R, dtype=dtype)
+    b = randn(outputs, inputs + R, dtype=dtype)[:, inputs:]  # as it lies beside a dense weight
+
+    got, passes = products.project(x, bias, low, b), separately(products, x, bias, low, b)
+    size = sum(y.double().abs() for y in (got, *passes))
+    size_low = low.double().abs() @ b.double().abs().T + x.double().abs() @ exact.dense().double().abs().T
+    assert ((got.double() - passes[-1].double()).abs() - ROUNDING[dtype] * size - 1e-5 * size_low).max() <= 0, seed
+    assert relative(got, exact.project(x, bias, low, b)) < 0.02, seed
+
+    got, rest = products.project_back(dy, low, a), products.project_back(dy)
+    want = rest.addmm(low, a)
+    size = sum(y.double().abs() for y in (got, rest, want))
+    size_low = low.double().abs() @ a.double().abs()
+    assert ((got.double() - want.double()).abs() - ROUNDING[dtype] * size - 1e-5 * size_low).max() <= 0, seed
+    assert relative(got, exact.project_back(dy, low, a)) < 0.02, seed
+
+
+def test_a_weight_beside_lora_s_b_is_rounded_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain, "use_triton", lambda _: True)
+    wide = randn(48, 64 + 16)
+    exact, strided = DenseWeight(wide[:, :64].clone()), DenseWeight(wide[:, :64])
+    x, dy = randn(5, 64), randn(5, 48)
+    one, other = settled(exact, [x]), settled(strided, [x])
+    assert not one.joins
+    assert torch.equal(one.project(x, None), other.project(x, None)), seed
+    assert torch.equal(one.project_back(dy), other.project_back(dy)), seed
+
+
+def test_what_fp8_multiplies_exactly_may_still_be_one_product() -> None:
+    """Only its backward pass is in 8 bits, so [W b] is the exact weight's."""
+    exact, b = DenseWeight(randn(48, 64)), randn(48, 8)
+    rounded = Fp8Weight(exact)
+    assert rounded.joins
+    assert torch.equal(rounded.beside(b), torch.cat([exact.weight, b], dim=1)), seed
 
 
 def test_calibration_is_exact_and_watches_every_pass() -> None:

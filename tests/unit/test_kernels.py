@@ -20,11 +20,12 @@ pytest.importorskip("triton")
 import numpy as np
 import torch.nn.functional as F
 
-from tunesmith.model.native.kernels import activations, cross_entropy, dequantize, dropout, norm, rope
+from tunesmith.model.native.kernels import activations, cross_entropy, dequantize, dropout, fp8, norm, rope
 from tunesmith.model.native.kernels import activations_triton as activations_t
 from tunesmith.model.native.kernels import cross_entropy_triton as cross_entropy_t
 from tunesmith.model.native.kernels import dequantize_triton as dequantize_t
 from tunesmith.model.native.kernels import dropout_triton as dropout_t
+from tunesmith.model.native.kernels import fp8_triton as fp8_t
 from tunesmith.model.native.kernels import norm_triton as norm_t
 from tunesmith.model.native.kernels import rope_triton as rope_t
 from tunesmith.model.native.kernels.dispatch import power_of_two, use_triton, warps
@@ -50,7 +51,7 @@ def fresh_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def bf16_is_rounded_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy has no bf16, and Triton's interpreter cuts fp32 off where a GPU rounds to the nearest even; torch rounds."""
+    """numpy has no bf16 and no fp8, and Triton's interpreter cuts off where a GPU rounds to the nearest even; torch rounds."""
     if DEVICE == "cuda":
         return
     from triton.runtime import interpreter
@@ -58,6 +59,8 @@ def bf16_is_rounded_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = interpreter._convert_float
 
     def convert(data: np.ndarray, source: Any, target: Any, mode: Any) -> np.ndarray:
+        if (source.name, target.name) == ("fp32", "fp8e4nv"):
+            return torch.tensor(data).to(fp8.FP8).view(torch.uint8).numpy()
         if (source.name, target.name) != ("fp32", "bf16"):
             return theirs(data, source, target, mode)
         return torch.tensor(data).bfloat16().view(torch.uint16).numpy()
@@ -220,6 +223,19 @@ def test_gelu(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     check(d_plain, d_want, dtype, "plain backward")
     check(d_triton, d_want, dtype, "triton backward")
     check(d_triton, d_plain, dtype, "triton and plain backward", halves=2)
+    the_forward_comes_along(activations.gelu_backward_plain, da, h, d_plain, plain)
+    the_forward_comes_along(activations_t.gelu_backward_triton, da, h, d_triton, triton)
+
+
+def the_forward_comes_along(backward: Callable[..., Tensor], da: Tensor, x: Tensor, d: Tensor, a: Tensor) -> None:
+    """A backward pass that gives the forward's result again, beside the gradient or in its place."""
+    again = torch.full_like(da, float("nan"))
+    before = da.clone()
+    assert torch.equal(backward(da, x, again), d)
+    assert torch.equal(again, a)
+    assert torch.equal(da, before)
+    assert torch.equal(backward(before, x, before), d)
+    assert torch.equal(before, a)
 
 
 def silu_product(x: Tensor) -> Tensor:
@@ -244,6 +260,8 @@ def test_swiglu(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     check(d_plain, d_want, dtype, "plain backward")
     check(d_triton, d_want, dtype, "triton backward")
     check(d_triton, d_plain, dtype, "triton and plain backward", halves=2)
+    the_forward_comes_along(activations.swiglu_backward_plain, da, x, d_plain, plain)
+    the_forward_comes_along(activations_t.swiglu_backward_triton, da, x, d_triton, triton)
 
 
 # ---- rope
@@ -505,3 +523,44 @@ def test_dequantised_chunks_are_seamless(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(dequantize.dequantize_nf4_plain(packed, code, absmax, torch.empty_like(whole)), whole)
     monkeypatch.setattr(dequantize, "_CHUNK", 80)
     assert torch.equal(dequantize.dequantize_int8_plain(q, scale, torch.empty_like(rows)), rows)
+
+
+# ---- fp8
+
+has_fp8 = pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 9), reason="no fp8")
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@has_fp8
+@each_dtype
+@pytest.mark.parametrize("C", [1, 15, 16, 100, 4096, 14336, 28672, 40000])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_fp8_rows(dtype: torch.dtype, C: int, scaled: bool) -> None:
+    """Rows that a program holds and rows that it reads twice; zeros, an infinity, and the greatest at either end."""
+    x = randn(5, C, dtype=dtype)
+    x[1], x[2, C // 2] = 0, float("inf")
+    x[3, 0], x[4, -1] = -300, 300
+    scale = randn(C).abs() + 0.1 if scaled else None
+    (plain, plain_s), (triton, triton_s) = fp8.quantise_rows_plain(x, scale), fp8_t.quantise_rows_triton(x, scale)
+    assert torch.allclose(plain_s, triton_s, rtol=0 if DEVICE == "cpu" else 3e-7, atol=0), seed
+    assert triton_s[1] == 1
+    assert triton_s[2].isinf()
+    finite = [0, 1, 3, 4]
+    differ = plain.view(torch.uint8)[finite] != triton.view(torch.uint8)[finite]
+    assert differ.float().mean() <= (0 if DEVICE == "cpu" else 0.02), seed
+    check(triton[finite].float(), plain[finite].float(), torch.float32, "rows", slack=0 if DEVICE == "cpu" else 2**-3)
+
+
+@has_fp8
+@each_dtype
+@pytest.mark.parametrize("shape", [(16, 16), (48, 80), (130, 528)], ids=str)
+def test_fp8_weight(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    """Also one with gaps between its rows, as it lies beside LoRA's B."""
+    wide = randn(shape[0], shape[1] + 24, dtype=dtype)
+    for w in (wide[:, :shape[1]], wide[:, :shape[1]].clone()):
+        scale = (w.abs().amax(1).float() / fp8.LARGEST).clamp_min(1e-12)
+        for transposed in (False, True):
+            plain, triton = fp8.cast_weight_plain(w, scale, transposed), fp8_t.cast_weight_triton(w, scale, transposed)
+            assert triton.is_contiguous()
+            differ = plain.view(torch.uint8) != triton.view(torch.uint8)
+            assert differ.float().mean() <= (0 if DEVICE == "cpu" else 0.02), seed

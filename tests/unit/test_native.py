@@ -494,11 +494,12 @@ def test_recomputed_activations_give_the_same_gradients(bases: Bases, family: st
     rows = samples(row_lengths())
     torch.manual_seed(7)
     losses, kept = gradients(native, rows)
-    native.checkpoint_gradients()
-    torch.manual_seed(7)
-    again, recomputed = gradients(native, rows)
-    assert torch.allclose(again, losses, rtol=1e-6)
-    assert_same_gradients(recomputed, kept, bound=1e-5)
+    for share in (0.5, 1.0):
+        native.checkpoint_gradients(share)
+        torch.manual_seed(7)
+        again, recomputed = gradients(native, rows)
+        assert torch.allclose(again, losses, rtol=1e-6)
+        assert_same_gradients(recomputed, kept, bound=1e-5)
 
 
 @some

@@ -13,7 +13,7 @@ from conftest import RECIPE
 from tunesmith.errors import RecipeError
 from tunesmith.model.hf.meta import count_on_meta
 from tunesmith.model.lora import LoraSettings
-from tunesmith.plan import count_parameters
+from tunesmith.plan import count_parameters, native_activation_bytes
 from tunesmith.plan.shapes import FAMILIES
 
 
@@ -74,6 +74,17 @@ def test_a_family_without_arithmetic_is_built_without_memory(tmp_path: Path) -> 
 def test_configs_and_targets_that_do_not_fit(config: dict[str, object], targets: object, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         count_parameters(config, r=1, target_modules=targets)  # type: ignore[arg-type]
+
+
+def test_the_more_layers_run_again_the_less_is_kept(assets: Path) -> None:
+    config = json.loads((assets / "bloom-7b1" / "config.json").read_text())
+    shares = [i / 10 for i in range(11)]
+    kept = [native_activation_bytes(config, value_bytes=2, checkpointing=share) for share in shares]
+    assert all(fixed == kept[0][1] for _, fixed in kept)
+    per_token = [each for each, _ in kept]
+    assert per_token[1:] == sorted(per_token[1:], reverse=True)
+    assert per_token[10] < per_token[0] / 5
+    assert per_token[10] > 30 * 4096 * 2, "every layer's input is kept"
 
 
 def test_plan_reads_no_weights_and_no_data(tmp_path: Path, assets: Path) -> None:

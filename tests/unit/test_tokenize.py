@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tunesmith import embedded
+from tunesmith.data import tokenize
 from tunesmith.data.dataset import TextSet, tokenize_text
 from tunesmith.data.template import Example
 from tunesmith.data.tokenize import Encoder, Rules
@@ -73,6 +74,30 @@ def test_the_quotes_recipe_fits_the_quotes(assets: Path) -> None:
     counts = tokenize_text(read_text(chosen), tokenizer, Rules(chosen.loss_on, chosen.append_eos, chosen.max_length, chosen.overlong)).counts
     assert counts["learn"] + counts["held_out"] == 2508
     assert max(json.loads((assets / "quotes_lengths.json").read_text())) < chosen.max_length
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts=st.lists(st.tuples(st.sampled_from(["", "a", "the ", "the cat ->: "]) | st.text(max_size=12), st.text(max_size=12)),
+                      max_size=9),
+       chats=st.integers(0, 3), loss_on=st.sampled_from(["all", "completion"]), append_eos=st.booleans(), at_once=st.integers(1, 5))
+def test_many_at_once_are_the_same_as_one_by_one(chat_tokenizer: Any, texts: list[tuple[str, str]], chats: int, loss_on: str,
+                                                 append_eos: bool, at_once: int) -> None:
+    turns = (("user", "hi"), ("assistant", "yo"))
+    examples = [Example(*pair, None, f"line {i}") for i, pair in enumerate(texts)] + [Example("", "", turns, "c")] * chats
+    chosen = rules(loss_on, append_eos, max_length=9)
+    one_by_one = [Encoder(chat_tokenizer, chosen).encode(example) for example in examples]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenize, "_AT_ONCE", at_once)
+        assert list(Encoder(chat_tokenizer, chosen).encode_all(examples)) == one_by_one
+
+
+def test_the_first_bad_row_is_the_one_that_is_named(chat_tokenizer: Any) -> None:
+    rows = [plain("a ", "b"), Example("long " * 50, "x", None, "line 4"), Example("", "", (("user", "hi"),), "line 5"),
+            plain("a", "")]
+    with pytest.raises(DataError, match="line 4: longer"):
+        tokenize_text(TextSet(rows, [], 0), chat_tokenizer, rules(max_length=20))
+    with pytest.raises(DataError, match="line 5: no message of the assistant"):
+        tokenize_text(TextSet(rows, [], 0), chat_tokenizer, rules(max_length=20, overlong="drop"))
 
 
 def test_end_token_is_learnt_also_where_it_is_the_pad_token(sprout: Any) -> None:

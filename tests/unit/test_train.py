@@ -16,8 +16,8 @@ from tunesmith.data.tokenize import Rules
 from tunesmith.errors import DivergedError, IntegrityError, OutOfMemory, RecipeError
 from tunesmith.model.build import build_for_training, build_with_adapter
 from tunesmith.model.files import locate_base
-from tunesmith.model.hf.load import load_tokenizer
 from tunesmith.model.lora import LoraSettings, resolve_targets
+from tunesmith.model.tokenizer import load_tokenizer
 from tunesmith.recipe import parse_recipe, preset_text
 from tunesmith.rundir import write_sealed_folder
 from tunesmith.train import step as step_module
@@ -238,6 +238,16 @@ def test_out_of_memory_cuts_smaller_then_checkpoints_then_gives_up(base: Any, da
     with pytest.raises(OutOfMemory) as caught:
         step_that_fits(*arguments, step=1, cut=Cut(4, 0, 0), max_grad_norm=1)
     assert caught.value.exit_code == 6
+
+
+def test_the_host_s_memory_comes_last() -> None:
+    cut, tried = Cut(None, 1000, 10, may_checkpoint=True, may_offload=True), []
+    while cut.shrink(longest=400):
+        tried.append((cut.max_tokens, cut.checkpointing, cut.offloading))
+    assert tried == [(500, False, False), (400, False, False), (400, True, False), (400, True, True)]
+    some = Cut(1, 0, 0, may_checkpoint=True, selective=True)
+    assert [(some.shrink(9), some.checkpointing) for _ in range(3)] == [(True, 0.5), (True, 1.0), (False, 1.0)]
+    assert not Cut(1, 0, 0, may_offload=True).shrink(10), "nothing waits on the host that is not recomputed"
 
 
 def test_restore_is_exact(base: Any, data: Dataset) -> None:

@@ -104,8 +104,7 @@ def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules) -> Dataset:
 
 def _encode_all(examples: list[Example], encoder: Encoder, counts: dict[str, int]) -> list[TokenRow]:
     rules, rows = encoder.rules, []
-    for example in examples:
-        row, overlong = encoder.encode(example)
+    for row, overlong in encoder.encode_all(examples):
         if overlong and rules.overlong == "error":
             raise DataError(f"{row.place}: longer than data.max_length, {rules.max_length} tokens",
                             "Raise data.max_length, or set data.overlong to truncate or drop.")

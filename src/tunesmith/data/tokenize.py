@@ -6,11 +6,15 @@ Only the notebook's own setting (`loss_on: all`, `append_eos: false`) tokenizes 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.template import Example
 from tunesmith.errors import DataError, RecipeError
+
+#: How many examples are tokenized in one call: enough that the call itself costs little, few enough to fit any memory.
+_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, rules: Rules) -> None:
         self.tokenizer, self.rules = tokenizer, rules
+        self._known: dict[str, list[int]] = {}
         self.eos: int | None = tokenizer.eos_token_id
         if rules.append_eos and self.eos is None:
             raise RecipeError("data.append_eos: this base's tokenizer has no end token",
@@ -62,11 +67,30 @@ class Encoder:
         self.beginning: list[int] = special[:starts[0]] if starts else []
 
     def _plain(self, text: str) -> list[int]:
+        if text in self._known:
+            return list(self._known[text])
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _learn(self, texts: list[str]) -> None:
+        """Tokenize texts in one call, on every core, for `_plain` to give when it is asked for them."""
+        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
+            found = self.tokenizer(new, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+            self._known |= zip(new, found["input_ids"], strict=True)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens that generation is given for a prompt."""
         return self.beginning + self._plain(prompt)
+
+    def encode_all(self, examples: Sequence[Example]) -> Iterator[tuple[TokenRow, bool]]:
+        """What `encode` gives for each. Plain texts are tokenized many at a time; a chat's time goes to its template."""
+        for start in range(0, len(examples), _AT_ONCE):
+            some = examples[start:start + _AT_ONCE]
+            texts = [example for example in some if example.messages is None]
+            self._learn([text for example in texts for text in (example.prompt, example.prompt + example.completion)])
+            self._learn([example.completion for example in texts if self._in_one_piece(example) is None])
+            for example in some:
+                yield self.encode(example)
+            self._known.clear()
 
     def encode(self, example: Example) -> tuple[TokenRow, bool]:
         """The example as tokens, and whether it was longer than `max_length` (then it is cut, and has no end token)."""
@@ -82,13 +106,19 @@ class Encoder:
 
     def _plain_text(self, example: Example) -> tuple[TokenRow, bool]:
         prompt_ids = self.prompt_ids(example.prompt)
-        ids = self.beginning + self._plain(example.prompt + example.completion)
-        as_the_notebook = self.rules.loss_on == "all" and not self.rules.append_eos
-        if ids[: len(prompt_ids)] != prompt_ids and not as_the_notebook:
+        ids = self._in_one_piece(example)
+        if ids is None:
             ids = prompt_ids + self._plain(example.completion)
         first = 0 if self.rules.loss_on == "all" else len(prompt_ids)
         learnt = [False] * first + [True] * (len(ids) - first)
         return TokenRow(ids, learnt, prompt_ids, example.prompt, example.completion, example.place), False
+
+    def _in_one_piece(self, example: Example) -> list[int] | None:
+        """The whole text as tokens; None where the completion would melt into the prompt's last token, and must not."""
+        prompt_ids = self.prompt_ids(example.prompt)
+        ids = self.beginning + self._plain(example.prompt + example.completion)
+        as_the_notebook = self.rules.loss_on == "all" and not self.rules.append_eos
+        return ids if as_the_notebook or ids[: len(prompt_ids)] == prompt_ids else None
 
     def _render(self, messages: list[dict[str, str]], example: Example, prompt: bool = False) -> str:
         if not messages:

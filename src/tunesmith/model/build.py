@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from tunesmith.errors import EnvironmentFault
+from tunesmith.model.device import choose_device, choose_dtype, one_gpu_holds
 from tunesmith.model.engine import Engine
 from tunesmith.model.files import BaseFiles
-from tunesmith.model.hf.load import choose_device, choose_dtype, one_gpu_holds
 from tunesmith.model.lora import LoraSettings, copy_state, read_adapter
 
 

@@ -53,10 +53,13 @@ class Engine(Protocol):
 
     Shapes: B rows, T tokens of a row, V entries of the vocabulary.
     padded: whether rows that are computed together cost as much as the longest of them.
+    offloads: whether activations can wait in the host's memory. selective: whether some layers alone can be recomputed.
     """
 
     name: str
     padded: bool
+    offloads: bool
+    selective: bool
     tokenizer: Any
     pad_id: int
     stop_ids: list[int]
@@ -100,8 +103,12 @@ class Engine(Protocol):
         """Within it the adapter is off: the bare base answers."""
         ...
 
-    def checkpoint_gradients(self) -> None:
-        """Recompute activations in the backward pass from now on, instead of keeping them."""
+    def checkpoint_gradients(self, share: float = 1.0, *, offload: bool = False) -> None:
+        """Recompute activations in the backward pass from now on, instead of keeping them.
+
+        share: of the layers, for an engine that is `selective`; another one takes all for any share above 0.
+        offload: what is still kept waits in the host's memory; only of an engine that `offloads`.
+        """
         ...
 
     def load_adapter_weights(self, state: Mapping[str, torch.Tensor]) -> None:

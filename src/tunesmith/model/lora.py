@@ -1,6 +1,6 @@
 """What a LoRA adapter is, whichever engine holds it: where it sits, how it begins, how PEFT's files are written and read.
 
-peft takes seconds to import, so it is, where it is needed.
+peft takes seconds to import, so it is only where it is needed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from tunesmith.errors import IntegrityError, RecipeError
+from tunesmith.model.libraries import import_peft
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -43,6 +44,7 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
     """
     last_names = sorted({name.rpartition(".")[2] for name in linear_names})
     if target_modules == "auto":
+        import_peft()
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
         known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(architecture)
@@ -62,11 +64,9 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
 
 def build_config(settings: LoraSettings, targets: str | list[str]) -> LoraConfig:
     """PEFT's own description of the adapter that the recipe asks for."""
-    from peft import LoraConfig
-
     alpha = int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha
-    return LoraConfig(r=settings.r, lora_alpha=alpha, lora_dropout=settings.dropout, bias="none", task_type="CAUSAL_LM",
-                      target_modules=targets)
+    return import_peft().LoraConfig(r=settings.r, lora_alpha=alpha, lora_dropout=settings.dropout, bias="none",
+                                    task_type="CAUSAL_LM", target_modules=targets)
 
 
 def initialise(parameters: Mapping[str, torch.nn.Parameter], seed: int) -> None:
@@ -124,11 +124,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     """A saved adapter: its config and its tensors. Raises IntegrityError when it is none, or not readable."""
-    from peft import LoraConfig
-
     read_adapter_config(folder)
     try:
-        config = LoraConfig.from_pretrained(str(folder))
+        config = import_peft().LoraConfig.from_pretrained(str(folder))
         return config, safetensors.torch.load_file(folder / WEIGHTS_NAME)
     except (SafetensorError, TypeError, ValueError, OSError) as error:
         raise IntegrityError(f"{folder}: not readable as a LoRA adapter: {error}") from None

@@ -5,6 +5,7 @@ Generous, and only used to choose how a step is cut.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tunesmith.plan.shapes import FAMILIES
@@ -15,7 +16,7 @@ _KEPT_PER_LAYER = 34
 _LOGITS_ROWS = 1024
 
 
-def activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing: bool) -> tuple[int, int]:
+def activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing: float) -> tuple[int, int]:
     """(bytes a padded token, bytes in any case) of the hf engine.
 
     value_bytes: of one activation (4 for fp32, 2 for bf16 and fp16). The head's logits and their gradient, in fp32,
@@ -34,13 +35,16 @@ def activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing:
     return kept * hidden * value_bytes + vocabulary * (4 + 4 + value_bytes), 0
 
 
-def native_activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing: bool) -> tuple[int, int]:
+def native_activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing: float) -> tuple[int, int]:
     """(bytes a token, bytes in any case) of the native engine, whose families are all in `FAMILIES`.
+
+    checkpointing: the share of the layers that keep their input alone, and run again for the backward pass.
 
     A layer keeps what its linear modules put out, two sums of the residual stream less the two modules that become part
     of them, and two norms: the outputs and two hidden widths. Its gradients take about as much again for one layer.
     """
     shapes = FAMILIES[config["model_type"]](config)
     a_layer = sum(linear.outputs * linear.count for linear in shapes.linears) // shapes.layers + 2 * shapes.hidden
-    kept = shapes.layers * shapes.hidden + 3 * a_layer if checkpointing else (shapes.layers + 2) * a_layer
+    again = math.ceil(checkpointing * shapes.layers)
+    kept = again * shapes.hidden + (shapes.layers - again + 2 + (again > 0)) * a_layer
     return kept * value_bytes, _LOGITS_ROWS * shapes.vocabulary * (4 + value_bytes)

@@ -17,7 +17,7 @@ from tunesmith.data import SampleOrder, TokenRow
 from tunesmith.errors import DivergedError, Interrupted
 from tunesmith.model.engine import Engine
 from tunesmith.rundir import RunFolder
-from tunesmith.train.optim import build_optimizer, build_scaler, learning_rate_at
+from tunesmith.train.optim import AdamW, build_optimizer, build_scaler, learning_rate_at
 from tunesmith.train.resume import Progress, checkpoint_files, restore, seed_everything
 from tunesmith.train.signals import StopSignal
 from tunesmith.train.step import LOWER_THE_RATE, Cut, step_that_fits
@@ -104,7 +104,7 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
     return progress
 
 
-def _start(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, run: RunFolder, cut: Cut,
+def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: RunFolder, cut: Cut,
            settings: TrainSettings, notify: Callable[[str], None]) -> Progress:
     """Where the run begins: at its newest whole checkpoint, or at the beginning."""
     path, files, damaged = run.checkpoints(settings.save_total_limit).newest_whole()
@@ -123,7 +123,7 @@ def _start(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.G
             notify(f"Resuming {_short(run.path)} at step {progress.step} of {settings.total_steps} "
                    f"(checkpoint of {time.strftime('%H:%M', time.localtime(path.stat().st_mtime))}, whole).")
     if cut.checkpointing:
-        engine.checkpoint_gradients()
+        engine.checkpoint_gradients(cut.checkpointing, offload=cut.offloading)
     return progress
 
 

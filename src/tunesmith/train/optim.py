@@ -3,18 +3,61 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch.optim.adamw import adamw
 
 from tunesmith.errors import RecipeError
 
 
-def build_optimizer(parameters: Iterable[torch.nn.Parameter], *, learning_rate: float,
-                    weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) with betas 0.9 and 0.999, eps 1e-8."""
-    return torch.optim.AdamW(list(parameters), lr=learning_rate, betas=(0.9, 0.999), eps=1e-8,
-                             weight_decay=weight_decay, fused=True)
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) with betas 0.9 and 0.999, eps 1e-8.
+
+    torch's own fused function, on the state that torch.optim.AdamW would keep. To make one of those imports torch's
+    compiler, which takes seconds. A test holds the two together, to the bit.
+    param_groups: one, of params, lr and weight_decay. state: of each parameter that had a gradient.
+    found_inf, grad_scale: scalars on the device, there for one step. Names are torch's: GradScaler takes this for its own.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler asks: whether a step that overflowed is left out on the device
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], *, learning_rate: float, weight_decay: float) -> None:
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": list(parameters), "lr": learning_rate, "weight_decay": weight_decay}]
+        self.state: defaultdict[torch.nn.Parameter, dict[str, torch.Tensor]] = defaultdict(dict)
+
+    def zero_grad(self, *, set_to_none: bool) -> None:
+        """Forget the gradients; kept as tensors of zeros unless set_to_none."""
+        for group in self.param_groups:
+            with_grad = [p for p in group["params"] if p.grad is not None]
+            if set_to_none:
+                for parameter in with_grad:
+                    parameter.grad = None
+            elif with_grad:
+                torch._foreach_zero_([p.grad for p in with_grad])
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step, of the parameters that have a gradient; none where `found_inf` is 1."""
+        for group in self.param_groups:
+            with_grad = [p for p in group["params"] if p.grad is not None]
+            for parameter in with_grad:
+                if not self.state[parameter]:
+                    self.state[parameter] = {"step": torch.zeros((), device=parameter.device),
+                                             "exp_avg": torch.zeros_like(parameter),
+                                             "exp_avg_sq": torch.zeros_like(parameter)}
+            steps, means, squares = ([self.state[p][name] for p in with_grad] for name in ("step", "exp_avg", "exp_avg_sq"))
+            adamw(with_grad, [p.grad for p in with_grad], means, squares, [], steps, fused=True, amsgrad=False,
+                  maximize=False, beta1=0.9, beta2=0.999, eps=1e-8, lr=group["lr"], weight_decay=group["weight_decay"],
+                  found_inf=getattr(self, "found_inf", None), grad_scale=getattr(self, "grad_scale", None))
+
+
+def build_optimizer(parameters: Iterable[torch.nn.Parameter], *, learning_rate: float, weight_decay: float) -> AdamW:
+    """The optimiser of a run."""
+    return AdamW(parameters, learning_rate=learning_rate, weight_decay=weight_decay)
 
 
 def build_scaler(dtype: torch.dtype, device: torch.device) -> torch.amp.GradScaler:

@@ -16,6 +16,7 @@ import torch
 
 from tunesmith.errors import IntegrityError
 from tunesmith.model.engine import Engine
+from tunesmith.train.optim import AdamW
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Progress:
     metrics: dict[str, Any] | None = None
 
 
-def checkpoint_files(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+def checkpoint_files(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler,
                      progress: Progress) -> dict[str, bytes]:
     """Everything that a run is made of, as the files of a checkpoint."""
     moments = {}
@@ -45,7 +46,7 @@ def checkpoint_files(engine: Engine, optimizer: torch.optim.Optimizer, scaler: t
             "state.json": (json.dumps(state, indent=1) + "\n").encode()}
 
 
-def restore(files: dict[str, bytes], engine: Engine, optimizer: torch.optim.Optimizer,
+def restore(files: dict[str, bytes], engine: Engine, optimizer: AdamW,
             scaler: torch.amp.GradScaler) -> Progress:
     """Put a checkpoint's content back. Raises IntegrityError when it belongs to another model."""
     state = json.loads(files["state.json"])

@@ -13,6 +13,7 @@ from tunesmith.data import TokenRow
 from tunesmith.data.batches import cut_step
 from tunesmith.errors import DivergedError, OutOfMemory
 from tunesmith.model.engine import Engine
+from tunesmith.train.optim import AdamW
 
 #: What to do when a run diverged. A checkpoint is only written while the adapter is finite, so it is from before.
 LOWER_THE_RATE = "Lower train.learning_rate or lengthen train.warmup_steps. The last checkpoint is from before."
@@ -23,15 +24,20 @@ class Cut:
     """How steps are cut into micro-batches; shrinks when memory runs out, and then stays so for the run.
 
     rows: samples at once, or None to choose by length. max_tokens: tokens at once when chosen.
-    overhead_tokens: what a micro-batch costs beyond its tokens, in tokens. checkpointing: activations are recomputed.
-    may_checkpoint: whether that may be switched on when nothing smaller is left.
+    overhead_tokens: what a micro-batch costs beyond its tokens, in tokens. checkpointing: the share of the
+    layers that are recomputed in the backward pass; selective: whether it may be a part of them.
+    offloading: what is kept even so waits in the host's memory. may_checkpoint, may_offload: whether these may be switched on,
+    one after the other, when nothing smaller is left.
     """
 
     rows: int | None
     max_tokens: int
     overhead_tokens: int
-    checkpointing: bool = False
+    checkpointing: float = 0.0
     may_checkpoint: bool = False
+    offloading: bool = False
+    may_offload: bool = False
+    selective: bool = False
 
     def take_over(self, saved: dict[str, Any]) -> None:
         """Go on with the cut of a checkpoint; a smaller `rows` that was asked for since stays."""
@@ -47,8 +53,10 @@ class Cut:
             self.rows //= 2
         elif self.rows is None and self.max_tokens > longest:
             self.max_tokens = max(longest, self.max_tokens // 2)
-        elif self.may_checkpoint and not self.checkpointing:
-            self.checkpointing = True
+        elif self.may_checkpoint and self.checkpointing < 1:
+            self.checkpointing = 0.5 if self.checkpointing < 0.5 and self.selective else 1.0
+        elif self.may_offload and self.checkpointing and not self.offloading:
+            self.offloading = True
         else:
             return False
         return True
@@ -68,7 +76,7 @@ class StepResult:
     loss_tokens: int
 
 
-def optimiser_step(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler,
                    rows: Sequence[TokenRow], *, step: int, cut: Cut, max_grad_norm: float) -> StepResult:
     """Accumulate the gradient of `rows` over micro-batches, clip it, and step.
 
@@ -108,7 +116,7 @@ def optimiser_step(engine: Engine, optimizer: torch.optim.Optimizer, scaler: tor
     return StepResult(loss_value, norm_value if math.isfinite(norm_value) else None, tokens, loss_tokens)
 
 
-def step_that_fits(engine: Engine, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+def step_that_fits(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler,
                    rows: Sequence[TokenRow], *, step: int, cut: Cut, max_grad_norm: float) -> StepResult:
     """The same step, cut smaller each time memory runs out. Raises OutOfMemory when one row alone does not fit."""
     while True:
@@ -123,7 +131,7 @@ def step_that_fits(engine: Engine, optimizer: torch.optim.Optimizer, scaler: tor
         scaler.update(scaler.get_scale())  # forgets that this step's gradients may be unscaled already
         torch.cuda.empty_cache()
         if cut.checkpointing:
-            engine.checkpoint_gradients()
+            engine.checkpoint_gradients(cut.checkpointing, offload=cut.offloading)
 
 
 def _diverged(what: str, step: int, rows: Sequence[TokenRow]) -> DivergedError:

@@ -62,8 +62,8 @@ def _quantised(kind: str, device: str) -> str:
     """Send a vector through one quantised layer and back; returns the relative error against the exact product."""
     import torch
 
-    from tunesmith.model.bitsandbytes import import_bitsandbytes
     from tunesmith.model.hf.quantize import WAYS
+    from tunesmith.model.libraries import import_bitsandbytes
 
     bitsandbytes = import_bitsandbytes()
 

@@ -33,9 +33,10 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     show.stage("starting torch")
     chosen = adapter_base(found, base=base, quantization=quantization)
     from tunesmith.model.build import build_with_adapter
+    from tunesmith.model.device import choose_device
     from tunesmith.model.engines import choose_engine
     from tunesmith.model.files import locate_base
-    from tunesmith.model.hf.load import choose_device, load_tokenizer
+    from tunesmith.model.tokenizer import load_tokenizer
     from tunesmith.serve import answer_prompts, encode_prompt
 
     choose_device(device)

@@ -49,7 +49,7 @@ def build_manifest(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What a run starts from."""
     import torch
 
-    from tunesmith.model.hf.load import choose_device, choose_dtype
+    from tunesmith.model.device import choose_device, choose_dtype
 
     device = choose_device(recipe.model.device)
     template = "\n".join(str(part) for part in (recipe.data.prompt, recipe.data.completion, recipe.data.messages,

@@ -46,7 +46,8 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
     if recipe.train.engine == "auto" and engine == "hf":
         show.note(f"Engine hf: {reason}.")
     show.stage("starting torch")
-    from tunesmith.model.hf.load import choose_device, load_tokenizer
+    from tunesmith.model.device import choose_device
+    from tunesmith.model.tokenizer import load_tokenizer
 
     choose_device(recipe.model.device)
     base = locate_base(recipe.model.base, recipe.model.revision)

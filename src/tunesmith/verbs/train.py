@@ -113,7 +113,7 @@ def _write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: di
     """Adapter, verdict, samples, result and report; the seal over everything comes last."""
     from dataclasses import asdict
 
-    from tunesmith.judge import write_report
+    from tunesmith.judge.report import write_report  # late: it imports the library of charts
     from tunesmith.rundir import write_atomically
     from tunesmith.share import write_adapter_folder
 
@@ -177,15 +177,19 @@ def _choose_cut(recipe: Recipe, prepared: Prepared, engine: Engine) -> Cut:
     value_bytes = torch.finfo(engine.dtype).bits // 8
     longest = max(len(row.ids) for row in prepared.data.learn)
 
-    def fitting(checkpointing: bool) -> int:
+    def fitting(share: float) -> int:
         bytes_of = native_activation_bytes if engine.name == "native" else activation_bytes
-        per_token, fixed = bytes_of(config, value_bytes=value_bytes, checkpointing=checkpointing)
+        per_token, fixed = bytes_of(config, value_bytes=value_bytes, checkpointing=share)
         return int((budget_bytes - fixed) / per_token)
 
-    checkpointing = wanted is True or (wanted == "auto" and fitting(False) < longest)
+    share = 1.0 if wanted is True else 0.0
+    if wanted == "auto":
+        shares = (0.0, 0.25, 0.5, 0.75, 1.0) if engine.selective else (0.0, 1.0)
+        share = next((each for each in shares if fitting(each) >= longest), 1.0)
     rows = None if recipe.train.micro_batch_size == "auto" else recipe.train.micro_batch_size
-    return Cut(rows, max(longest, fitting(checkpointing)), overhead_tokens=512 if on_gpu else 96,
-               checkpointing=checkpointing, may_checkpoint=wanted == "auto")
+    return Cut(rows, max(longest, fitting(share)), overhead_tokens=512 if on_gpu else 96, checkpointing=share,
+               may_checkpoint=wanted == "auto", selective=engine.selective,
+               may_offload=engine.offloads and wanted is not False)
 
 
 def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, show: Show) -> None:

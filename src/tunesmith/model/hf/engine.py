@@ -24,7 +24,7 @@ _GENERATE_ROWS = 32
 class HfEngine:
     """Any causal language model with a LoRA adapter. See `model.engine.Engine` for what each method promises."""
 
-    name, padded = "hf", True
+    name, padded, offloads, selective = "hf", True, False, False
 
     def __init__(self, model: PeftModel, tokenizer: Any, base: BaseFiles, *, quantization: str, dtype: torch.dtype) -> None:
         self.model, self.tokenizer, self.base = model, tokenizer, base
@@ -34,8 +34,8 @@ class HfEngine:
         base_model = model.get_base_model()
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
 
-    def checkpoint_gradients(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
+    def checkpoint_gradients(self, share: float = 1.0, *, offload: bool = False) -> None:
+        """Recompute all activations in the backward pass instead of keeping them."""
         self.model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -1,71 +1,17 @@
-"""Load a base through transformers: quantised, frozen, 1-d parameters in fp32; its tokenizer beside it."""
+"""Load a base through transformers: quantised, frozen, 1-d parameters in fp32."""
 
 from __future__ import annotations
-
-import os
-import warnings
-from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import EnvironmentFault, IntegrityError, OutOfMemory, RecipeError
+from tunesmith.model.device import one_gpu_holds
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf.quantize import WAYS
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def quiet_libraries() -> None:
-    """No advice, warnings or progress bars of other libraries on the user's terminal; errors still come as errors."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\.")
-
-
-def choose_device(device: str) -> str:
-    """`auto` as cuda where there is one, else cpu. Raises EnvironmentFault when a GPU is asked for and missing."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise EnvironmentFault(f"model.device: {device}, but torch sees no CUDA GPU here",
-                                   "Set model.device to auto or cpu; `tunesmith doctor` says what this machine has.")
-        index = int(device.partition(":")[2] or 0)
-        if index >= torch.cuda.device_count():
-            raise EnvironmentFault(f"model.device: {device}, but this machine has {torch.cuda.device_count()} GPUs",
-                                   "They count from cuda:0.")
-    return device
-
-
-def choose_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto` as float32 on CPU, bfloat16 on a GPU that has it, else float16."""
-    if dtype != "auto":
-        return _DTYPES[dtype]
-    if not device.startswith("cuda"):
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def load_tokenizer(base: BaseFiles) -> Any:
-    """The base's tokenizer. Raises RecipeError when its files are missing or unusable."""
-    quiet_libraries()
-    try:
-        return AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever its parser meets
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"model.base: {base.name} has no usable tokenizer: {reason}",
-                          "The folder needs tokenizer.json (and tokenizer_config.json).") from None
-
-
-def one_gpu_holds(base: BaseFiles, quantization: str) -> bool:
-    """Whether the first GPU has room for the weights, with as much again for the work; files are taken to be 16 bits."""
-    share = {"none": 1.0, "int8": 0.6, "nf4": 0.35}[quantization]
-    return 2 * share * base.weight_bytes() < torch.cuda.mem_get_info(0)[0]
+from tunesmith.model.libraries import quiet_libraries
 
 
 def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, device: str,

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith.errors import RecipeError
 from tunesmith.model.hf.adapter import attach
-from tunesmith.model.hf.load import quiet_libraries
+from tunesmith.model.libraries import quiet_libraries
 from tunesmith.model.lora import LoraSettings
 
 

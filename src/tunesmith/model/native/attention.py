@@ -12,6 +12,12 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from tunesmith.model.native.kernels.attention_cudnn import (
+    SHORTEST,
+    attention_backward_cudnn,
+    attention_forward_cudnn,
+    fits_cudnn,
+)
 from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.kernels.rope import rotate_
 from tunesmith.model.native.short_attention import keeps_little, short_attention
@@ -57,7 +63,9 @@ class PackedAttention:
     def __init__(self, stream: Stream, heads: Heads, *, rope: Rope | None, slopes_H: torch.Tensor | None,
                  window: int | None) -> None:
         self.stream, self.heads, self.rope, self.slopes_H, self.window = stream, heads, rope, slopes_H, window
-        longest = max((stop - start for start, stop in stream.spans), default=0)
+        longest = stream.length or max((stop - start for start, stop in stream.spans), default=0)
+        self.dense = (stream.length >= SHORTEST and slopes_H is None and (window is None or longest <= window)
+                      and not torch.are_deterministic_algorithms_enabled())
         self._short = (stream.ids_N.device.type == "cpu" and keeps_little(stream.spans, heads.queries)
                        and (window is None or longest <= window))
 
@@ -110,9 +118,13 @@ class _PackedAttention(torch.autograd.Function):
         if attention.rope is not None:
             rotate_(q, attention.rope.cos_ND2, attention.rope.sin_ND2, False)
             rotate_(k, attention.rope.cos_ND2, attention.rope.sin_ND2, False)
-        o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.stream.first_key_N, attention.slopes_H)
-        ctx.attention = attention
-        ctx.save_for_backward(qkv_NW, o_NHD, lse_HN)
+        ctx.attention, ctx.dense = attention, None
+        if attention.dense and fits_cudnn(q, k, v, attention.stream.length):
+            o_NHD, ctx.dense = attention_forward_cudnn(q, k, v, attention.stream.length)
+            ctx.save_for_backward(qkv_NW, o_NHD)
+        else:
+            o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.stream.first_key_N, attention.slopes_H)
+            ctx.save_for_backward(qkv_NW, o_NHD, lse_HN)
         return o_NHD.flatten(1)
 
     @staticmethod
@@ -120,12 +132,17 @@ class _PackedAttention(torch.autograd.Function):
         from tunesmith.model.native.kernels.attention_triton import attention_backward_triton
 
         attention: PackedAttention = ctx.attention
-        qkv_NW, o_NHD, lse_HN = ctx.saved_tensors
+        qkv_NW, o_NHD, *lse = ctx.saved_tensors
         d_qkv_NW = torch.empty_like(qkv_NW)
         dq, dk, dv = attention.heads.split(d_qkv_NW)
-        attention_backward_triton(
-            do_NHD.contiguous().view_as(o_NHD), *attention.heads.split(qkv_NW), o_NHD, lse_HN, attention.stream.first_key_N,
-            attention.stream.last_query_N, attention.slopes_H, dq, dk, dv)
+        do_NHD = do_NHD.contiguous().view_as(o_NHD)
+        if ctx.dense is not None:
+            found = attention_backward_cudnn(do_NHD, *attention.heads.split(qkv_NW), o_NHD, ctx.dense, attention.stream.length)
+            for target, each in zip((dq, dk, dv), found, strict=True):
+                target.copy_(each)
+        else:
+            attention_backward_triton(do_NHD, *attention.heads.split(qkv_NW), o_NHD, *lse, attention.stream.first_key_N,
+                                      attention.stream.last_query_N, attention.slopes_H, dq, dk, dv)
         if attention.rope is not None:
             rotate_(dq, attention.rope.cos_ND2, attention.rope.sin_ND2, True)
             rotate_(dk, attention.rope.cos_ND2, attention.rope.sin_ND2, True)

@@ -12,6 +12,25 @@ from tunesmith.model.native.attention import Heads
 from tunesmith.model.native.decoder import Attend, Decoder, Reader
 from tunesmith.model.native.weights import frozen
 
+#: What a config.json may leave out, and what transformers then takes.
+_DEFAULTS = {"vocab_size": 250880, "hidden_size": 64, "n_layer": 2, "n_head": 8, "layer_norm_epsilon": 1e-5,
+             "tie_word_embeddings": True}
+_OTHER_NAMES = {"n_embed": "hidden_size", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """What `Bloom` reads of a config.json, with what it leaves out, as transformers takes it.
+
+    transformers' own class would say so too, but in some versions any config class imports the machinery of all models,
+    which takes seconds. A test holds the two together. Raises TypeError for a value of another type.
+    """
+    known = {name: config.get(name, default) for name, default in _DEFAULTS.items()}
+    known |= {name: config[other] for other, name in _OTHER_NAMES.items() if config.get(other) is not None}
+    for name, default in _DEFAULTS.items():
+        if type(known[name]) is not type(default):
+            raise TypeError(f"{name} is {known[name]!r}")
+    return known
+
 
 def alibi_slopes(heads: int) -> list[float]:
     """ALiBi's slopes (Press et al. 2021, section 3): a geometric sequence; between two powers of two every other one
@@ -43,20 +62,16 @@ class Layer(nn.Module):
 
 
 class Bloom(Decoder):
-    """BLOOM from its config and checkpoint."""
+    """BLOOM from its config, `completed`, and its checkpoint."""
 
     def __init__(self, config: dict[str, Any], read: Reader) -> None:
         super().__init__()
-        hidden = int(config.get("hidden_size", config.get("n_embed", 64)))
-        layers = int(config.get("n_layer", config.get("num_hidden_layers", 2)))
-        heads = int(config.get("n_head", config.get("num_attention_heads", 8)))
-        eps = float(config.get("layer_norm_epsilon", 1e-5))
+        hidden, heads, eps = config["hidden_size"], config["n_head"], config["layer_norm_epsilon"]
         self.mode = read.mode
-        vocabulary = int(config["vocab_size"])
-        self.embedding = frozen(read.tensor("transformer.word_embeddings.weight", vocabulary, hidden))
-        self.head = read.head(self.embedding, tied=config.get("tie_word_embeddings", True))
+        self.embedding = frozen(read.tensor("transformer.word_embeddings.weight", config["vocab_size"], hidden))
+        self.head = read.head(self.embedding, tied=config["tie_word_embeddings"])
         self.word_embeddings_layernorm = read.norm("transformer.word_embeddings_layernorm", hidden, eps, shift=True)
-        self.layers = nn.ModuleList(Layer(read, f"transformer.h.{i}", hidden, eps) for i in range(layers))
+        self.layers = nn.ModuleList(Layer(read, f"transformer.h.{i}", hidden, eps) for i in range(config["n_layer"]))
         self.final_norm = read.norm("transformer.ln_f", hidden, eps, shift=True)
         self.heads = Heads(heads, heads, hidden // heads, interleaved=True)
         self.register_buffer("slopes", torch.tensor(alibi_slopes(heads), device=read.device), persistent=False)

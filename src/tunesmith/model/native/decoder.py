@@ -6,20 +6,25 @@ A family is a file that builds its layers from a checkpoint and says how its att
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from tunesmith.model.native.attention import Cache, CachedAttention, FillingAttention, Heads, PackedAttention, Rope
 from tunesmith.model.native.linear import Linear, Mode
 from tunesmith.model.native.norm import HeadNorm, Norm
+from tunesmith.model.native.recompute import Offload, recomputed
 from tunesmith.model.native.stream import Stream
 
 #: Attention of one pass: q, k, v side by side [N, W] and the layer's number -> [N, H D].
 Attend = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+def _alone(layer: nn.Module, attend: Attend, number: int, residual_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer whose input is the residual stream alone."""
+    return layer(residual_NC, None, attend, number)
 
 
 class Reader(Protocol):
@@ -60,8 +65,9 @@ class Decoder(nn.Module):
     slopes: torch.Tensor | None
     window: int | None
     mode: Mode
-    #: How many layers, from the first, recompute their activations in the backward pass.
+    #: How many layers, from the first, recompute their activations in the backward pass, and where their inputs wait.
     recomputed_layers: int = 0
+    offload: Offload | None = None
 
     def embed(self, ids_N: torch.Tensor) -> torch.Tensor:
         """The residual stream at its beginning [N, C]."""
@@ -74,20 +80,20 @@ class Decoder(nn.Module):
     def hidden(self, ids_N: torch.Tensor, attend: Attend, rows_L: torch.Tensor | None) -> torch.Tensor:
         """The normed last hidden state [L, C] of the chosen places of the stream, or of all."""
         residual_NC, delta_NC = self.embed(ids_N), None
+        if self.offload is not None:
+            self.offload.begin()
         for number, layer in enumerate(self.layers):
             if number < self.recomputed_layers and torch.is_grad_enabled():
                 # Only one tensor is kept for each layer when the sum is made before it.
                 residual_NC = residual_NC if delta_NC is None else residual_NC + delta_NC
-                residual_NC, delta_NC = checkpoint(layer, residual_NC, None, attend, number, use_reentrant=False,
-                                                   preserve_rng_state=False, context_fn=self._recomputing)
+                residual_NC, delta_NC = recomputed(partial(_alone, layer, attend, number), residual_NC,
+                                                   [each for each in layer.parameters() if each.requires_grad],
+                                                   self.mode.recompute, self.offload)
             else:
                 residual_NC, delta_NC = layer(residual_NC, delta_NC, attend, number)
         if rows_L is not None:
             residual_NC, delta_NC = residual_NC[rows_L], delta_NC[rows_L]
         return self.final_norm(residual_NC, delta_NC)[1]
-
-    def _recomputing(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), self.mode.recompute()
 
     def _positioned(self, positions_N: torch.Tensor) -> dict[str, Any]:
         return {"rope": self.rope(positions_N), "slopes_H": self.slopes, "window": self.window}

@@ -39,6 +39,10 @@ class Fp8Weight(FrozenWeight):
         """x W^T + bias + low b^T, exact."""
         return self._exact[0].project(x_NI, bias_O, low_NR, b_OR)
 
+    def beside(self, b_OR: torch.Tensor) -> torch.Tensor:
+        """[W b], exact."""
+        return self._exact[0].beside(b_OR)
+
     def project_back(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None = None,
                      a_RI: torch.Tensor | None = None) -> torch.Tensor:
         """dY W + dlow a, the first in fp8."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +15,10 @@ from tunesmith.errors import OutOfMemory, RecipeError
 from tunesmith.model import lora
 from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
+from tunesmith.model.libraries import import_peft
 from tunesmith.model.lora import LoraSettings
 from tunesmith.model.native import adapter
-from tunesmith.model.native.bloom import Bloom
+from tunesmith.model.native.bloom import Bloom, completed
 from tunesmith.model.native.decoder import Decoder
 from tunesmith.model.native.eight_bit import Fp8Weight, fits_fp8
 from tunesmith.model.native.generate import generate
@@ -28,10 +29,13 @@ from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.linear import matmul_fp32
 from tunesmith.model.native.llama import Llama
 from tunesmith.model.native.load import Checkpoint
+from tunesmith.model.native.recompute import Offload
 from tunesmith.model.native.stream import Stream, pack
 
 #: On a GPU streams are padded to multiples of this many tokens: its matrix units work in tiles of 128.
 _BUCKET = 128
+#: After so many passes over a stream on a GPU the host has time for what is wanted at a checkpoint.
+_SETTLED_PASSES = 24
 #: Prompts answered at once.
 _GENERATE_ROWS = 64
 
@@ -50,9 +54,11 @@ def load_decoder(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devi
 
 def _completed(base: BaseFiles) -> dict[str, Any]:
     """The base's config with what it leaves out, as transformers takes it."""
-    from transformers import AutoConfig
-
     try:
+        if base.architecture == "bloom":
+            return completed(base.config)
+        from transformers import AutoConfig
+
         return AutoConfig.for_model(**base.config).to_dict()
     except Exception as error:  # transformers raises whatever its validation meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -63,7 +69,7 @@ def _completed(base: BaseFiles) -> dict[str, Any]:
 class NativeEngine:
     """A decoder of our own with LoRA. See `model.engine.Engine` for what each method promises."""
 
-    name, padded = "native", False
+    name, padded, selective = "native", False, True
 
     def __init__(self, model: Decoder, settings: LoraSettings, tokenizer: Any, base: BaseFiles, *, quantization: str,
                  matmul: str = "exact") -> None:
@@ -72,7 +78,7 @@ class NativeEngine:
         self.quantization, self.positions = quantization, base.positions
         self.dtype, self.device = model.embedding.dtype, model.embedding.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, _generation_eos(base))
-        self._training = False
+        self._training, self._passes = False, 0
         self._calibrating: list[Int8Products] = []
         for linear in model.linears():
             if matmul == "fp8" and fits_fp8(linear.weight):
@@ -80,15 +86,19 @@ class NativeEngine:
             elif matmul == "int8" and fits_int8(linear.weight):
                 linear.rounded = Int8Products(linear.weight)
                 self._calibrating.append(linear.rounded)
-        if self.device.type == "cuda":  # its import takes seconds, which pass while the GPU works
-            threading.Thread(target=importlib.import_module, args=("peft",), daemon=True).start()
         kernels = use_triton(model.embedding)
         self._bucket = _BUCKET if kernels else 1
         self._graphs = StepGraphs(self._forward_backward, self.device, enabled=kernels)
 
-    def checkpoint_gradients(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them."""
-        self.model.recomputed_layers = len(self.model.layers)
+    @property
+    def offloads(self) -> bool:
+        """On a GPU: there the host's memory is another one."""
+        return self.device.type == "cuda"
+
+    def checkpoint_gradients(self, share: float = 1.0, *, offload: bool = False) -> None:
+        """Recompute activations of the first layers in the backward pass; offload: these layers' inputs wait on the host."""
+        self.model.recomputed_layers = math.ceil(share * len(self.model.layers))
+        self.model.offload = Offload(self.device) if offload else None
         self._graphs.forget()
 
     def _pack(self, rows: Sequence[LabelledRow]) -> Stream:
@@ -99,9 +109,13 @@ class NativeEngine:
         for parameter in self.trainable().values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        self._passes += 1
+        if self._passes == _SETTLED_PASSES and self.device.type == "cuda":  # it takes seconds, which pass while the GPU works
+            threading.Thread(target=import_peft, daemon=True).start()
         stream = self._pack(rows)
         seed = torch.randint(2**62, (1,)) if self._training and self.settings.dropout else None
-        nats_L, sample_L = self._graphs.run(stream, weight, seed, capture=not self._calibrating)
+        capture = not self._calibrating and self.model.offload is None
+        nats_L, sample_L = self._graphs.run(stream, weight, seed, capture=capture)
         if self._calibrating and all(products.calibrated for products in self._calibrating):
             for products in self._calibrating:
                 products.settle()

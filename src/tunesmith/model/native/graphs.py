@@ -50,8 +50,8 @@ class StepGraphs:
 
     def forget(self) -> None:
         """Drop every graph, and the memory that they hold."""
-        self._captured: dict[tuple[int, int, bool], _Captured] = {}
-        self._seen: set[tuple[int, int, bool]] = set()
+        self._captured: dict[tuple[int, int, int, bool], _Captured] = {}
+        self._seen: set[tuple[int, int, int, bool]] = set()
         self._pool = torch.cuda.graph_pool_handle() if self._enabled else None
 
     def run(self, stream: Stream, weight: torch.Tensor, seed: torch.Tensor | None, *,
@@ -60,7 +60,7 @@ class StepGraphs:
 
         capture: whether a graph may be made of this pass, or taken for it.
         """
-        key = (len(stream.ids_N), len(stream.learnt_L), seed is not None)
+        key = (len(stream.ids_N), len(stream.learnt_L), stream.length, seed is not None)
         if not self._enabled or not capture or key[0] > _MOST_TOKENS:
             return self._plain(stream, weight, seed)
         try:

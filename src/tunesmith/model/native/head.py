@@ -12,8 +12,10 @@ import torch
 from tunesmith.model.native.kernels.cross_entropy import cross_entropy
 from tunesmith.model.native.linear import matmul_fp32
 
-#: Logits at once [values]: on a GPU some 500 rows keep the product efficient; on a CPU what its cache likes.
-_LOGITS_GPU, _LOGITS_CPU, _MOST_ROWS = 1 << 28, 1 << 22, 512
+#: Logits at once [values]: on a GPU some 400 to 500 rows keep the product efficient; on a CPU what its cache likes.
+_LOGITS_GPU, _LOGITS_CPU, _MOST_ROWS = 3 << 25, 1 << 22, 512
+#: Rows of a tile of a GPU's matrix units: a chunk is a multiple of it.
+_TILE = 128
 
 
 def head_losses(hidden_LC: torch.Tensor, weight_VC: torch.Tensor, targets_L: torch.Tensor) -> torch.Tensor:
@@ -29,8 +31,10 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_LC: torch.Tensor, weight_VC: torch.Tensor, targets_L: torch.Tensor) -> torch.Tensor:
         rows, vocabulary = len(targets_L), weight_VC.shape[0]
-        most = _LOGITS_GPU if hidden_LC.is_cuda else _LOGITS_CPU
-        chunk = max(16, min(_MOST_ROWS, most // vocabulary))
+        if hidden_LC.is_cuda:
+            chunk = max(_TILE, min(_MOST_ROWS, _LOGITS_GPU // vocabulary // _TILE * _TILE))
+        else:
+            chunk = max(16, min(_MOST_ROWS, _LOGITS_CPU // vocabulary))
         nats_L = torch.empty(rows, dtype=torch.float32, device=hidden_LC.device)
         d_hidden_LC = torch.empty_like(hidden_LC) if ctx.needs_input_grad[0] else None
         for start in range(0, rows, chunk):

@@ -40,6 +40,9 @@ class Int8Products(FrozenWeight):
     Until `settle`, products are exact, and forward passes note the greatest value of each column.
     """
 
+    #: `project` is another product than that of the exact weight.
+    joins = False
+
     def __init__(self, exact: FrozenWeight) -> None:
         super().__init__(exact.outputs, exact.inputs, exact.dtype)
         # Not a submodule: it is one of the layer's already.
@@ -97,10 +100,11 @@ class Int8Products(FrozenWeight):
             self._calibrate(x_NI.detach())
             return self._exact[0].project(x_NI, bias_O, low_NR, b_OR)
         x_q, scale_N = quantise_rows_int8(x_NI.contiguous(), None, self.dropped_I)
-        y_NO = int8_product(x_q, scale_N, self._rounded(False), self.scale, bias_O, self.dtype)
         if self.w_outlier is not None:
-            y_NO.addmm_(x_NI[:, self.columns], self.w_outlier.T)
-        return y_NO if low_NR is None else y_NO.addmm_(low_NR, b_OR.T)
+            # What is kept apart has few columns, as LoRA has: both go along with the large product.
+            low_NR, b_OR = _beside(low_NR, b_OR, x_NI[:, self.columns], self.w_outlier)
+        b_OR = None if b_OR is None else b_OR.contiguous()
+        return int8_product(x_q, scale_N, self._rounded(False), self.scale, bias_O, self.dtype, low_NR, b_OR)
 
     def project_back(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None = None,
                      a_RI: torch.Tensor | None = None) -> torch.Tensor:
@@ -108,8 +112,16 @@ class Int8Products(FrozenWeight):
         if not self.settled:
             return self._exact[0].project_back(dy_NO, dlow_NR, a_RI)
         dy_q, scale_N = quantise_rows_int8(dy_NO.contiguous(), self.scale)
-        dx_NI = int8_product(dy_q, scale_N, self._rounded(True), None, None, self.dtype)
-        return dx_NI if dlow_NR is None else dx_NI.addmm_(dlow_NR, a_RI)
+        return int8_product(dy_q, scale_N, self._rounded(True), None, None, self.dtype, dlow_NR,
+                            None if a_RI is None else a_RI.T)
+
+
+def _beside(low_NR: torch.Tensor | None, b_OR: torch.Tensor | None, x_NK: torch.Tensor,
+            w_OK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two pairs as one: the products of [low, x] and [b, w] are the sums of both."""
+    if low_NR is None:
+        return x_NK, w_OK
+    return torch.cat([low_NR, x_NK], dim=1), torch.cat([b_OR, w_OK], dim=1)
 
 
 def fits_int8(weight: FrozenWeight) -> bool:

@@ -17,9 +17,10 @@ from torch import nn
 from tunesmith.model.native.kernels.activations import gelu, gelu_backward, swiglu, swiglu_backward
 from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.kernels.dropout import dropout
-from tunesmith.model.native.weights import FrozenWeight
+from tunesmith.model.native.weights import FrozenWeight, widens
 
-#: What may stand before a linear layer: (forward, backward). The backward takes the gradient and the input.
+#: What may stand before a linear layer: (forward, backward). The backward takes the gradient, the input, and where to put
+#: the forward's result again.
 _FRONTS: dict[str, Any] = {"gelu": (gelu, gelu_backward), "swiglu": (swiglu, swiglu_backward)}
 
 
@@ -73,7 +74,7 @@ class Adapters(nn.Module):
     """The adapters of one layer, R ranks together, as they are multiplied with: in the dtype of the products.
 
     a_RI: their A below each other. b_OR: alpha / r times their B, each at its outputs and ranks, zero elsewhere. So one
-    product serves q, k and v.
+    product serves q, k and v. wide: that product and the base's are one, see `weights.widens`.
     """
 
     def __init__(self, weight: FrozenWeight, adapters: list[Adapter], scale: float, dropout: float) -> None:
@@ -81,8 +82,9 @@ class Adapters(nn.Module):
         self.adapters, self.scale, self.dropout = nn.ModuleList(adapters), scale, dropout
         device, self.r = adapters[0].A.device, adapters[0].A.shape[0]
         ranks = self.r * len(adapters)
+        self.wide = widens(weight, ranks)
         self.register_buffer("a_RI", torch.zeros(ranks, weight.inputs, dtype=weight.dtype, device=device), persistent=False)
-        self.register_buffer("b_OR", torch.zeros(weight.outputs, ranks, dtype=weight.dtype, device=device), persistent=False)
+        self.register_buffer("b_OR", weight.room_for_b(ranks), persistent=False)
 
     def learnable(self) -> list[torch.Tensor]:
         """A and B of each adapter in turn."""
@@ -92,13 +94,6 @@ class Adapters(nn.Module):
         """Each adapter with its ranks and its outputs."""
         return [(adapter, slice(i * self.r, (i + 1) * self.r), slice(adapter.part.start, adapter.part.stop))
                 for i, adapter in enumerate(self.adapters)]
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Take over what was learnt in fp32."""
-        for adapter, ranks, outputs in self.places():
-            self.a_RI[ranks].copy_(adapter.A)
-            self.b_OR[outputs, ranks].copy_(adapter.B * self.scale)
 
 
 class Linear(nn.Module):
@@ -142,11 +137,19 @@ class _Call:
         """Whether the adapters see less than the whole input."""
         return self.seed is not None and self.lora is not None and self.lora.dropout > 0
 
-    def masks(self, h_NI: torch.Tensor) -> list[torch.Tensor]:
-        """Each adapter's dropout as a factor [N, I], where it pays to keep it: on a CPU. A GPU draws it again."""
-        if not self.drops or use_triton(h_NI):
+    @property
+    def joins(self) -> bool:
+        """Whether the adapters' product is one with the base's."""
+        return self.lora is not None and self.lora.wide and self.front is None and self.weight.joins
+
+    def masks(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Each adapter's dropout as a factor [N, I], where it pays to keep it: on a CPU. A GPU draws it again.
+
+        x: any tensor of the N tokens in the dtype of the products.
+        """
+        if not self.drops or use_triton(x):
             return []
-        ones = torch.ones_like(h_NI)
+        ones = x.new_ones(len(x), self.weight.inputs)
         return [dropout(ones, self.lora.dropout, self.seed, adapter.salt) for adapter in self.lora.adapters]
 
     def dropped(self, x: torch.Tensor, number: int, masks: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -197,32 +200,44 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_NI: torch.Tensor, call: _Call, *learnable: torch.Tensor) -> torch.Tensor:
+        # A frozen layer without an adapter needs its input only to differentiate what stands before it.
+        kept_NI = x_NI if call.lora is not None or call.front else None
+        ctx.call = call
+        if call.discarded:
+            ctx.save_for_backward(kept_NI, None)
+            return x_NI.new_empty(len(x_NI), call.weight.outputs)
         h_NI = x_NI if call.front is None else _FRONTS[call.front][0](x_NI)
         low_NR, b_OR, masks = None, None, []
         if call.lora is not None:
             masks = call.masks(h_NI)
             low_NR, b_OR = call.low(h_NI, masks), call.lora.b_OR
-        if call.discarded:
-            y_NO = h_NI.new_empty(len(h_NI), call.weight.outputs)
-        else:
-            y_NO = call.weight.project(h_NI, call.bias_O, low_NR, b_OR)
-        ctx.call = call
-        # A frozen layer without an adapter needs its input only to differentiate what stands before it.
-        ctx.save_for_backward(x_NI if call.lora is not None or call.front else None, low_NR, *masks)
-        return y_NO
+        if call.joins:
+            joined_NIR = torch.cat([x_NI, low_NR], dim=1)
+            inputs = x_NI.shape[1]
+            ctx.save_for_backward(joined_NIR[:, :inputs], joined_NIR[:, inputs:])
+            return torch.nn.functional.linear(joined_NIR, call.weight.beside(b_OR), call.bias_O)
+        ctx.save_for_backward(kept_NI, low_NR, *masks)
+        return call.weight.project(h_NI, call.bias_O, low_NR, b_OR)
 
     @staticmethod
     def backward(ctx: Any, dy_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         call: _Call = ctx.call
         x_NI, low_NR, *masks = ctx.saved_tensors
-        dlow_NR = None
-        grads: list[torch.Tensor] = []
-        if call.lora is not None:
-            h_NI = x_NI if call.front is None else _FRONTS[call.front][0](x_NI)
-            dlow_NR = dy_NO @ call.lora.b_OR
-            pairs = zip(call.d_a(dlow_NR, h_NI, masks), call.d_b(dy_NO, low_NR), strict=True)
-            grads = [grad for pair in pairs for grad in pair]
-        dh_NI = call.d_input(dy_NO, dlow_NR, masks) if ctx.needs_input_grad[0] else None
-        if dh_NI is not None and call.front:
-            dh_NI = _FRONTS[call.front][1](dh_NI, x_NI)
-        return dh_NI, None, *grads
+        if call.discarded:
+            masks = call.masks(dy_NO)
+        dlow_NR = None if call.lora is None else dy_NO @ call.lora.b_OR
+        dx_NI = call.d_input(dy_NO, dlow_NR, masks) if ctx.needs_input_grad[0] else None
+        h_NI = x_NI
+        if call.front:
+            forward, backward = _FRONTS[call.front]
+            if dx_NI is None:
+                h_NI = forward(x_NI)
+            else:  # the gradient of h has served when h is there again, so it gives its place
+                h_NI = dx_NI if call.lora is not None else None
+                dx_NI = backward(dx_NI, x_NI, h_NI)
+        if call.lora is None:
+            return dx_NI, None
+        if low_NR is None:
+            low_NR = call.low(h_NI, masks)
+        pairs = zip(call.d_a(dlow_NR, h_NI, masks), call.d_b(dy_NO, low_NR), strict=True)
+        return dx_NI, None, *(grad for pair in pairs for grad in pair)

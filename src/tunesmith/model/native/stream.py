@@ -22,6 +22,7 @@ class Stream:
     token sees and the latest query that sees it, int32, both monotonic; a token of padding sees itself alone.
     learnt_L: where in the stream the next token is learnt; targets_L: that token, IGNORED in padding; sample_L: whose.
     spans: where each sample begins and ends (padding is the last), on the host, for the plain path alone.
+    length: of every sample where all have the same and nothing is padded; else 0.
     """
 
     ids_N: torch.Tensor
@@ -33,6 +34,7 @@ class Stream:
     sample_L: torch.Tensor
     samples: int
     spans: tuple[tuple[int, int], ...]
+    length: int
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors by field."""
@@ -44,7 +46,7 @@ class Stream:
         if device.type == "cpu":
             return self
         moved = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in self.tensors().items()}
-        return Stream(**moved, samples=self.samples, spans=self.spans)
+        return Stream(**moved, samples=self.samples, spans=self.spans, length=self.length)
 
 
 def round_up(count: int, bucket: int) -> int:
@@ -55,7 +57,8 @@ def round_up(count: int, bucket: int) -> int:
 def pack(rows: Sequence[LabelledRow], *, bucket: int = 1, window: int | None = None) -> Stream:
     """Lay rows one after another.
 
-    bucket: N and L are padded to multiples of it. window: how many tokens back a token sees at most, itself counted.
+    bucket: N and L are padded to multiples of it, L to more than it has. window: how many tokens back a token sees at most,
+    itself counted.
     """
     lengths = np.array([len(row.ids) for row in rows])
     total = int(lengths.sum())
@@ -74,15 +77,17 @@ def pack(rows: Sequence[LabelledRow], *, bucket: int = 1, window: int | None = N
     learnt = np.concatenate([np.asarray(row.learnt, bool) for row in rows])
     learnt[starts[:-1]] = False
     where = learnt.nonzero()[0] - 1
-    width = max(bucket, round_up(len(where), bucket)) if bucket > 1 else len(where)
+    # Where all is learnt but each sample's first token, L then ends in the same bucket as N: one graph, not two.
+    width = round_up(len(where) + len(rows), bucket) if bucket > 1 else len(where)
     learnt_L, targets_L, sample_L = (np.zeros(width, np.int64), np.full(width, IGNORED, np.int64), np.zeros(width, np.int64))
     learnt_L[:len(where)] = where
     targets_L[:len(where)] = ids[where + 1]
     sample_L[:len(where)] = np.arange(len(rows)).repeat(lengths)[where]
+    length = int(lengths[0]) if padded == total and (lengths == lengths[0]).all() else 0
     spans = [(int(a), int(b)) for a, b in itertools.pairwise(starts)]
     if padded > total:
         spans.append((total, padded))
     return Stream(
         torch.from_numpy(ids), torch.from_numpy(at - begin), torch.from_numpy(first.astype(np.int32)),
         torch.from_numpy(last.astype(np.int32)), torch.from_numpy(learnt_L), torch.from_numpy(targets_L),
-        torch.from_numpy(sample_L), len(rows), tuple(spans))
+        torch.from_numpy(sample_L), len(rows), tuple(spans), length)

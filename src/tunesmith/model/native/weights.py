@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tunesmith.model.bitsandbytes import import_bitsandbytes
+from tunesmith.model.libraries import import_bitsandbytes
 from tunesmith.model.native.kernels.dequantize import Nf4Absmax, dequantize_int8, dequantize_nf4
+
+#: How many values of a weight are quantised at once: 64 MiB in fp32.
+_VALUES_AT_ONCE = 1 << 24
 
 
 def frozen(tensor: torch.Tensor) -> nn.Parameter:
@@ -21,8 +24,10 @@ def frozen(tensor: torch.Tensor) -> nn.Parameter:
 class FrozenWeight(nn.Module):
     """A weight [O, I] that does not learn. Subclasses say how it is kept.
 
-    dtype: what its products are computed in.
+    dtype: what its products are computed in. joins: whether `beside` and one product are another way to `project`.
     """
+
+    joins = True
 
     def __init__(self, outputs: int, inputs: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -46,6 +51,17 @@ class FrozenWeight(nn.Module):
         # The small product first: the large one then takes its result along instead of a pass of its own.
         return torch.nn.functional.linear(low_NR, b_OR, bias_O).addmm_(x_NI, self.dense().T)
 
+    def room_for_b(self, ranks: int) -> torch.Tensor:
+        """Zeros [O, R] for LoRA's B as it is multiplied with."""
+        return torch.zeros(self.outputs, ranks, dtype=self.dtype, device=next(self.parameters()).device)
+
+    def beside(self, b_OR: torch.Tensor) -> torch.Tensor:
+        """[W b], [O, I + R], in a buffer of its own. b_OR: from `room_for_b`."""
+        wide_OIR = torch.empty((self.outputs, self.inputs + b_OR.shape[1]), dtype=self.dtype, device=b_OR.device)
+        self.fill(wide_OIR[:, :self.inputs])
+        wide_OIR[:, self.inputs:] = b_OR
+        return wide_OIR
+
     def project_back(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None = None,
                      a_RI: torch.Tensor | None = None) -> torch.Tensor:
         """dy W + dlow a [N, I]: the gradient of `project` for its input."""
@@ -60,6 +76,7 @@ class DenseWeight(FrozenWeight):
     def __init__(self, weight_OI: torch.Tensor) -> None:
         super().__init__(*weight_OI.shape, weight_OI.dtype)
         self.weight = frozen(weight_OI)
+        self._wide_OIR: torch.Tensor | None = None
 
     def fill(self, out_OI: torch.Tensor) -> None:
         """A copy."""
@@ -68,6 +85,19 @@ class DenseWeight(FrozenWeight):
     def dense(self) -> torch.Tensor:
         """The weight itself."""
         return self.weight
+
+    def room_for_b(self, ranks: int) -> torch.Tensor:
+        """Zeros [O, R]; beside the weight itself, which moves, where the two are multiplied with as one."""
+        if not widens(self, ranks):
+            return super().room_for_b(ranks)
+        self._wide_OIR = self.weight.new_zeros(self.outputs, self.inputs + ranks)
+        self._wide_OIR[:, :self.inputs] = self.weight
+        self.weight = frozen(self._wide_OIR[:, :self.inputs])
+        return self._wide_OIR[:, self.inputs:]
+
+    def beside(self, b_OR: torch.Tensor) -> torch.Tensor:
+        """[W b] as it stands."""
+        return super().beside(b_OR) if self._wide_OIR is None else self._wide_OIR
 
 
 class Int8Weight(FrozenWeight):
@@ -79,14 +109,30 @@ class Int8Weight(FrozenWeight):
 
     @classmethod
     def quantise(cls, weight_OI: torch.Tensor, dtype: torch.dtype) -> Int8Weight:
-        """By bitsandbytes' own rounding, which starts from fp16."""
-        bitsandbytes = import_bitsandbytes()
-        q_OI, absmax_O, _ = bitsandbytes.functional.int8_vectorwise_quant(weight_OI.to(torch.float16))
-        return cls(q_OI, absmax_O.float() / 127, dtype)
+        """By bitsandbytes' own rounding, which starts from fp16; see `quantise_int8`."""
+        q_OI, absmax_O = quantise_int8(weight_OI)
+        return cls(q_OI, absmax_O / 127, dtype)
 
     def fill(self, out_OI: torch.Tensor) -> None:
         """q * scale."""
         dequantize_int8(self.q, self.scale, out_OI)
+
+
+def quantise_int8(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(int8 [O, I], each row's largest magnitude in fp32 [O]); a row of zeros, or with what fp16 cannot hold, becomes zeros.
+
+    To the bit what bitsandbytes.functional.int8_vectorwise_quant does on a CPU, without its import, which takes seconds.
+    Its CUDA kernel multiplies in another order, and may differ by one where a value lies halfway between two integers.
+    """
+    q_OI = torch.empty(weight_OI.shape, dtype=torch.int8, device=weight_OI.device)
+    absmax_O = torch.empty(weight_OI.shape[0], device=weight_OI.device)
+    for rows in range(0, len(q_OI), step := max(1, _VALUES_AT_ONCE // weight_OI.shape[1])):
+        half_RI = weight_OI[rows:rows + step].to(torch.float16)
+        absmax_R = half_RI.abs().amax(1).float()
+        # 127 / 0 and 127 / infinity leave no numbers in their rows, and what an integer of those is, each machine decides.
+        q_OI[rows:rows + step] = (half_RI * (127.0 / absmax_R)[:, None]).round_().nan_to_num_(0.0)
+        absmax_O[rows:rows + step] = absmax_R
+    return q_OI, absmax_O
 
 
 class Nf4Weight(FrozenWeight):
@@ -127,6 +173,16 @@ class StackedWeight(FrozenWeight):
         for weight in self.weights:
             weight.fill(out_OI[start:start + weight.outputs])
             start += weight.outputs
+
+
+def widens(weight: FrozenWeight, ranks: int) -> bool:
+    """Whether x W^T + low b^T is to be computed as [x low] [W b]^T: on a GPU, where the output is the wider side.
+
+    The sum then costs no pass over the output; joining x and low is one over the input. Rows stay in steps of 16 bytes.
+    """
+    multiple = 16 // weight.dtype.itemsize
+    on_gpu = next(weight.parameters()).is_cuda
+    return on_gpu and 2 * weight.outputs >= 3 * weight.inputs and (weight.inputs + ranks) % multiple == 0
 
 
 def keep(weight_OI: torch.Tensor, quantization: str, dtype: torch.dtype) -> FrozenWeight:

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from transformers import BitsAndBytesConfig
 
-from tunesmith.model.bitsandbytes import import_bitsandbytes
+from tunesmith.model.libraries import import_bitsandbytes
 
 bitsandbytes = import_bitsandbytes()
 

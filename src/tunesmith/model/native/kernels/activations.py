@@ -23,13 +23,16 @@ def gelu(h_NC: torch.Tensor) -> torch.Tensor:
     return gelu_plain(h_NC)
 
 
-def gelu_backward(da_NC: torch.Tensor, h_NC: torch.Tensor) -> torch.Tensor:
-    """The gradient [N, C] with respect to gelu's input h_NC, from the gradient da_NC of its output."""
+def gelu_backward(da_NC: torch.Tensor, h_NC: torch.Tensor, again_NC: torch.Tensor | None = None) -> torch.Tensor:
+    """The gradient [N, C] with respect to gelu's input h_NC, from the gradient da_NC of its output.
+
+    again_NC: where given it is filled with gelu(h_NC) on the way; it may be da_NC itself, which is then overwritten.
+    """
     if use_triton(h_NC):
         from tunesmith.model.native.kernels.activations_triton import gelu_backward_triton
 
-        return gelu_backward_triton(da_NC, h_NC)
-    return gelu_backward_plain(da_NC, h_NC)
+        return gelu_backward_triton(da_NC, h_NC, again_NC)
+    return gelu_backward_plain(da_NC, h_NC, again_NC)
 
 
 def swiglu(gate_up_N2I: torch.Tensor) -> torch.Tensor:
@@ -41,13 +44,17 @@ def swiglu(gate_up_N2I: torch.Tensor) -> torch.Tensor:
     return swiglu_plain(gate_up_N2I)
 
 
-def swiglu_backward(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor) -> torch.Tensor:
-    """The gradient [N, 2I] with respect to swiglu's input, from the gradient da_NI of its output."""
+def swiglu_backward(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor, again_NI: torch.Tensor | None = None) -> torch.Tensor:
+    """The gradient [N, 2I] with respect to swiglu's input, from the gradient da_NI of its output.
+
+    again_NI: where given it is filled with swiglu(gate_up_N2I) on the way; it may be da_NI itself, which is then
+    overwritten.
+    """
     if use_triton(gate_up_N2I):
         from tunesmith.model.native.kernels.activations_triton import swiglu_backward_triton
 
-        return swiglu_backward_triton(da_NI, gate_up_N2I)
-    return swiglu_backward_plain(da_NI, gate_up_N2I)
+        return swiglu_backward_triton(da_NI, gate_up_N2I, again_NI)
+    return swiglu_backward_plain(da_NI, gate_up_N2I, again_NI)
 
 
 def gelu_plain(h_NC: torch.Tensor) -> torch.Tensor:
@@ -55,9 +62,12 @@ def gelu_plain(h_NC: torch.Tensor) -> torch.Tensor:
     return F.gelu(h_NC, approximate="tanh")
 
 
-def gelu_backward_plain(da_NC: torch.Tensor, h_NC: torch.Tensor) -> torch.Tensor:
+def gelu_backward_plain(da_NC: torch.Tensor, h_NC: torch.Tensor, again_NC: torch.Tensor | None = None) -> torch.Tensor:
     """`gelu_backward` in plain torch."""
-    return torch.ops.aten.gelu_backward(da_NC, h_NC, approximate="tanh")
+    dh_NC = torch.ops.aten.gelu_backward(da_NC, h_NC, approximate="tanh")
+    if again_NC is not None:
+        again_NC.copy_(gelu_plain(h_NC))
+    return dh_NC
 
 
 def swiglu_plain(gate_up_N2I: torch.Tensor) -> torch.Tensor:
@@ -66,12 +76,15 @@ def swiglu_plain(gate_up_N2I: torch.Tensor) -> torch.Tensor:
     return F.silu(gate_NI.float()).mul_(up_NI).to(gate_up_N2I.dtype)
 
 
-def swiglu_backward_plain(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor) -> torch.Tensor:
+def swiglu_backward_plain(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor,
+                          again_NI: torch.Tensor | None = None) -> torch.Tensor:
     """`swiglu_backward` in plain torch."""
     gate_NI, up_NI = (half_NI.float() for half_NI in gate_up_N2I.chunk(2, dim=1))
     d_gate_up_N2I = torch.empty_like(gate_up_N2I)
     d_gate_NI, d_up_NI = d_gate_up_N2I.chunk(2, dim=1)
-    d_NI = da_NI.float()
+    d_NI, silu_NI = da_NI.float(), F.silu(gate_NI)
     d_gate_NI.copy_(torch.ops.aten.silu_backward(d_NI * up_NI, gate_NI))
-    d_up_NI.copy_(F.silu(gate_NI).mul_(d_NI))
+    d_up_NI.copy_(silu_NI * d_NI)
+    if again_NI is not None:
+        again_NI.copy_(silu_NI.mul_(up_NI))
     return d_gate_up_N2I

@@ -27,7 +27,8 @@ def _gelu_kernel(h, a, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _gelu_backward_kernel(da, h, dh, count, BLOCK: tl.constexpr):
+def _gelu_backward_kernel(da, h, dh, again, count, BLOCK: tl.constexpr):
+    """Each element is read before its place is written, so `again` may be `da`; it may be None."""
     where = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = where < count
     x = tl.load(h + where, mask=inside, other=0.0).to(tl.float32)
@@ -36,6 +37,8 @@ def _gelu_backward_kernel(da, h, dh, count, BLOCK: tl.constexpr):
     slope = 1.5957691216057308 * (1.0 + 3.0 * 0.044715 * x * x)
     d *= gate + x * gate * (1.0 - gate) * slope
     tl.store(dh + where, d.to(dh.dtype.element_ty), mask=inside)
+    if again is not None:
+        tl.store(again + where, (x * gate).to(again.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -51,7 +54,8 @@ def _swiglu_kernel(gate_up, a, width, tiles, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _swiglu_backward_kernel(da, gate_up, d_gate_up, width, tiles, BLOCK: tl.constexpr):
+def _swiglu_backward_kernel(da, gate_up, d_gate_up, again, width, tiles, BLOCK: tl.constexpr):
+    """Each element is read before its place is written, so `again` may be `da`; it may be None."""
     row, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     row = row.to(tl.int64)
     cols = tile * BLOCK + tl.arange(0, BLOCK)
@@ -65,6 +69,8 @@ def _swiglu_backward_kernel(da, gate_up, d_gate_up, width, tiles, BLOCK: tl.cons
     element = d_gate_up.dtype.element_ty
     tl.store(d_gate_up + row * 2 * width + cols, d_gate.to(element), mask=inside)
     tl.store(d_gate_up + row * 2 * width + width + cols, d_up.to(element), mask=inside)
+    if again is not None:
+        tl.store(again + row * width + cols, (gate * open_ * up).to(again.dtype.element_ty), mask=inside)
 
 
 def gelu_triton(h_NC: torch.Tensor) -> torch.Tensor:
@@ -76,12 +82,12 @@ def gelu_triton(h_NC: torch.Tensor) -> torch.Tensor:
     return a_NC
 
 
-def gelu_backward_triton(da_NC: torch.Tensor, h_NC: torch.Tensor) -> torch.Tensor:
+def gelu_backward_triton(da_NC: torch.Tensor, h_NC: torch.Tensor, again_NC: torch.Tensor | None = None) -> torch.Tensor:
     """Launch `gelu_backward`."""
-    require_contiguous(da_NC, h_NC)
+    require_contiguous(da_NC, h_NC, again_NC)
     dh_NC, count = torch.empty_like(h_NC), h_NC.numel()
     with torch.cuda.device_of(h_NC):
-        _gelu_backward_kernel[(triton.cdiv(count, _BLOCK),)](da_NC, h_NC, dh_NC, count, BLOCK=_BLOCK,
+        _gelu_backward_kernel[(triton.cdiv(count, _BLOCK),)](da_NC, h_NC, dh_NC, again_NC, count, BLOCK=_BLOCK,
                                                              num_warps=warps(_BLOCK))
     return dh_NC
 
@@ -98,14 +104,15 @@ def swiglu_triton(gate_up_N2I: torch.Tensor) -> torch.Tensor:
     return a_NI
 
 
-def swiglu_backward_triton(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor) -> torch.Tensor:
+def swiglu_backward_triton(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor,
+                           again_NI: torch.Tensor | None = None) -> torch.Tensor:
     """Launch `swiglu_backward`."""
-    require_contiguous(da_NI, gate_up_N2I)
+    require_contiguous(da_NI, gate_up_N2I, again_NI)
     d_gate_up_N2I = torch.empty_like(gate_up_N2I)
     tokens, width = da_NI.shape
     block = min(_BLOCK, power_of_two(width))
     tiles = triton.cdiv(width, block)
     with torch.cuda.device_of(gate_up_N2I):
-        _swiglu_backward_kernel[(tokens * tiles,)](da_NI, gate_up_N2I, d_gate_up_N2I, width, tiles, BLOCK=block,
-                                                   num_warps=warps(block))
+        _swiglu_backward_kernel[(tokens * tiles,)](da_NI, gate_up_N2I, d_gate_up_N2I, again_NI, width, tiles,
+                                                   BLOCK=block, num_warps=warps(block))
     return d_gate_up_N2I

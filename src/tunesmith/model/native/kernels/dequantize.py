@@ -32,7 +32,10 @@ class Nf4Absmax:
 
 
 def dequantize_int8(q_OI: torch.Tensor, scale_O: torch.Tensor, out_OI: torch.Tensor) -> torch.Tensor:
-    """Write q * scale into out_OI (fp32, bf16 or fp16, contiguous) and return it. q_OI: int8. scale_O: fp32, absmax / 127."""
+    """Write q * scale into out_OI (fp32, bf16 or fp16) and return it. q_OI: int8. scale_O: fp32, absmax / 127.
+
+    The rows of out_OI may have gaps between them.
+    """
     if use_triton(q_OI):
         from tunesmith.model.native.kernels.dequantize_triton import dequantize_int8_triton
 
@@ -41,10 +44,14 @@ def dequantize_int8(q_OI: torch.Tensor, scale_O: torch.Tensor, out_OI: torch.Ten
 
 
 def dequantize_nf4(packed: torch.Tensor, code_16: torch.Tensor, absmax: Nf4Absmax, out_OI: torch.Tensor) -> torch.Tensor:
-    """Write code_16[nibble] * its block's absmax into out_OI (fp32, bf16 or fp16, contiguous) and return it.
+    """Write code_16[nibble] * its block's absmax into out_OI (fp32, bf16 or fp16) and return it.
 
     packed: uint8, two values to a byte over the flattened weight, the high nibble first. code_16: fp32.
+    The rows of out_OI may have gaps between them.
     """
+    if out_OI.stride(0) != out_OI.shape[1] and (out_OI.shape[1] % BLOCK or not use_triton(packed)):
+        whole_OI = torch.empty(out_OI.shape, dtype=out_OI.dtype, device=out_OI.device)
+        return out_OI.copy_(dequantize_nf4(packed, code_16, absmax, whole_OI))
     if use_triton(packed):
         from tunesmith.model.native.kernels.dequantize_triton import dequantize_nf4_triton
 

@@ -17,19 +17,22 @@ _BLOCK, _NESTED = tl.constexpr(BLOCK), tl.constexpr(NESTED)
 
 
 @triton.jit
-def _int8_kernel(q, scale, out, width, tiles, COLUMNS: tl.constexpr):
-    """A program is one tile of one row; `tiles` in each row."""
+def _int8_kernel(q, scale, out, width, out_stride, tiles, COLUMNS: tl.constexpr):
+    """A program is one tile of one row; `tiles` in each row, `out_stride` from one row of `out` to the next."""
     row, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     start = row.to(tl.int64) * width
     cols = tile * COLUMNS + tl.arange(0, COLUMNS)
     inside = cols < width
     value = tl.load(q + start + cols, mask=inside, other=0).to(tl.float32) * tl.load(scale + row)
-    tl.store(out + start + cols, value.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row.to(tl.int64) * out_stride + cols, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _nf4_kernel(packed, code_16, q, code_256, nested, offset, out, count, size, BLOCKS: tl.constexpr):
+def _nf4_kernel(packed, code_16, q, code_256, nested, offset, out, count, size, width, out_stride, GAPS: tl.constexpr,
+                BLOCKS: tl.constexpr):
     """A program is BLOCKS rows of 64 values. The two codes are looked up in memory: 64 and 1,024 bytes that stay in L1.
+
+    GAPS: `out` has rows of `width` values, whole blocks, `out_stride` from one to the next; otherwise it is flat.
 
     `count` values in `size` bytes: with a bound in bytes of its own the packed load is seen to be dense, and is vectorised.
     """
@@ -45,28 +48,34 @@ def _nf4_kernel(packed, code_16, q, code_256, nested, offset, out, count, size, 
     element = out.dtype.element_ty
     value = tl.interleave(first.to(element), second.to(element))
     where = block[:, None] * _BLOCK + tl.arange(0, _BLOCK)[None, :]
-    tl.store(out + where, value, mask=where < count)
+    to = where
+    if GAPS:
+        start = block * _BLOCK
+        to = (start // width * out_stride + start % width)[:, None] + tl.arange(0, _BLOCK)[None, :]
+    tl.store(out + to, value, mask=where < count)
 
 
 def dequantize_int8_triton(q_OI: torch.Tensor, scale_O: torch.Tensor, out_OI: torch.Tensor) -> torch.Tensor:
     """Launch `dequantize_int8`."""
-    require_contiguous(q_OI, scale_O, out_OI)
+    require_contiguous(q_OI, scale_O, out_OI[:1])
     rows, width = q_OI.shape
     columns = min(_COLUMNS, power_of_two(width))
     tiles = triton.cdiv(width, columns)
     with torch.cuda.device_of(q_OI):
-        _int8_kernel[(rows * tiles,)](q_OI, scale_O, out_OI, width, tiles, COLUMNS=columns,
+        _int8_kernel[(rows * tiles,)](q_OI, scale_O, out_OI, width, out_OI.stride(0), tiles, COLUMNS=columns,
                                       num_warps=warps(columns, per_warp=512))
     return out_OI
 
 
 def dequantize_nf4_triton(packed: torch.Tensor, code_16: torch.Tensor, absmax: Nf4Absmax,
                           out_OI: torch.Tensor) -> torch.Tensor:
-    """Launch `dequantize_nf4`."""
-    require_contiguous(packed, code_16, absmax.q, absmax.code_256, absmax.nested, out_OI)
-    count = out_OI.numel()
+    """Launch `dequantize_nf4`. Rows with gaps between them are whole blocks of 64 values."""
+    require_contiguous(packed, code_16, absmax.q, absmax.code_256, absmax.nested, out_OI[:1])
+    count, width, stride = out_OI.numel(), out_OI.shape[1], out_OI.stride(0)
+    if stride != width and width % BLOCK:
+        raise ValueError(f"rows of {width} values with gaps between them are no whole blocks of {BLOCK}")
     with torch.cuda.device_of(packed):
         _nf4_kernel[(triton.cdiv(count, BLOCK * _BLOCKS),)](packed, code_16, absmax.q, absmax.code_256, absmax.nested,
-                                                            absmax.offset, out_OI, count, packed.numel(), BLOCKS=_BLOCKS,
-                                                            num_warps=4)
+                                                            absmax.offset, out_OI, count, packed.numel(), width, stride,
+                                                            GAPS=stride != width, BLOCKS=_BLOCKS, num_warps=4)
     return out_OI

@@ -33,7 +33,10 @@ def quantise_rows_plain(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tup
 
 
 def cast_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
-    """weight / scale_O (or the weight itself) rounded to fp8: [O, I], or [I, O] when transposed; contiguous."""
+    """weight / scale_O (or the weight itself) rounded to fp8: [O, I], or [I, O] when transposed; contiguous.
+
+    The rows of the weight may have gaps between them.
+    """
     if use_triton(weight_OI):
         from tunesmith.model.native.kernels.fp8_triton import cast_weight_triton
 

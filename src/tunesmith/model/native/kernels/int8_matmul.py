@@ -1,7 +1,7 @@
 """Products of activations with a frozen weight in int8 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, eq. 3-6).
 
-Shapes: N tokens, C channels; O outputs and I inputs of a weight; [N, K] x [M, K] of a product. An activation has one
-scale a token, a weight one an output: value = q * scale, q from -127 to 127.
+Shapes: N tokens, C channels; O outputs and I inputs of a weight; [N, K] x [M, K] of a product, R ranks of what is added to
+it. An activation has one scale a token, a weight one an output: value = q * scale, q from -127 to 127.
 """
 
 from __future__ import annotations
@@ -45,23 +45,38 @@ def quantise_rows_int8_plain(x_NC: torch.Tensor, scale_C: torch.Tensor | None = 
 
 
 def int8_product(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, scale_M: torch.Tensor | None,
-                 bias_M: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """(a b^T) scale_N scale_M + bias [N, M] in `dtype`; summed over K exactly, in int32. No scale_M: ones.
+                 bias_M: torch.Tensor | None, dtype: torch.dtype, low_NR: torch.Tensor | None = None,
+                 b_MR: torch.Tensor | None = None) -> torch.Tensor:
+    """(a b^T) scale_N scale_M + bias + low b_MR^T [N, M] in `dtype`, rounded once; a b^T is summed exactly, in int32.
 
-    a and b are int8 and contiguous, the scales fp32. Raises ValueError when K is no multiple of 16.
+    No scale_M: ones. a and b are int8, the scales fp32, low_NR and b_MR both in one dtype; all contiguous, but b_MR may also
+    be a transposed view of what is. Raises ValueError when K is no multiple of 16, and when low_NR and b_MR do not fit.
     """
     if a_NK.shape[1] != b_MK.shape[1] or a_NK.shape[1] % MULTIPLE:
         raise ValueError(f"an int8 product needs two equal widths, a multiple of {MULTIPLE}: {tuple(a_NK.shape)} and "
                          f"{tuple(b_MK.shape)}")
+    _require_low_rank(len(a_NK), len(b_MK), low_NR, b_MR)
     if use_triton(a_NK):
         from tunesmith.model.native.kernels.int8_matmul_triton import int8_product_triton
 
-        return int8_product_triton(a_NK, scale_N, b_MK, scale_M, bias_M, dtype)
-    return int8_product_plain(a_NK, scale_N, b_MK, scale_M, bias_M, dtype)
+        return int8_product_triton(a_NK, scale_N, b_MK, scale_M, bias_M, dtype, low_NR, b_MR)
+    return int8_product_plain(a_NK, scale_N, b_MK, scale_M, bias_M, dtype, low_NR, b_MR)
+
+
+def _require_low_rank(N: int, M: int, low_NR: torch.Tensor | None, b_MR: torch.Tensor | None) -> None:
+    """Raise ValueError unless both are there and fit a result [N, M], or neither is."""
+    if low_NR is None and b_MR is None:
+        return
+    if low_NR is None or b_MR is None:
+        raise ValueError("a low-rank part needs both of its matrices")
+    if low_NR.shape != (N, b_MR.shape[1]) or len(b_MR) != M or low_NR.dtype != b_MR.dtype:
+        raise ValueError(f"the low-rank part of a product [{N}, {M}] has {tuple(low_NR.shape)} and {tuple(b_MR.shape)}, in "
+                         f"{low_NR.dtype} and {b_MR.dtype}")
 
 
 def int8_product_plain(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, scale_M: torch.Tensor | None,
-                       bias_M: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+                       bias_M: torch.Tensor | None, dtype: torch.dtype, low_NR: torch.Tensor | None = None,
+                       b_MR: torch.Tensor | None = None) -> torch.Tensor:
     """`int8_product` in plain torch."""
     try:
         sum_NM = torch._int_mm(a_NK, b_MK.T)
@@ -72,11 +87,13 @@ def int8_product_plain(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Te
         y_NM *= scale_M
     if bias_M is not None:
         y_NM += bias_M
+    if low_NR is not None:
+        y_NM.addmm_(low_NR.float(), b_MR.float().T)
     return y_NM.to(dtype)
 
 
 def transpose_int8(q_OI: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy [I, O]."""
+    """A contiguous copy [I, O]. The rows of q_OI may have gaps between them."""
     if use_triton(q_OI):
         from tunesmith.model.native.kernels.int8_matmul_triton import round_weight_int8_triton
 
@@ -85,7 +102,10 @@ def transpose_int8(q_OI: torch.Tensor) -> torch.Tensor:
 
 
 def round_weight_int8(weight_OI: torch.Tensor, scale_O: torch.Tensor, *, transposed: bool) -> torch.Tensor:
-    """weight / scale_O rounded to int8: [O, I], or [I, O] when transposed; contiguous."""
+    """weight / scale_O rounded to int8: [O, I], or [I, O] when transposed; contiguous.
+
+    The rows of the weight may have gaps between them.
+    """
     if use_triton(weight_OI):
         from tunesmith.model.native.kernels.int8_matmul_triton import round_weight_int8_triton
 

@@ -24,6 +24,12 @@ _ROUNDER = tl.constexpr(12582912.0)
 _GROUP = 8
 #: The compute capability that brought the bulk copy engine.
 _TMA_SINCE = (9, 0)
+#: The widest row that one program holds in its registers: 64 values to a thread.
+_WIDEST_HELD = 32768
+#: The block of a wider row.
+_BLOCK = 4096
+#: Ranks of the low-rank part that a tile multiplies at a time, and in fp32, which the tensor cores do not multiply exactly.
+_RANKS, _RANKS_FP32 = 64, 16
 
 
 @dataclass(frozen=True)
@@ -54,49 +60,70 @@ BY_POINTER = Tile(128, 128, 64, 8, 3)
 
 
 @triton.jit
-def _loaded(x, scale, dropped, at, inside, SCALED: tl.constexpr, DROPS: tl.constexpr):
-    """Some of a row's values as they are to be rounded."""
-    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+def _loaded(x, scale, dropped, at, C, SCALED: tl.constexpr, DROPS: tl.constexpr):
+    """Some of a row's values as they are to be rounded; zeros beyond its end."""
+    value = tl.load(x + at, mask=at < C, other=0.0).to(tl.float32)
     if SCALED:
-        value *= tl.load(scale + at, mask=inside, other=0.0)
+        value *= tl.load(scale + at, mask=at < C, other=0.0)
     if DROPS:
-        value = tl.where(tl.load(dropped + at, mask=inside, other=0) != 0, 0.0, value)
+        value = tl.where(tl.load(dropped + at, mask=at < C, other=0) != 0, 0.0, value)
     return value
 
 
 @triton.jit
-def _rows_kernel(x, scale, dropped, q, s, C, SCALED: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program a row; the row is read twice, the second time from the cache."""
+def _size(value):
+    """|value| as the integer of its bits: in the same order, and NaN is the greatest."""
+    return tl.abs(value).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _rounded(value, inverse, CLAMPED: tl.constexpr):
+    """value * inverse, from -127 to 127 (CLAMPED: to be kept within), as int8: the last byte of the sum is that integer."""
+    raised = value * inverse + _ROUNDER
+    if CLAMPED:
+        raised = tl.minimum(tl.maximum(raised, _ROUNDER - _LARGEST), _ROUNDER + _LARGEST)
+    return raised.to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def _rows_kernel(x, scale, dropped, q, s, C, SCALED: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
+                 WHOLE: tl.constexpr, CHUNK: tl.constexpr = 8):
+    """One program a row. WHOLE: a block holds it, so it is read once; else twice, the second time from the cache.
+
+    CHUNK: neighbouring values that a thread takes. Left alone it is 16, for the sake of the bytes that are stored, and a
+    warp's loads, of 16 bytes a thread at most, would leave gaps.
+    """
     row = tl.program_id(0).to(tl.int64)
     x += row * C
-    largest = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, C, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        value = _loaded(x, scale, dropped, at, at < C, SCALED, DROPS)
-        largest = tl.maximum(largest, tl.abs(value), propagate_nan=tl.PropagateNan.ALL)
-    most = tl.max(largest, 0)
-    # tl.max passes NaN over, so what is not finite is added as NaN.
-    row_scale = tl.where(most > _TINY, tl.div_rn(most, _LARGEST), 1.0) + tl.sum(largest * 0.0, 0)
+    q += row * C
+    at = tl.max_contiguous(tl.arange(0, BLOCK), CHUNK)
+    value = _loaded(x, scale, dropped, at, C, SCALED, DROPS)
+    size = _size(value)
+    if not WHOLE:
+        for start in range(BLOCK, C, BLOCK):
+            size = tl.maximum(size, _size(_loaded(x, scale, dropped, start + at, C, SCALED, DROPS)))
+    most = tl.max(size, 0).to(tl.float32, bitcast=True)
+    # Infinity * 0 is NaN: int8 cannot say that a value is not finite, so the scale does.
+    row_scale = tl.where(most > _TINY, tl.div_rn(most, _LARGEST), 1.0) + most * 0.0
     inverse = tl.div_rn(1.0, row_scale)
-    for start in range(0, C, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        value = _loaded(x, scale, dropped, at, at < C, SCALED, DROPS)
-        rounded = (value * inverse + _ROUNDER) - _ROUNDER
-        tl.store(q + row * C + at, rounded.to(tl.int8), mask=at < C)
+    tl.store(q + at, _rounded(value, inverse, CLAMPED=False), mask=at < C)
+    if not WHOLE:
+        for start in range(BLOCK, C, BLOCK):
+            value = _loaded(x, scale, dropped, start + at, C, SCALED, DROPS)
+            tl.store(q + start + at, _rounded(value, inverse, CLAMPED=False), mask=start + at < C)
     tl.store(s + row, row_scale)
 
 
 @triton.jit
-def _weight_kernel(w, scale, q, outputs, inputs, SCALED: tl.constexpr, TRANSPOSED: tl.constexpr, BO: tl.constexpr,
-                   BI: tl.constexpr):
-    """A tile of the weight."""
+def _weight_kernel(w, scale, q, outputs, inputs, w_stride, SCALED: tl.constexpr, TRANSPOSED: tl.constexpr,
+                   BO: tl.constexpr, BI: tl.constexpr):
+    """A tile of the weight; `w_stride` from one of its rows to the next."""
     o, i = tl.program_id(1) * BO + tl.arange(0, BO), tl.program_id(0) * BI + tl.arange(0, BI)
-    value = tl.load(w + o[:, None].to(tl.int64) * inputs + i[None, :], mask=(o[:, None] < outputs) & (i[None, :] < inputs),
-                    other=0)
+    value = tl.load(w + o[:, None].to(tl.int64) * w_stride + i[None, :],
+                    mask=(o[:, None] < outputs) & (i[None, :] < inputs), other=0)
     if SCALED:
         inverse = tl.div_rn(1.0, tl.load(scale + o, mask=o < outputs, other=1.0))
-        value = (value.to(tl.float32) * inverse[:, None] + _ROUNDER) - _ROUNDER
-        value = tl.minimum(tl.maximum(value, -_LARGEST), _LARGEST).to(tl.int8)
+        value = _rounded(value.to(tl.float32), inverse[:, None], CLAMPED=True)
     if TRANSPOSED:
         tl.store(q + i[:, None].to(tl.int64) * outputs + o[None, :], tl.trans(value),
                  mask=(i[:, None] < inputs) & (o[None, :] < outputs))
@@ -113,23 +140,24 @@ def quantise_rows_int8_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None =
     q_NC = torch.empty((N, C), dtype=torch.int8, device=x_NC.device)
     scale_N = torch.empty((N,), dtype=torch.float32, device=x_NC.device)
     dropped_C = None if dropped_C is None else dropped_C.view(torch.uint8)
-    block = min(4096, power_of_two(C))
+    whole = C <= _WIDEST_HELD
+    block = power_of_two(C) if whole else _BLOCK
     with torch.cuda.device_of(x_NC):
         _rows_kernel[(N,)](x_NC, scale_C, dropped_C, q_NC, scale_N, C, SCALED=scale_C is not None,
-                           DROPS=dropped_C is not None, BLOCK=block, num_warps=warps(block, per_warp=512))
+                           DROPS=dropped_C is not None, BLOCK=block, WHOLE=whole, num_warps=warps(block, per_warp=512))
     return q_NC, scale_N
 
 
 def round_weight_int8_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, transposed: bool) -> torch.Tensor:
     """Launch `round_weight_int8`, or `transpose_int8` of what is int8 already when there is no scale."""
-    require_contiguous(weight_OI, scale_O)
+    require_contiguous(weight_OI[:1], scale_O)
     outputs, inputs = weight_OI.shape
     q = torch.empty((inputs, outputs) if transposed else (outputs, inputs), dtype=torch.int8, device=weight_OI.device)
     bo, bi = (128, 128) if transposed else (16, 512)
     with torch.cuda.device_of(weight_OI):
         _weight_kernel[(triton.cdiv(inputs, bi), triton.cdiv(outputs, bo))](
-            weight_OI, scale_O, q, outputs, inputs, SCALED=scale_O is not None, TRANSPOSED=transposed, BO=bo, BI=bi,
-            num_warps=8)
+            weight_OI, scale_O, q, outputs, inputs, weight_OI.stride(0), SCALED=scale_O is not None,
+            TRANSPOSED=transposed, BO=bo, BI=bi, num_warps=8)
     return q
 
 
@@ -147,32 +175,56 @@ def _place(N, M, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr)
 
 
 @triton.jit
-def _finish(total, scale_n, scale_m, bias, y, row, column, N, M, SCALED: tl.constexpr, BIASED: tl.constexpr,
-            ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Scale the tile's sums, add the bias and store."""
+def _low_piece(low, low_b, n, m, start, N, M, RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr):
+    """(low [rows, STEP], b^T [STEP, columns]) of the ranks from `start` on; what lies outside is zero.
+
+    RANKS is a constant for the sake of rows that are no multiple of 16 long: so their loads are known to be aligned.
+    FLIPPED: b lies in memory as [R, M].
+    """
+    r = start + tl.arange(0, STEP)
+    piece = tl.load(low + n[:, None].to(tl.int64) * RANKS + r[None, :],
+                    mask=(n[:, None] < N) & (r[None, :] < RANKS), other=0.0)
+    at = r[:, None].to(tl.int64) * M + m[None, :] if FLIPPED else m[None, :].to(tl.int64) * RANKS + r[:, None]
+    return piece, tl.load(low_b + at, mask=(m[None, :] < M) & (r[:, None] < RANKS), other=0.0)
+
+
+@triton.jit
+def _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED: tl.constexpr, BIASED: tl.constexpr,
+            RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Scale the tile's sums, add the bias and the low-rank part, and store.
+
+    The low-rank operands take the shared memory that the loop over K has left.
+    """
     n, m = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
     value = total.to(tl.float32) * tl.load(scale_n + n, mask=n < N, other=0.0)[:, None]
     if SCALED:
         value *= tl.load(scale_m + m, mask=m < M, other=0.0)[None, :]
     if BIASED:
         value += tl.load(bias + m, mask=m < M, other=0.0).to(tl.float32)[None, :]
+    if RANKS > 0:
+        for start in tl.range(0, RANKS, STEP, num_stages=1):
+            piece, piece_b = _low_piece(low, low_b, n, m, start, N, M, RANKS, FLIPPED, STEP)
+            value = tl.dot(piece, piece_b, value, input_precision="ieee")
     tl.store(y + n[:, None].to(tl.int64) * M + m[None, :], value.to(y.dtype.element_ty),
              mask=(n[:, None] < N) & (m[None, :] < M))
 
 
 @triton.jit
-def _tma_kernel(a, b, scale_n, scale_m, bias, y, N, M, K, SCALED: tl.constexpr, BIASED: tl.constexpr, ROWS: tl.constexpr,
-                COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr):
+def _tma_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED: tl.constexpr, BIASED: tl.constexpr,
+                RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+                DEPTH: tl.constexpr, GROUP: tl.constexpr):
     """a and b are descriptors; what lies outside of them is read as zeros."""
     row, column = _place(N, M, ROWS, COLUMNS, GROUP)
     total = tl.zeros((ROWS, COLUMNS), tl.int32)
     for k in range(0, K, DEPTH):
         total = tl.dot(a.load([row, k]), b.load([column, k]).T, total, out_dtype=tl.int32)
-    _finish(total, scale_n, scale_m, bias, y, row, column, N, M, SCALED, BIASED, ROWS, COLUMNS)
+    _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED, BIASED, RANKS, FLIPPED, STEP, ROWS,
+            COLUMNS)
 
 
 @triton.jit
-def _pointer_kernel(a, b, scale_n, scale_m, bias, y, N, M, K, SCALED: tl.constexpr, BIASED: tl.constexpr, ROWS: tl.constexpr,
+def _pointer_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED: tl.constexpr, BIASED: tl.constexpr,
+                    RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
                     COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr):
     """Rows and columns beyond the end wrap around, and are not stored; K is masked."""
     row, column = _place(N, M, ROWS, COLUMNS, GROUP)
@@ -185,7 +237,8 @@ def _pointer_kernel(a, b, scale_n, scale_m, bias, y, N, M, K, SCALED: tl.constex
         piece_a = tl.load(a + start, mask=k[None, :] < K - start, other=0)
         piece_b = tl.load(b + start, mask=k[:, None] < K - start, other=0)
         total = tl.dot(piece_a, piece_b, total, out_dtype=tl.int32)
-    _finish(total, scale_n, scale_m, bias, y, row, column, N, M, SCALED, BIASED, ROWS, COLUMNS)
+    _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED, BIASED, RANKS, FLIPPED, STEP, ROWS,
+            COLUMNS)
 
 
 @functools.cache
@@ -211,29 +264,34 @@ def tile_for(N: int, M: int, processors: int, shared_bytes: int) -> Tile | None:
 
 
 def int8_product_triton(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, scale_M: torch.Tensor | None,
-                        bias_M: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+                        bias_M: torch.Tensor | None, dtype: torch.dtype, low_NR: torch.Tensor | None = None,
+                        b_MR: torch.Tensor | None = None) -> torch.Tensor:
     """Launch `int8_product`, cut up by its size."""
     tile = None
     if a_NK.is_cuda:
         processors, shared_bytes, has_tma = _limits(a_NK.device.index)
         if has_tma and takes_tma(a_NK, b_MK):
             tile = tile_for(a_NK.shape[0], b_MK.shape[0], processors, shared_bytes)
-    return launch_product(a_NK, scale_N, b_MK, scale_M, bias_M, dtype, tile or BY_POINTER, tma=tile is not None)
+    return launch_product(a_NK, scale_N, b_MK, scale_M, bias_M, dtype, tile or BY_POINTER, low_NR, b_MR, tma=tile is not None)
 
 
 def launch_product(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, scale_M: torch.Tensor | None,
-                   bias_M: torch.Tensor | None, dtype: torch.dtype, tile: Tile, *, tma: bool) -> torch.Tensor:
+                   bias_M: torch.Tensor | None, dtype: torch.dtype, tile: Tile, low_NR: torch.Tensor | None = None,
+                   b_MR: torch.Tensor | None = None, *, tma: bool) -> torch.Tensor:
     """`int8_product` in tiles of this kind. tma: needs `takes_tma` and a GPU that has it (or the interpreter)."""
-    require_contiguous(a_NK, scale_N, b_MK, scale_M, bias_M)
+    ranks = 0 if low_NR is None else low_NR.shape[1]
+    flipped = ranks > 0 and not b_MR.is_contiguous()
+    require_contiguous(a_NK, scale_N, b_MK, scale_M, bias_M, low_NR, b_MR.T if flipped else b_MR)
     N, K, M = *a_NK.shape, b_MK.shape[0]
     y_NM = torch.empty((N, M), dtype=dtype, device=a_NK.device)
     if y_NM.numel() == 0:
         return y_NM
     a = TensorDescriptor.from_tensor(a_NK, [tile.rows, tile.depth]) if tma else a_NK
     b = TensorDescriptor.from_tensor(b_MK, [tile.columns, tile.depth]) if tma else b_MK
+    step = min(_RANKS_FP32 if ranks and low_NR.dtype == torch.float32 else _RANKS, max(16, power_of_two(ranks)))
     with torch.cuda.device_of(a_NK):
         (_tma_kernel if tma else _pointer_kernel)[(triton.cdiv(N, tile.rows) * triton.cdiv(M, tile.columns),)](
-            a, b, scale_N, scale_M, bias_M, y_NM, N, M, K, SCALED=scale_M is not None, BIASED=bias_M is not None,
-            ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=_GROUP, num_warps=tile.warps,
-            num_stages=tile.stages)
+            a, b, scale_N, scale_M, bias_M, low_NR, b_MR, y_NM, N, M, K, SCALED=scale_M is not None,
+            BIASED=bias_M is not None, RANKS=ranks, FLIPPED=flipped, STEP=step, ROWS=tile.rows, COLUMNS=tile.columns,
+            DEPTH=tile.depth, GROUP=_GROUP, num_warps=tile.warps, num_stages=tile.stages)
     return y_NM

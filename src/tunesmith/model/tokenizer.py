@@ -1,0 +1,39 @@
+"""A base's tokenizer, through transformers, where it can be without its model classes: they take seconds to import."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tunesmith.errors import RecipeError
+from tunesmith.model.files import BaseFiles
+from tunesmith.model.libraries import quiet_libraries
+
+#: What a BLOOM base may call its tokenizer, if anything, for AutoTokenizer to come to the plain class.
+_PLAIN = (None, "BloomTokenizer", "BloomTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def load_tokenizer(base: BaseFiles) -> Any:
+    """The base's tokenizer. Raises RecipeError when its files are missing or unusable."""
+    quiet_libraries()
+    try:
+        if _is_plain(base):
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast.from_pretrained(base.folder)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its parser meets
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"model.base: {base.name} has no usable tokenizer: {reason}",
+                          "The folder needs tokenizer.json (and tokenizer_config.json).") from None
+
+
+def _is_plain(base: BaseFiles) -> bool:
+    """Whether AutoTokenizer would take transformers' plain class. Some versions of it (5.17) import seconds of other code."""
+    path = base.folder / "tokenizer_config.json"
+    if base.architecture != "bloom" or not (base.folder / "tokenizer.json").exists():
+        return False
+    words = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return "auto_map" not in words and (words.get("tokenizer_class") or base.config.get("tokenizer_class")) in _PLAIN
