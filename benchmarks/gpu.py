@@ -8,14 +8,16 @@ of the token counts of real samples. PEER: a script, called as `PEER STACK MODEL
 and peak_gib.
 --peer-path: a folder that only the peers see in front of their packages.
 
-Every measurement is a process of its own. Ours takes optimiser steps by the same function as `tunesmith train`, over a
-fixed list of steps: twice to warm up, then `--repeats` times. Tokens are real ones: padding is never counted.
+Every measurement is a process of its own; cells joined by + are measured by ours in one process, one after the other, to
+save its start. Ours takes optimiser steps by the same function as `tunesmith train`, over a fixed list of steps: twice or
+more to warm up, then `--repeats` times. Tokens are real ones: padding is never counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import os
 import random
@@ -30,6 +32,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+#: Steps before the timed ones, at least: int8 products calibrate, and each size of a step is captured as a graph.
+WARM_STEPS = 10
 ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 #: Floating-point operations of the products with frozen weights a token: forward, and backward for the input alone.
 GFLOP_PER_TOKEN = {"bloom-7b1": 28.3, "llama-8b": 32.1}
@@ -176,11 +180,14 @@ def measure_ours(cell: Cell, folder: Path, lengths: list[int], repeats: int) -> 
     """Train the cell and time it; runs in a process of its own."""
     import torch
 
+    gc.collect()
+    torch.cuda.empty_cache()  # of a cell before this one
     engine, take_step, load_s = load_ours(cell, folder)
     steps = draw_steps(cell, engine.base.config["vocab_size"], lengths)
     torch.cuda.reset_peak_memory_stats()
     passes, losses = [], []
-    for turn in range(2 + repeats):
+    warm = max(2, -(-WARM_STEPS // len(steps)))
+    for turn in range(warm + repeats):
         seconds = []
         for rows in steps:
             started = time.perf_counter()
@@ -189,7 +196,7 @@ def measure_ours(cell: Cell, folder: Path, lengths: list[int], repeats: int) -> 
             losses.append(result.loss)
             if result.grad_norm is None or not result.grad_norm > 0:
                 raise SystemExit(f"the gradient's norm is {result.grad_norm}")
-        if turn >= 2:
+        if turn >= warm:
             passes.append(sum(len(row.ids) for rows in steps for row in rows) / sum(seconds))
     return {"load_s": load_s, "tokens_s": passes, "tokens_s_median": statistics.median(passes),
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30, "loss": [losses[0], losses[-1]],
@@ -204,13 +211,13 @@ def measure_growth(cell: Cell, folder: Path, lengths: list[int], repeats: int) -
     weights_gib = torch.cuda.memory_allocated() / 2**30
     found: list[dict[str, Any]] = []
     for samples, seq in SIZES:
-        steps = draw_steps(replace(cell, samples=samples, seq=seq, steps=2 if seq > 2048 else 4), 1000, lengths)
+        steps = draw_steps(replace(cell, samples=samples, seq=seq, steps=1 if seq > 2048 else 4), 1000, lengths)
         engine._graphs.forget()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         seconds = []
         try:
-            for turn in range(2 + repeats):
+            for turn in range(2 + (repeats if seq <= 2048 else 2)):
                 for rows in steps:
                     started = time.perf_counter()
                     take_step(rows)
@@ -243,16 +250,15 @@ def growth_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def last_result(command: list[str], path: str | None) -> dict[str, Any]:
-    """Run a measurement; its last JSON object, or its last words as an error."""
+def last_results(command: list[str], path: str | None, count: int) -> list[dict[str, Any]]:
+    """Run a measurement; its `count` JSON objects, and its last words as an error for those that did not come."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if path:
         env["PYTHONPATH"] = path
     done = subprocess.run(command, capture_output=True, text=True, env=env)
-    lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        return {"error": ((done.stderr or done.stdout).strip().splitlines() or ["no output"])[-1][:300]}
-    return json.loads(lines[-1])
+    found = [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    error = {"error": ((done.stderr or done.stdout).strip().splitlines() or ["no output"])[-1][:300]}
+    return (found + [error] * count)[:count]
 
 
 RECIPE = """
@@ -279,15 +285,17 @@ def measure_cold(chosen: argparse.Namespace) -> dict[str, Any]:
             path.read_bytes()
         found: dict[str, Any] = {}
         for turn in ("nothing compiled", "compiled before"):
-            started = time.perf_counter()
+            started, began = time.perf_counter(), time.time()
             done = subprocess.run(
                 [sys.executable, "-m", "tunesmith.cli.main", "train", f"{folder}/recipe.yaml", "--run", f"{folder}/{turn[:3]}",
                  "--json"], capture_output=True, text=True, env={**os.environ, "TRITON_CACHE_DIR": f"{folder}/triton"})
             if done.returncode:
                 return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
             result = json.loads(done.stdout)
-            found[turn] = {"wall_s": time.perf_counter() - started, "training_s": result["seconds"],
-                           "peak_gib": result["peak_memory_bytes"] / 2**30, "train_loss": result["train_loss"]}
+            saved = Path(result["adapter"], "adapter_model.safetensors").stat().st_mtime
+            found[turn] = {"adapter_saved_s": saved - began, "wall_s": time.perf_counter() - started,
+                           "training_s": result["seconds"], "peak_gib": result["peak_memory_bytes"] / 2**30,
+                           "train_loss": result["train_loss"]}
     return found
 
 
@@ -299,18 +307,24 @@ def prepare_worker(name: str, model: str, chosen: argparse.Namespace) -> list[st
             "--repeats", str(chosen.repeats)]
 
 
-def measure(name: str, chosen: argparse.Namespace) -> dict[str, Any]:
-    """A cell: ours, then each of its peers."""
-    cell = CELLS[name]
-    worker = prepare_worker(name, cell.model, chosen)
-    found: dict[str, Any] = {"cell": asdict(cell), "ours": last_result(worker, None), "peers": {}}
-    for stack in cell.peers if chosen.peers else ():
-        rows = ["--seq", str(cell.seq)] if cell.seq else ["--lengths", str(chosen.lengths)]
-        found["peers"][stack] = last_result(
-            [sys.executable, str(chosen.peer), stack, str(chosen.folder / cell.model), *rows, "--bs", str(cell.peer_rows[0]),
-             "--accum", str(cell.peer_rows[1]), "--steps", str(chosen.peer_steps), "--warm", "4"], chosen.peer_path)
-    if found["peers"] and chosen.again:  # a machine that got slower or faster meanwhile would show
-        found["ours_again"] = last_result(worker, None)
+def measure(names: list[str], chosen: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Cells of one base: ours, then each one's peers."""
+    worker = prepare_worker("+".join(names), CELLS[names[0]].model, chosen)
+    ours = last_results(worker, None, len(names))
+    found: dict[str, dict[str, Any]] = {}
+    for name, own in zip(names, ours, strict=True):
+        cell = CELLS[name]
+        found[name] = {"cell": asdict(cell), "ours": own, "peers": {}}
+        for stack in cell.peers if chosen.peers else ():
+            rows = ["--seq", str(cell.seq)] if cell.seq else ["--lengths", str(chosen.lengths)]
+            batch, accumulated = map(str, cell.peer_rows)
+            command = [sys.executable, str(chosen.peer), stack, str(chosen.folder / cell.model), *rows, "--bs", batch,
+                       "--accum", accumulated, "--steps", str(chosen.peer_steps), "--warm", "4"]
+            found[name]["peers"][stack] = last_results(command, chosen.peer_path, 1)[0]
+        print("\n".join(table({name: found[name]}, chosen.tflops).splitlines()[2:]), flush=True)
+    if chosen.again:  # a machine that changed meanwhile would show
+        for name, own in zip(names, last_results(worker, None, len(names)), strict=True):
+            found[name]["ours_again"] = own
     return found
 
 
@@ -350,9 +364,10 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.worker:
-        lengths, name = json.loads(chosen.lengths.read_text()), chosen.worker
-        work, cell = (measure_growth, GROWTH[name]) if name in GROWTH else (measure_ours, CELLS[name])
-        print("RESULT " + json.dumps(work(cell, chosen.folder, lengths, chosen.repeats)))
+        lengths = json.loads(chosen.lengths.read_text())
+        for name in chosen.worker.split("+"):
+            work, cell = (measure_growth, GROWTH[name]) if name in GROWTH else (measure_ours, CELLS[name])
+            print("RESULT " + json.dumps(work(cell, chosen.folder, lengths, chosen.repeats)), flush=True)
         return
     import torch
 
@@ -375,12 +390,11 @@ def main() -> None:
             continue
         if name == "growth":
             for model in GROWTH:
-                growth[model] = last_result(prepare_worker(model, model, chosen), None)
+                growth[model] = last_results(prepare_worker(model, model, chosen), None, 1)[0]
                 print(growth_table({model: growth[model]}), growth[model].get("error", ""), flush=True)
             save()
             continue
-        results[name] = measure(name, chosen)
-        print(table({name: results[name]}, chosen.tflops).splitlines()[-1 - len(results[name]["peers"]):], flush=True)
+        results |= measure(name.split("+"), chosen)
         save()
     print(table(results, chosen.tflops))
 

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 class Row:
-    def __init__(self, length: int, vocabulary: int = 512) -> None:
+    def __init__(self, length: int, vocabulary: int = 1536) -> None:
         self.ids = [random.randrange(4, vocabulary) for _ in range(length)]
         self.learnt = [False] + [True] * (length - 1)
 
@@ -30,19 +30,34 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=512, hidden_size=512, intermediate_size=1024, num_hidden_layers=4,
+    LlamaForCausalLM(LlamaConfig(vocab_size=1536, hidden_size=512, intermediate_size=1024, num_hidden_layers=4,
                                  num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=8192)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(embedded.path_of(embedded.BASE_NAME)).save_pretrained(folder)
     return folder
 
 
-def engine_of(folder: Path, dtype: str, quantization: str = "none", device: str = "cuda", dropout: float = 0.0) -> Any:
+@pytest.fixture(scope="module")
+def bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BLOOM of random weights."""
+    from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM
+
+    from tunesmith import embedded
+
+    folder = tmp_path_factory.mktemp("bloom")
+    torch.manual_seed(0)
+    BloomForCausalLM(BloomConfig(vocab_size=1536, hidden_size=512, n_layer=4, n_head=8)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded.path_of(embedded.BASE_NAME)).save_pretrained(folder)
+    return folder
+
+
+def engine_of(folder: Path, dtype: str, quantization: str = "none", device: str = "cuda", dropout: float = 0.0,
+              name: str = "native") -> Any:
     from transformers import AutoTokenizer
 
     from tunesmith.model.build import build_for_training
     from tunesmith.model.files import locate_base
 
-    engine = build_for_training(locate_base(str(folder), None), AutoTokenizer.from_pretrained(folder), engine="native",
+    engine = build_for_training(locate_base(str(folder), None), AutoTokenizer.from_pretrained(folder), engine=name,
                                 quantization=quantization, dtype=dtype, device=device, seed=0,
                                 lora=LoraSettings(8, 16, dropout, "all-linear"))
     generator = torch.Generator().manual_seed(1)
@@ -62,6 +77,28 @@ def step(engine: Any, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.cosine_similarity(a.double(), b.double(), dim=0).item()
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_every_gradient_is_the_exact_one(family: str, quantization: str, request: pytest.FixtureRequest) -> None:
+    """bf16 on the GPU against fp32 on the CPU, on the same quantised weights; and no worse than bitsandbytes."""
+    folder = request.getfixturevalue(family)
+    rows = [Row(length) for length in (600, 20, 1, 333, 70)]
+
+    def each(engine: Any) -> tuple[float, dict[str, torch.Tensor]]:
+        losses, _ = step(engine, rows)
+        return losses.sum().item(), {name: p.grad.flatten().cpu() for name, p in engine.trainable().items()}
+
+    loss, exact = each(engine_of(folder, "float32", quantization, "cpu"))
+    worst = {}
+    for name in ("native", "hf"):
+        found_loss, found = each(engine_of(folder, "bfloat16", quantization, name=name))
+        worst[name] = min(cosine(found[key], exact[key]) for key in exact)
+        assert abs(found_loss - loss) < 5e-3 * loss
+    print(f"GRADIENTS {family} {quantization}: lowest cosine native {worst['native']:.5f}, hf {worst['hf']:.5f}")
+    assert worst["native"] > 0.999
+    assert worst["native"] > worst["hf"] - 5e-4
 
 
 def test_samples_of_one_length_go_to_cudnn_and_give_the_same(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ class _Captured:
     def __init__(self, run: Pass, stream: Stream, weight: torch.Tensor, seed: torch.Tensor | None, pool: Any) -> None:
         self.stream, self.weight, self.seed = stream, weight.clone(), None if seed is None else seed.clone()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        # What another thread does meanwhile (an import that looks at the GPU) is no part of the graph, and may be done.
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.nats_L = run(self.stream, self.weight, self.seed)
 
     def replay(self, stream: Stream, weight: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:

@@ -175,8 +175,8 @@ class _Call:
 
     def d_b(self, dy_NO: torch.Tensor, low_NR: torch.Tensor) -> list[torch.Tensor]:
         """The gradient of each B, fp32."""
-        d_b_OR = matmul_fp32(dy_NO.T, low_NR)
-        return [d_b_OR[outputs, ranks] * self.lora.scale for _, ranks, outputs in self.lora.places()]
+        d_b_OR = matmul_fp32(dy_NO.T, low_NR).mul_(self.lora.scale)
+        return [d_b_OR[outputs, ranks] for _, ranks, outputs in self.lora.places()]
 
     def d_input(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """The gradient of h, through the base and the adapters."""
