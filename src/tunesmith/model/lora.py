@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+#: What PEFT 0.21.2 writes into the config of a LoRA adapter that has the settings of a recipe alone.
+_PEFT_CONFIG = {
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "peft_version": "0.21.2", "bias": "none", "init_lora_weights": True,
+    "megatron_core": "megatron.core", "qalora_group_size": 16, "alpha_pattern": {}, "rank_pattern": {}, "loftq_config": {},
+    **dict.fromkeys("ensure_weight_tying fan_in_fan_out lora_bias use_dora use_qalora use_rslora".split(), False),
+    **dict.fromkeys("alora_invocation_tokens arrow_config auto_mapping corda_config eva_config exclude_modules kasa_config "
+                    "layer_replication layers_pattern layers_to_transform lora_ga_config megatron_config modules_to_save "
+                    "monteclora_config target_parameters trainable_token_indices use_bdlora velora_config".split()),
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,19 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
 
 def build_config(settings: LoraSettings, targets: str | list[str]) -> LoraConfig:
     """PEFT's own description of the adapter that the recipe asks for."""
+    return import_peft().LoraConfig(bias="none", task_type="CAUSAL_LM", target_modules=targets, **_recipe_words(settings))
+
+
+def config_words(settings: LoraSettings) -> dict[str, Any]:
+    """The same as `build_config(...).to_dict()`, without peft: its import takes 7 s of a processor on some machines, and
+    the steps of a run wait for it even in a thread of its own. A test holds the two together.
+    """
+    return _PEFT_CONFIG | _recipe_words(settings) | {"target_modules": sorted(set(settings.target_modules))}
+
+
+def _recipe_words(settings: LoraSettings) -> dict[str, Any]:
     alpha = int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha
-    return import_peft().LoraConfig(r=settings.r, lora_alpha=alpha, lora_dropout=settings.dropout, bias="none",
-                                    task_type="CAUSAL_LM", target_modules=targets)
+    return {"r": settings.r, "lora_alpha": alpha, "lora_dropout": settings.dropout}
 
 
 def initialise(parameters: Mapping[str, torch.nn.Parameter], seed: int) -> None:
@@ -84,11 +103,10 @@ def initialise(parameters: Mapping[str, torch.nn.Parameter], seed: int) -> None:
             parameter.data.zero_()
 
 
-def adapter_files(config: LoraConfig, state: Mapping[str, torch.Tensor], base_name: str,
+def adapter_files(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], base_name: str,
                   revision: str | None) -> dict[str, bytes]:
-    """PEFT's two files as bytes, byte for byte the same for the same adapter."""
-    words: dict[str, Any] = config.to_dict()
-    words |= {"inference_mode": True, "base_model_name_or_path": base_name, "revision": revision}
+    """PEFT's two files as bytes, byte for byte the same for the same adapter. config: as PEFT's `to_dict` gives it."""
+    words = {**config, "inference_mode": True, "base_model_name_or_path": base_name, "revision": revision}
     plain = {key: sorted(value) if isinstance(value, set) else value.value if isinstance(value, enum.Enum) else value
              for key, value in words.items()}
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(state.items())}

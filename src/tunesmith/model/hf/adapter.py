@@ -32,7 +32,7 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def adapter_files(model: PeftModel, base_name: str, revision: str | None) -> dict[str, bytes]:
     """PEFT's two files as bytes."""
-    return lora.adapter_files(model.peft_config["default"], get_peft_model_state_dict(model), base_name, revision)
+    return lora.adapter_files(model.peft_config["default"].to_dict(), get_peft_model_state_dict(model), base_name, revision)
 
 
 def load_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:

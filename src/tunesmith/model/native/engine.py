@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +14,6 @@ from tunesmith.errors import OutOfMemory, RecipeError
 from tunesmith.model import lora
 from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
-from tunesmith.model.libraries import import_peft
 from tunesmith.model.lora import LoraSettings
 from tunesmith.model.native import adapter
 from tunesmith.model.native.bloom import Bloom, completed
@@ -34,8 +32,6 @@ from tunesmith.model.native.stream import Stream, pack
 
 #: On a GPU streams are padded to multiples of this many tokens: its matrix units work in tiles of 128.
 _BUCKET = 128
-#: After so many passes over a stream on a GPU the host has time for what is wanted at a checkpoint.
-_SETTLED_PASSES = 24
 #: Prompts answered at once.
 _GENERATE_ROWS = 64
 
@@ -78,7 +74,7 @@ class NativeEngine:
         self.quantization, self.positions = quantization, base.positions
         self.dtype, self.device = model.embedding.dtype, model.embedding.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, _generation_eos(base))
-        self._training, self._passes = False, 0
+        self._training = False
         self._calibrating: list[Int8Products] = []
         for linear in model.linears():
             if matmul == "fp8" and fits_fp8(linear.weight):
@@ -109,9 +105,6 @@ class NativeEngine:
         for parameter in self.trainable().values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._passes += 1
-        if self._passes == _SETTLED_PASSES and self.device.type == "cuda":  # it takes seconds, which pass while the GPU works
-            threading.Thread(target=import_peft, daemon=True).start()
         stream = self._pack(rows)
         seed = torch.randint(2**62, (1,)) if self._training and self.settings.dropout else None
         capture = not self._calibrating and self.model.offload is None
@@ -203,7 +196,7 @@ class NativeEngine:
 
     def adapter_files(self) -> dict[str, bytes]:
         """PEFT's two files."""
-        config = lora.build_config(self.settings, self.settings.target_modules)
+        config = lora.config_words(self.settings)
         return lora.adapter_files(config, adapter.state(self.model), self.base.name, self.base.revision)
 
 

@@ -12,8 +12,8 @@ import torch
 from tunesmith.model.native.kernels.cross_entropy import cross_entropy
 from tunesmith.model.native.linear import matmul_fp32
 
-#: Logits at once [values]: on a GPU some 400 to 500 rows keep the product efficient; on a CPU what its cache likes.
-_LOGITS_GPU, _LOGITS_CPU, _MOST_ROWS = 3 << 25, 1 << 22, 512
+#: Logits at once [values]: on a GPU some 500 rows keep the product efficient; on a CPU what its cache likes.
+_LOGITS_GPU, _LOGITS_CPU, _MOST_ROWS = 1 << 27, 1 << 22, 512
 #: Rows of a tile of a GPU's matrix units: a chunk is a multiple of it.
 _TILE = 128
 

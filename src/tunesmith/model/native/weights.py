@@ -11,6 +11,7 @@ from torch import nn
 
 from tunesmith.model.libraries import import_bitsandbytes
 from tunesmith.model.native.kernels.dequantize import Nf4Absmax, dequantize_int8, dequantize_nf4
+from tunesmith.model.native.kernels.dispatch import use_triton
 
 #: How many values of a weight are quantised at once: 64 MiB in fp32.
 _VALUES_AT_ONCE = 1 << 24
@@ -176,13 +177,12 @@ class StackedWeight(FrozenWeight):
 
 
 def widens(weight: FrozenWeight, ranks: int) -> bool:
-    """Whether x W^T + low b^T is to be computed as [x low] [W b]^T: on a GPU, where the output is the wider side.
+    """Whether x W^T + low b^T is to be computed as [x low] [W b]^T: with kernels, where the output is the wider side.
 
     The sum then costs no pass over the output; joining x and low is one over the input. Rows stay in steps of 16 bytes.
     """
     multiple = 16 // weight.dtype.itemsize
-    on_gpu = next(weight.parameters()).is_cuda
-    return on_gpu and 2 * weight.outputs >= 3 * weight.inputs and (weight.inputs + ranks) % multiple == 0
+    return use_triton(next(weight.parameters())) and 2 * weight.outputs >= 3 * weight.inputs and (weight.inputs + ranks) % multiple == 0
 
 
 def keep(weight_OI: torch.Tensor, quantization: str, dtype: torch.dtype) -> FrozenWeight:
