@@ -181,8 +181,8 @@ def widens(weight: FrozenWeight, ranks: int) -> bool:
 
     The sum then costs no pass over the output; joining x and low is one over the input. Rows stay in steps of 16 bytes.
     """
-    multiple = 16 // weight.dtype.itemsize
-    return use_triton(next(weight.parameters())) and 2 * weight.outputs >= 3 * weight.inputs and (weight.inputs + ranks) % multiple == 0
+    kernels, aligned = use_triton(next(weight.parameters())), (weight.inputs + ranks) % (16 // weight.dtype.itemsize) == 0
+    return kernels and aligned and 2 * weight.outputs >= 3 * weight.inputs
 
 
 def keep(weight_OI: torch.Tensor, quantization: str, dtype: torch.dtype) -> FrozenWeight:
