@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +248,21 @@ def test_the_host_s_memory_comes_last() -> None:
     some = Cut(1, 0, 0, may_checkpoint=True, selective=True)
     assert [(some.shrink(9), some.checkpointing) for _ in range(3)] == [(True, 0.5), (True, 1.0), (False, 1.0)]
     assert not Cut(1, 0, 0, may_offload=True).shrink(10), "nothing waits on the host that is not recomputed"
+
+
+def test_a_cut_from_a_gpu_goes_on_where_nothing_can_wait_on_the_host(base: Any) -> None:
+    saved = asdict(Cut(None, 400, 512, checkpointing=0.5, may_checkpoint=True, offloading=True, may_offload=True, selective=True))
+    here = Cut(None, 9000, 96, may_checkpoint=True)
+    here.take_over(saved)
+    assert (here.max_tokens, here.checkpointing) == (400, 0.5)
+    assert not here.offloading
+    assert not here.may_offload
+    assert not here.selective
+    engine_of(base).checkpoint_gradients(here.checkpointing, offload=here.offloading)
+    back = Cut(None, 9000, 512, may_offload=True, selective=True)
+    back.take_over(saved)
+    assert back.offloading
+    assert back.selective
 
 
 def test_restore_is_exact(base: Any, data: Dataset) -> None:

@@ -40,10 +40,13 @@ class Cut:
     selective: bool = False
 
     def take_over(self, saved: dict[str, Any]) -> None:
-        """Go on with the cut of a checkpoint; a smaller `rows` that was asked for since stays."""
-        asked = self.rows
+        """Go on with the cut of a checkpoint; a smaller `rows` that was asked for since stays, and so does what the engine
+        here can do, which may be on another device than the checkpoint's.
+        """
+        asked, may_offload, selective = self.rows, self.may_offload, self.selective
         for name, value in saved.items():
             setattr(self, name, value)
+        self.may_offload, self.selective, self.offloading = may_offload, selective, self.offloading and may_offload
         if asked is not None:
             self.rows = min(asked, self.rows or asked)
 

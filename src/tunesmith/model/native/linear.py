@@ -140,7 +140,7 @@ class _Call:
     @property
     def joins(self) -> bool:
         """Whether the adapters' product is one with the base's. Dropout, drawn again later, wants an input without gaps."""
-        return (self.lora is not None and self.lora.wide and self.front is None and self.weight.joins and not self.drops)
+        return self.lora is not None and self.lora.wide and self.front is None and self.weight.joins and not self.drops
 
     def masks(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Each adapter's dropout as a factor [N, I], where it pays to keep it: on a CPU. A GPU draws it again.

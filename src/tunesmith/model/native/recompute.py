@@ -52,6 +52,7 @@ class Offload:
 
     def get(self, place: int) -> torch.Tensor:
         """The tensor of a place, back on the device; the one before it sets out."""
+        # These copies stand ahead of the one below on their stream, and until that is waited for nothing is computed.
         self._leaving.clear()
         x, done = self._coming.pop(place, None) or self._fetch(place)
         torch.cuda.current_stream(x.device).wait_event(done)

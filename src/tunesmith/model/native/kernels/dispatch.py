@@ -42,6 +42,14 @@ def warps(elements: int, *, per_warp: int = 256, most: int = 16) -> int:
     return max(1, min(most, elements // per_warp))
 
 
+def row_block(columns: int) -> tuple[int, bool]:
+    """(the block in which a program takes a row, whether the row fits into it).
+
+    A program of 16 warps holds a row of up to 32,768 values in its registers, 64 to a thread; wider ones come in pieces.
+    """
+    return (power_of_two(columns), True) if columns <= 32768 else (4096, False)
+
+
 def require_contiguous(*tensors: torch.Tensor | None) -> None:
     """Raise ValueError where a tensor has gaps or is transposed: the kernels address bare memory and would misread it."""
     for tensor in tensors:

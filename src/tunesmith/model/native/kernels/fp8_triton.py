@@ -6,13 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tunesmith.model.native.kernels.dispatch import power_of_two, require_contiguous, warps
+from tunesmith.model.native.kernels.dispatch import require_contiguous, row_block, warps
 from tunesmith.model.native.kernels.fp8 import FP8, LARGEST
-
-#: The widest row that one program holds in its registers: 64 values to a thread.
-_WIDEST_HELD = 32768
-#: The block of a wider row.
-_BLOCK = 4096
 
 
 @triton.jit
@@ -76,8 +71,7 @@ def quantise_rows_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tu
     N, C = x_NC.shape
     q_NC = torch.empty((N, C), dtype=FP8, device=x_NC.device)
     scale_N1 = torch.empty((N, 1), dtype=torch.float32, device=x_NC.device)
-    whole = C <= _WIDEST_HELD
-    block = power_of_two(C) if whole else _BLOCK
+    block, whole = row_block(C)
     _rows_kernel[(N,)](x_NC, scale_C, q_NC, scale_N1, C, SCALED=scale_C is not None, LARGEST=LARGEST, BLOCK=block,
                        WHOLE=whole, num_warps=warps(block, per_warp=512))
     return q_NC, scale_N1

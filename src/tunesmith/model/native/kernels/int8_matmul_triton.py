@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tunesmith.model.native.kernels.dispatch import power_of_two, require_contiguous, warps
+from tunesmith.model.native.kernels.dispatch import power_of_two, require_contiguous, row_block, warps
 from tunesmith.model.native.kernels.int8_matmul import LARGEST, TINY
 
 _LARGEST, _TINY = tl.constexpr(LARGEST), tl.constexpr(TINY)
@@ -24,10 +24,6 @@ _ROUNDER = tl.constexpr(12582912.0)
 _GROUP = 8
 #: The compute capability that brought the bulk copy engine.
 _TMA_SINCE = (9, 0)
-#: The widest row that one program holds in its registers: 64 values to a thread.
-_WIDEST_HELD = 32768
-#: The block of a wider row.
-_BLOCK = 4096
 #: Ranks of the low-rank part that a tile multiplies at a time, and in fp32, which the tensor cores do not multiply exactly.
 _RANKS, _RANKS_FP32 = 64, 16
 
@@ -140,8 +136,7 @@ def quantise_rows_int8_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None =
     q_NC = torch.empty((N, C), dtype=torch.int8, device=x_NC.device)
     scale_N = torch.empty((N,), dtype=torch.float32, device=x_NC.device)
     dropped_C = None if dropped_C is None else dropped_C.view(torch.uint8)
-    whole = C <= _WIDEST_HELD
-    block = power_of_two(C) if whole else _BLOCK
+    block, whole = row_block(C)
     with torch.cuda.device_of(x_NC):
         _rows_kernel[(N,)](x_NC, scale_C, dropped_C, q_NC, scale_N, C, SCALED=scale_C is not None,
                            DROPS=dropped_C is not None, BLOCK=block, WHOLE=whole, num_warps=warps(block, per_warp=512))
