@@ -177,7 +177,7 @@ def test_steps_as_graphs_are_the_steps_without(llama: Path) -> None:
     for turn in range(3):
         for number, rows in enumerate(shapes):
             want, got = step(plain, rows), step(graphed, rows)
-            assert torch.equal(got[0], want[0]), (turn, number)
+            assert torch.allclose(got[0], want[0], rtol=1e-6), (turn, number)  # summed by atomics
             assert cosine(got[1], want[1]) > 0.999999, (turn, number)
 
 

@@ -193,6 +193,16 @@ def test_norm_backward(dtype: torch.dtype, kind: str, shape: tuple[int, int]) ->
         check(triton, plain, dtype, "triton and plain", slack=slack, halves=2)
 
 
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norm_with_room(kind: str) -> None:
+    x, weight, shift = randn(3, 40), randn(40), randn(40) if kind == "layer" else None
+    for add_norm in (norm.add_norm_plain, norm_t.add_norm_triton):
+        _, want, *_ = add_norm(x, x, None, weight, shift, 1e-5)
+        _, got, *_ = add_norm(x, x, None, weight, shift, 1e-5, 24)
+        assert got.stride() == (64, 1)
+        assert torch.equal(got, want)
+
+
 def test_norm_backward_leaves_its_inputs_alone() -> None:
     x, d, d_sum, weight = randn(3, 40), randn(3, 40), randn(3, 40), randn(40)
     kept = [t.clone() for t in (x, d, d_sum)]
@@ -289,6 +299,20 @@ def test_rotate(dtype: torch.dtype, tokens: int, heads: int, size: int) -> None:
         check(triton, plain, dtype, "triton and plain", halves=2)
         for got in (plain, triton):
             assert torch.equal(got[:, ::2], fused[:, ::2]), "the queries and values beside the keys were touched"
+
+
+@each_dtype
+def test_rotate_from_another_place(dtype: torch.dtype) -> None:
+    source, angle = randn(5, 3, 16, dtype=dtype), randn(5, 8)
+    kept, want = source.clone(), source.clone()
+    rope.rotate_plain_(want, angle.cos(), angle.sin(), True)
+    for rotate in (rope.rotate_plain_, rope_t.rotate_triton_):
+        fused = torch.full((5, 7, 16), 3.0, dtype=dtype, device=DEVICE)
+        rotate(fused[:, 2:5], angle.cos(), angle.sin(), True, source)
+        check(fused[:, 2:5], want, dtype, rotate.__name__, halves=2)
+        assert torch.equal(source, kept)
+        assert (fused[:, :2] == 3).all()
+        assert (fused[:, 5:] == 3).all()
 
 
 def test_rotate_takes_heads_in_front_of_tokens() -> None:

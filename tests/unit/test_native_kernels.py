@@ -57,6 +57,69 @@ def computed(engine: NativeEngine, rows: Any, checkpointing: float, passes: int)
     return found
 
 
+class OnHost:
+    """Inputs that wait elsewhere, without a GPU's streams; `most` counts how many did."""
+
+    def begin(self) -> None:
+        self.kept: list[torch.Tensor] = []
+
+    def put(self, x: torch.Tensor) -> int:
+        self.kept.append(x.clone())
+        return len(self.kept) - 1
+
+    def get(self, place: int) -> torch.Tensor:
+        assert place == len(self.kept) - 1, "the last in is the first out"
+        return self.kept.pop()
+
+
+@pytest.mark.parametrize("family", ["bloom", "llama"])
+def test_halves_recomputed_from_the_host_are_the_plain_step(bases: Bases, family: str,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    print(f"TUNESMITH_TEST_SEED={SEED}")
+    torch.manual_seed(SEED)
+    rows = samples([1, 30, 7])
+    want_losses, want = computed(engine_of(bases, family, "none", 0.3, "exact"), rows, 0.0, 1)
+    for kernels in (False, True):
+        if kernels:
+            by_kernels(monkeypatch)
+        engine = engine_of(bases, family, "none", 0.3, "exact")
+        engine.checkpoint_gradients()
+        engine.model.offload = OnHost()
+        stretches = list(engine.model._stretches(lambda qkv, layer: qkv))
+        assert len(stretches) == 2 * len(engine.model.layers)
+        assert [learnable is None for _, learnable in stretches] == [False] * (len(stretches) - 1) + [True]
+        losses, got = computed(engine, rows, 0.0, 1)
+        assert not engine.model.offload.kept
+        assert error(losses, want_losses) < 1e-5
+        for name, grad in want.items():
+            assert error(got[name], grad) < 1e-4, name
+
+
+def test_a_norm_with_room_spares_the_copy(bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_kernels(monkeypatch)
+    engine = engine_of(bases, "llama", "none", 0.0, "exact")
+    adapter.refresh(engine.model)
+    layer = engine.model.layers[0]
+    x = torch.randn(9, layer.gate_up_proj.weight.inputs)
+    assert layer.gate_up_proj.room > 0
+    _, narrow = layer.post_attention_layernorm(x, None)
+    _, wide = layer.post_attention_layernorm(x, None, layer.gate_up_proj.room)
+    assert torch.equal(narrow, wide)
+    want = layer.gate_up_proj(narrow)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "cat", lambda *a, **k: pytest.fail("a copy was made"))
+        assert torch.equal(layer.gate_up_proj(wide), want)
+    # What only looks like it is copied: a view into something longer belongs to someone else.
+    longer = torch.randn(10, wide.shape[1] + layer.gate_up_proj.room)
+    kept = longer.clone()
+    layer.gate_up_proj(longer[:9, :wide.shape[1]])
+    assert torch.equal(longer, kept)
+    engine.training(True)
+    engine.model.mode.dropout_seed = torch.zeros(1, dtype=torch.int64)
+    layer.gate_up_proj.lora.dropout = 0.1
+    assert layer.gate_up_proj.room == 0, "what is dropped needs an input without gaps"
+
+
 @pytest.mark.parametrize(("dropout", "checkpointing"), [(0.0, 0.5), (0.3, 0.0)])
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 @pytest.mark.parametrize("family", ["bloom", "llama"])

@@ -138,14 +138,16 @@ class _PackedAttention(torch.autograd.Function):
         do_NHD = do_NHD.contiguous().view_as(o_NHD)
         if ctx.dense is not None:
             found = attention_backward_cudnn(do_NHD, *attention.heads.split(qkv_NW), o_NHD, ctx.dense, attention.stream.length)
-            for target, each in zip((dq, dk, dv), found, strict=True):
-                target.copy_(each)
+            dv.copy_(found[2])
         else:
             attention_backward_triton(do_NHD, *attention.heads.split(qkv_NW), o_NHD, *lse, attention.stream.first_key_N,
                                       attention.stream.last_query_N, attention.slopes_H, dq, dk, dv)
-        if attention.rope is not None:
-            rotate_(dq, attention.rope.cos_ND2, attention.rope.sin_ND2, True)
-            rotate_(dk, attention.rope.cos_ND2, attention.rope.sin_ND2, True)
+            found = (dq, dk, dv)
+        for target, each in zip((dq, dk), found, strict=False):
+            if attention.rope is not None:
+                rotate_(target, attention.rope.cos_ND2, attention.rope.sin_ND2, True, each)
+            elif each is not target:
+                target.copy_(each)
         return d_qkv_NW, None
 
 

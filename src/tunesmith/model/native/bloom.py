@@ -55,9 +55,17 @@ class Layer(nn.Module):
     def forward(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, attend: Attend,
                 number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(the residual stream, what is still to be added to it), both [N, C]."""
-        residual_NC, x_NC = self.input_layernorm(residual_NC, delta_NC)
-        delta_NC = self.dense(attend(self.query_key_value(x_NC), number))
-        residual_NC, x_NC = self.post_attention_layernorm(residual_NC, delta_NC)
+        return self.mlp(*self.attention(residual_NC, delta_NC, attend, number))
+
+    def attention(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, attend: Attend, number: int, *,
+                  alone: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first half; alone: when it is recomputed, the second is not."""
+        residual_NC, x_NC = self.input_layernorm(residual_NC, delta_NC, self.query_key_value.room)
+        return residual_NC, self.dense(attend(self.query_key_value(x_NC), number), last=alone)
+
+    def mlp(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The second half."""
+        residual_NC, x_NC = self.post_attention_layernorm(residual_NC, delta_NC, self.dense_h_to_4h.room)
         return residual_NC, self.dense_4h_to_h(self.dense_h_to_4h(x_NC), front="gelu", last=True)
 
 

@@ -22,9 +22,13 @@ from tunesmith.model.native.stream import Stream
 Attend = Callable[[torch.Tensor, int], torch.Tensor]
 
 
-def _alone(layer: nn.Module, attend: Attend, number: int, residual_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer whose input is the residual stream alone."""
-    return layer(residual_NC, None, attend, number)
+#: What maps (the residual stream, what is still to be added to it or None) to the same: a layer, or a half of one.
+Stretch = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+
+
+def _alone(stretch: Stretch, residual_NC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A stretch whose input is the residual stream alone."""
+    return stretch(residual_NC, None)
 
 
 class Reader(Protocol):
@@ -82,18 +86,35 @@ class Decoder(nn.Module):
         residual_NC, delta_NC = self.embed(ids_N), None
         if self.offload is not None:
             self.offload.begin()
-        for number, layer in enumerate(self.layers):
-            if number < self.recomputed_layers and torch.is_grad_enabled():
-                # Only one tensor is kept for each layer when the sum is made before it.
-                residual_NC = residual_NC if delta_NC is None else residual_NC + delta_NC
-                residual_NC, delta_NC = recomputed(partial(_alone, layer, attend, number), residual_NC,
-                                                   [each for each in layer.parameters() if each.requires_grad],
-                                                   self.mode.recompute, self.offload)
+        for stretch, learnable in self._stretches(attend):
+            if learnable is None or not torch.is_grad_enabled():
+                residual_NC, delta_NC = stretch(residual_NC, delta_NC)
             else:
-                residual_NC, delta_NC = layer(residual_NC, delta_NC, attend, number)
+                # Only one tensor is kept for each stretch when the sum is made before it.
+                residual_NC = residual_NC if delta_NC is None else residual_NC + delta_NC
+                residual_NC, delta_NC = recomputed(partial(_alone, stretch), residual_NC, learnable, self.mode.recompute,
+                                                   self.offload)
         if rows_L is not None:
             residual_NC, delta_NC = residual_NC[rows_L], delta_NC[rows_L]
         return self.final_norm(residual_NC, delta_NC)[1]
+
+    def _stretches(self, attend: Attend) -> Iterator[tuple[Stretch, list[nn.Parameter] | None]]:
+        """The layers in order, each with what learns in it where it is to be recomputed, else with None.
+
+        Inputs that wait on the host cost no memory, so there each half of a layer keeps its own: then the attention's last
+        product is not made again. The last half of all is not recomputed: its backward pass comes at once.
+        """
+        for number, layer in enumerate(self.layers):
+            whole = partial(layer, attend=attend, number=number)
+            if number >= self.recomputed_layers:
+                yield whole, None
+                continue
+            learnable = [each for each in layer.parameters() if each.requires_grad]
+            if self.offload is None:
+                yield whole, learnable
+            else:
+                yield partial(layer.attention, attend=attend, number=number, alone=True), learnable
+                yield layer.mlp, learnable if number + 1 < len(self.layers) else None
 
     def _positioned(self, positions_N: torch.Tensor) -> dict[str, Any]:
         return {"rope": self.rope(positions_N), "slopes_H": self.slopes, "window": self.window}

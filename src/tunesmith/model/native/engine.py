@@ -75,6 +75,7 @@ class NativeEngine:
         self.dtype, self.device = model.embedding.dtype, model.embedding.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, _generation_eos(base))
         self._training = False
+        self._gradients: dict[str, torch.Tensor] = {}
         self._calibrating: list[Int8Products] = []
         for linear in model.linears():
             if matmul == "fp8" and fits_fp8(linear.weight):
@@ -102,9 +103,7 @@ class NativeEngine:
 
     def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
-        for parameter in self.trainable().values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+        self._give_gradients()
         stream = self._pack(rows)
         seed = torch.randint(2**62, (1,)) if self._training and self.settings.dropout else None
         capture = not self._calibrating and self.model.offload is None
@@ -115,6 +114,14 @@ class NativeEngine:
             self._calibrating = []
             self._graphs.forget()
         return torch.zeros(len(rows), device=self.device).index_add_(0, sample_L, nats_L)
+
+    def _give_gradients(self) -> None:
+        """Zeros for what has no gradient, always in the same memory: a captured graph writes where it wrote before."""
+        for name, parameter in self.trainable().items():
+            if parameter.grad is None:
+                if name not in self._gradients:
+                    self._gradients[name] = torch.empty_like(parameter)
+                parameter.grad = self._gradients[name].zero_()
 
     def _forward_backward(self, stream: Stream, weight: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:
         """The nats of each learnt token [L]; the gradient goes to the adapter's. All tensors on the device."""

@@ -111,10 +111,19 @@ class Linear(nn.Module):
 
         last: nothing of its decoder layer comes after it. While that is recomputed, the result holds nothing.
         """
+        call = self._call(front, last)
+        return _Linear.apply(x_NI, call, *(call.lora.learnable() if call.lora else []))
+
+    def _call(self, front: str | None = None, last: bool = False) -> _Call:
         lora = self.lora if self.mode.adapter else None
         weight = self.rounded if self.rounded is not None and self.mode.rounded else self.weight
-        call = _Call(weight, self.bias, lora, front, self.mode.dropout_seed, last and self.mode.recomputing)
-        return _Linear.apply(x_NI, call, *(lora.learnable() if lora else []))
+        return _Call(weight, self.bias, lora, front, self.mode.dropout_seed, last and self.mode.recomputing)
+
+    @property
+    def room(self) -> int:
+        """How many values it puts behind each row of its input; an input with that much room is spared a copy."""
+        call = self._call()
+        return call.lora.a_RI.shape[0] if call.joins else 0
 
     def parameter_count(self) -> int:
         """Of the base alone."""
@@ -195,6 +204,16 @@ def matmul_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
 
 
+def _joined(x_NI: torch.Tensor, low_NR: torch.Tensor) -> torch.Tensor:
+    """[x low], in the memory of x where that was made with room, by no one else's leave: such an input has one reader."""
+    tokens, inputs, width = *x_NI.shape, x_NI.shape[1] + low_NR.shape[1]
+    if x_NI.stride() != (width, 1) or x_NI.untyped_storage().nbytes() != tokens * width * x_NI.itemsize:
+        return torch.cat([x_NI, low_NR], dim=1)
+    joined_NIR = x_NI.as_strided((tokens, width), (width, 1))
+    joined_NIR[:, inputs:] = low_NR
+    return joined_NIR
+
+
 class _Linear(torch.autograd.Function):
     """The gradient flows to x and to each adapter's A and B; the base's weight is read, never differentiated."""
 
@@ -212,7 +231,7 @@ class _Linear(torch.autograd.Function):
             masks = call.masks(h_NI)
             low_NR, b_OR = call.low(h_NI, masks), call.lora.b_OR
         if call.joins:
-            joined_NIR = torch.cat([x_NI, low_NR], dim=1)
+            joined_NIR = _joined(x_NI, low_NR)
             inputs = x_NI.shape[1]
             ctx.save_for_backward(joined_NIR[:, :inputs], joined_NIR[:, inputs:])
             return torch.nn.functional.linear(joined_NIR, call.weight.beside(b_OR), call.bias_O)

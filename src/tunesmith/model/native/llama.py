@@ -44,11 +44,20 @@ class Layer(nn.Module):
     def forward(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, attend: Attend,
                 number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(the residual stream, what is still to be added to it), both [N, C]."""
-        residual_NC, x_NC = self.input_layernorm(residual_NC, delta_NC)
+        return self.mlp(*self.attention(residual_NC, delta_NC, attend, number))
+
+    def attention(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, attend: Attend, number: int, *,
+                  alone: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first half; alone: when it is recomputed, the second is not."""
+        residual_NC, x_NC = self.input_layernorm(residual_NC, delta_NC, self.qkv_proj.room)
         qkv_NW = self.qkv_proj(x_NC)
         if self.qk_norm is not None:
             qkv_NW = self.qk_norm(qkv_NW)
-        residual_NC, x_NC = self.post_attention_layernorm(residual_NC, self.o_proj(attend(qkv_NW, number)))
+        return residual_NC, self.o_proj(attend(qkv_NW, number), last=alone)
+
+    def mlp(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The second half."""
+        residual_NC, x_NC = self.post_attention_layernorm(residual_NC, delta_NC, self.gate_up_proj.room)
         return residual_NC, self.down_proj(self.gate_up_proj(x_NC), front="swiglu", last=True)
 
 

@@ -21,9 +21,10 @@ class Norm(nn.Module):
         self.shift = None if shift_C is None else nn.Parameter(shift_C.float(), requires_grad=False)
         self.eps = eps
 
-    def forward(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(residual + delta, its norm), both [N, C]."""
-        return _AddNorm.apply(residual_NC, delta_NC, self.weight, self.shift, self.eps)
+    def forward(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None,
+                room: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """(residual + delta, its norm), both [N, C]. room: so many values behind each row of the norm, for `Linear.room`."""
+        return _AddNorm.apply(residual_NC, delta_NC, self.weight, self.shift, self.eps, room)
 
     def parameter_count(self) -> int:
         """Of weight and shift."""
@@ -54,8 +55,8 @@ class HeadNorm(nn.Module):
 class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, weight_C: torch.Tensor,
-                shift_C: torch.Tensor | None, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-        sum_NC, normed_NC, mean_N, rstd_N = add_norm(residual_NC, delta_NC, None, weight_C, shift_C, eps)
+                shift_C: torch.Tensor | None, eps: float, room: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sum_NC, normed_NC, mean_N, rstd_N = add_norm(residual_NC, delta_NC, None, weight_C, shift_C, eps, room)
         ctx.save_for_backward(sum_NC, weight_C, mean_N, rstd_N)
         ctx.set_materialize_grads(False)
         return (residual_NC.view_as(residual_NC) if sum_NC is residual_NC else sum_NC), normed_NC
@@ -64,4 +65,4 @@ class _AddNorm(torch.autograd.Function):
     def backward(ctx: Any, d_sum_NC: torch.Tensor | None, d_normed_NC: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         sum_NC, weight_C, mean_N, rstd_N = ctx.saved_tensors
         d_NC = d_sum_NC if d_normed_NC is None else add_norm_backward(d_normed_NC, d_sum_NC, sum_NC, weight_C, mean_N, rstd_N)
-        return d_NC, (d_NC if ctx.needs_input_grad[1] else None), None, None, None
+        return d_NC, (d_NC if ctx.needs_input_grad[1] else None), None, None, None, None

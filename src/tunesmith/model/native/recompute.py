@@ -102,6 +102,8 @@ class _Recomputed(torch.autograd.Function):
         with torch.enable_grad(), ctx.again():
             found = ctx.layer(residual_NC)
         wanted = [*([residual_NC] if residual_NC.requires_grad else []), *learnable]
-        grads = list(torch.autograd.grad(found, wanted, d_found, allow_unused=True))
+        # What enters the first layer learns nothing, nor does what is only handed on of it.
+        outputs, d_outputs = zip(*((out, d) for out, d in zip(found, d_found, strict=True) if out.requires_grad), strict=True)
+        grads = list(torch.autograd.grad(outputs, wanted, d_outputs, allow_unused=True))
         d_residual_NC = grads.pop(0) if residual_NC.requires_grad else None
         return d_residual_NC, None, None, None, *grads

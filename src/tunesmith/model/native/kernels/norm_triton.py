@@ -10,8 +10,8 @@ from tunesmith.model.native.kernels.dispatch import power_of_two, require_contig
 
 
 @triton.jit
-def _add_norm_kernel(residual, delta, bias, weight, shift, summed, normed, mean, rstd, channels, eps,
-                     BLOCK: tl.constexpr):
+def _add_norm_kernel(residual, delta, bias, weight, shift, summed, normed, mean, rstd, channels, normed_stride,
+                     eps, BLOCK: tl.constexpr):
     """The pointers that are None drop out when the kernel is compiled: delta, bias, shift (RMSNorm), summed, mean."""
     row = tl.program_id(0).to(tl.int64)
     start = row * channels
@@ -36,7 +36,7 @@ def _add_norm_kernel(residual, delta, bias, weight, shift, summed, normed, mean,
     y = x * scale * w
     if shift is not None:
         y += tl.load(shift + cols, mask=inside, other=0.0).to(tl.float32)
-    tl.store(normed + start + cols, y.to(normed.dtype.element_ty), mask=inside)
+    tl.store(normed + row * normed_stride + cols, y.to(normed.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -64,20 +64,21 @@ def _add_norm_backward_kernel(d_normed, d_sum, summed, weight, mean, rstd, d, ch
 
 
 def add_norm_triton(residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, bias_C: torch.Tensor | None,
-                    weight_C: torch.Tensor, shift_C: torch.Tensor | None, eps: float,
+                    weight_C: torch.Tensor, shift_C: torch.Tensor | None, eps: float, room: int = 0,
                     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Launch `add_norm`; C up to 16,384 is fast, more works and spills."""
     require_contiguous(residual_NC, delta_NC, bias_C, weight_C, shift_C)
     tokens, channels = residual_NC.shape
     copied = delta_NC is not None or bias_C is not None
     sum_NC = torch.empty_like(residual_NC) if copied else residual_NC
-    normed_NC = torch.empty_like(residual_NC)
+    normed_NC = residual_NC.new_empty(tokens, channels + room)[:, :channels]
     rstd_N = torch.empty(tokens, dtype=torch.float32, device=residual_NC.device)
     mean_N = None if shift_C is None else torch.empty_like(rstd_N)
     block = power_of_two(channels)
     with torch.cuda.device_of(residual_NC):
         _add_norm_kernel[(tokens,)](residual_NC, delta_NC, bias_C, weight_C, shift_C, sum_NC if copied else None,
-                                    normed_NC, mean_N, rstd_N, channels, eps, BLOCK=block, num_warps=warps(block))
+                                    normed_NC, mean_N, rstd_N, channels, normed_NC.stride(0), eps, BLOCK=block,
+                                    num_warps=warps(block))
     return sum_NC, normed_NC, mean_N, rstd_N
 
 
