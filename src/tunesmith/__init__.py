@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tunesmith.verbs.generate import generate
     from tunesmith.verbs.init import init
     from tunesmith.verbs.plan import plan
+    from tunesmith.verbs.pull import pull
+    from tunesmith.verbs.push import push
     from tunesmith.verbs.train import train
     from tunesmith.verbs.verify import verify
 
@@ -34,6 +36,8 @@ __all__ = [
     "generate",
     "init",
     "plan",
+    "pull",
+    "push",
     "train",
     "verify",
 ]

@@ -119,3 +119,32 @@ def doctor_text(result: dict[str, Any]) -> str:
             lines.append(f"          {check['advice']}")
     lines += ["", "  All well." if result["healthy"] else "  Something that a run needs is broken; see above."]
     return "\n".join(lines)
+
+
+def push_text(result: dict[str, Any], *, dry_run: bool) -> str:
+    """What `tunesmith push` ends with."""
+    if dry_run:
+        files = [f"  {name:<28} {size_text(size)}" for name, size in result["files"].items()]
+        return "\n".join([f"Nothing was pushed. To {result['repo']} ({_who(result)}) would go:", *files, "", result["card"]])
+    done = "pushed" if result["changed"] else "all was there already"
+    return (f"  {done}   {result['url']} ({_who(result)}) at {result['commit'][:12]}\n\n"
+            f"  Try:     {program()} generate {result['repo']} --prompt ...")
+
+
+def _who(result: dict[str, Any]) -> str:
+    return "private" if result["private"] else "public"
+
+
+def pull_text(result: dict[str, Any]) -> str:
+    """What `tunesmith pull` ends with."""
+    return (f"  pulled   {result['repo']} at {result['commit'][:12]} into {result['folder']}\n"
+            f"  base     {result['base']}\n\n  Try:     {program()} generate {result['folder']} --prompt ...")
+
+
+def size_text(size_bytes: int) -> str:
+    """A size as people say it."""
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:,.0f} {unit}" if unit == "B" else f"{size_bytes:,.1f} {unit}"
+        size_bytes /= 1000  # type: ignore[assignment]
+    return f"{size_bytes:,.1f} GB"

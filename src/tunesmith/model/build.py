@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.errors import EnvironmentFault
+from tunesmith.errors import EnvironmentFault, IntegrityError
 from tunesmith.model.device import choose_device, choose_dtype, one_gpu_holds
 from tunesmith.model.engine import Engine
 from tunesmith.model.files import BaseFiles
@@ -59,7 +59,7 @@ def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, *, engine
             settings = native_adapter.settings_of(config)
             native_adapter.attach_as(decoder, settings)
             copy_state(state, native_adapter.state(decoder), str(adapter))
-            return NativeEngine(decoder, settings, tokenizer, base, quantization=quantization)
+            return _attached(NativeEngine(decoder, settings, tokenizer, base, quantization=quantization), adapter)
     from tunesmith.model.hf.adapter import load_adapter
     from tunesmith.model.hf.engine import HfEngine
     from tunesmith.model.hf.load import load_frozen
@@ -67,7 +67,29 @@ def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, *, engine
     model = load_frozen(base, quantization=quantization, dtype=kind, device=where, device_map_auto=device == "auto")
     found = HfEngine(load_adapter(model, adapter), tokenizer, base, quantization=quantization, dtype=kind)
     found.training(False)
-    return found
+    return _attached(found, adapter)
+
+
+def count_modules(engine: Engine) -> int:
+    """How many of the base's modules the adapter sits on."""
+    return sum(".lora_A." in name or ".lora_embedding_A" in name for name in engine.trainable())
+
+
+def _attached(engine: Engine, adapter: Path) -> Engine:
+    """The engine, once it is seen that the adapter is on it: its logits are not the bare base's.
+
+    Raises IntegrityError where tensors that are not zero change nothing.
+    """
+    probe = [[token % int(engine.base.config.get("vocab_size", 2)) for token in range(1, 9)]]
+    with torch.no_grad():
+        tuned = engine.logits(probe)[0]
+        with engine.bare():
+            bare = engine.logits(probe)[0]
+    trained = any(bool(parameter.any()) for name, parameter in engine.trainable().items() if "lora_A" not in name)
+    if trained and torch.equal(tuned, bare):
+        raise IntegrityError(f"{adapter}: loaded, but the base's logits are the same with and without it",
+                             "Is it an adapter for another base?")
+    return engine
 
 
 def _to_be_spread(base: BaseFiles, quantization: str, asked: str, device: str) -> bool:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from tunesmith.model.files import BaseFiles
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -60,6 +62,7 @@ class Engine(Protocol):
     padded: bool
     offloads: bool
     selective: bool
+    base: BaseFiles
     tokenizer: Any
     pad_id: int
     stop_ids: list[int]

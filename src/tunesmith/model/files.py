@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from tunesmith import embedded
 from tunesmith.errors import IntegrityError, NetworkError, RecipeError, TunesmithError
+from tunesmith.hub import download, parse_hub_id
+from tunesmith.hub.calls import Tell, explained
+from tunesmith.hub.download import commit_of, listed, not_found
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -28,6 +31,11 @@ class BaseFiles:
     revision: str | None
     folder: Path
     config: dict[str, Any]
+
+    @property
+    def pinned(self) -> str | None:
+        """The commit that came from the Hub; for a folder, the revision that the recipe names."""
+        return commit_of(self.folder) or self.revision
 
     @property
     def architecture(self) -> str:
@@ -67,31 +75,39 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def locate_config(base: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """A base's config alone, without its weights: (name, config). Raises RecipeError or NetworkError."""
-    local = _local_folder(base)
-    if local is None:
-        local = Path(_download(base, revision, ["config.json"]))
-    return base, read_config(local)
+def _quiet(text: str) -> None:
+    """Tells nobody."""
 
 
-def locate_base(base: str, revision: str | None) -> BaseFiles:
-    """The files of a base, downloaded from the Hub when it is not a folder here.
+def locate_config(base: str, revision: str | None, tell: Tell = _quiet) -> tuple[str, dict[str, Any]]:
+    """A base's config alone, without its weights: (name, config). Raises RecipeError, NetworkError or IntegrityError."""
+    return base, read_config(_local_folder(base) or _download(base, revision, ["config.json"], tell))
+
+
+def locate_base(base: str, revision: str | None, tell: Tell = _quiet) -> BaseFiles:
+    """The files of a base, downloaded from the Hub when it is not a folder here. tell: receives what is waited for.
 
     Raises RecipeError when there is no such base or it has no weights, IntegrityError when it only has pickled ones,
     NetworkError when the Hub does not answer.
     """
-    folder = _local_folder(base) or Path(_download(base, revision, _DOWNLOAD))
+    folder = _local_folder(base) or _download(base, revision, _DOWNLOAD, tell)
     config = read_config(folder)
     found = BaseFiles(base, revision, folder, config)
     if not found.weights:
-        pickles = [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+        names = listed(base, commit_of(folder), tell) if commit_of(folder) else [path.name for path in sorted(folder.iterdir())]
+        pickles = [name for name in names if any(fnmatch(name, pattern) for pattern in _PICKLES)]
         if pickles:
             raise IntegrityError(f"model.base: {base} has its weights only as pickle ({pickles[0]}), which is refused: "
                                  "a pickle can run any code", "Use a copy of the model in safetensors.")
         raise RecipeError(f"model.base: {base} has no weights (*.safetensors) in {folder}")
     _check_headers(found)
     return found
+
+
+def locate_tokenizer(base: str, revision: str | None, tell: Tell = _quiet) -> Path:
+    """The folder with a base's tokenizer, its weights left where they are. Raises RecipeError, NetworkError, IntegrityError."""
+    return _local_folder(base) or _download(base, revision, [pattern for pattern in _DOWNLOAD if "safetensors" not in pattern],
+                                            tell)
 
 
 def _local_folder(base: str) -> Path | None:
@@ -109,42 +125,26 @@ def _local_folder(base: str) -> Path | None:
     return None
 
 
-def _download(base: str, revision: str | None, patterns: list[str]) -> str:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return str(snapshot_download(base, revision=revision, allow_patterns=patterns, ignore_patterns=_NOT_NEEDED))
-    except HFValidationError as error:
-        raise RecipeError(f"model.base: {base}: neither a folder nor a Hub id", str(error).splitlines()[0]) from None
-    except Exception as error:  # the client raises a dozen classes of its own and of its HTTP library
-        raise explain_hub(error, f"model.base: {base}") from None
+def _download(base: str, revision: str | None, patterns: list[str], tell: Tell) -> Path:
+    found = parse_hub_id(base)
+    if found is None or found.revision is not None:
+        raise RecipeError(f"model.base: {base}: neither a folder nor a Hub id", "A revision stands in model.revision.")
+    return download(base, revision, patterns, tell, ignore=_NOT_NEEDED, explain=explain_base).folder
 
 
-def explain_hub(error: Exception, what: str) -> TunesmithError:
-    """What a failed Hub call means for the user."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if isinstance(error, GatedRepoError):
-        return NetworkError(f"{what}: the Hub asks you to accept the model's terms first", reason)
-    if isinstance(error, RevisionNotFoundError):
-        return RecipeError(f"{what}: no such revision on the Hub", "Check model.revision.")
-    if isinstance(error, LocalEntryNotFoundError):
-        return NetworkError(f"{what}: not a folder here, not in the local cache, and the Hub cannot be reached",
-                            "Check the name and the network"
-                            + (" (HF_HUB_OFFLINE is set)." if os.environ.get("HF_HUB_OFFLINE") else ".")
-                            + f" {embedded.BASE_NAME} needs none.")
-    if isinstance(error, RepositoryNotFoundError | EntryNotFoundError):
+def explain_base(error: Exception, what: str) -> TunesmithError:
+    """What it means for the user that the Hub did not give a base."""
+    found = explained(error, what)
+    what = f"model.base: {what}"
+    if not_found(found):
         return RecipeError(f"{what}: neither a folder here nor a repository that the Hub shows you",
                            "Check the name; a private one needs `hf auth login`.")
-    return NetworkError(f"{what}: the Hub did not answer: {reason}", "Check the network, then run this again.")
+    if "no such revision" in found.message:
+        return RecipeError(f"{what}: no such revision on the Hub", "Check model.revision.")
+    if "HF_HUB_OFFLINE" in found.message or "reached" in found.message:
+        return NetworkError(f"{what}: not a folder here, and {found.message.partition(': ')[2]}",
+                            f"Check the name and the network. {embedded.BASE_NAME} needs none.")
+    return NetworkError(f"model.base: {found.message}", found.hint)
 
 
 def _check_headers(base: BaseFiles) -> None:

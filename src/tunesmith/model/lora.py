@@ -5,10 +5,11 @@ peft takes seconds to import, so it is only where it is needed.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,13 +142,66 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """A saved adapter: its config and its tensors. Raises IntegrityError when it is none, or not readable."""
-    read_adapter_config(folder)
+    """A saved adapter: its config and its tensors. Raises IntegrityError when it is none, or one that cannot be trusted."""
+    check_adapter(folder)
     try:
         config = import_peft().LoraConfig.from_pretrained(str(folder))
         return config, safetensors.torch.load_file(folder / WEIGHTS_NAME)
     except (SafetensorError, TypeError, ValueError, OSError) as error:
         raise IntegrityError(f"{folder}: not readable as a LoRA adapter: {error}") from None
+
+
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """An adapter's config, once all is checked that can be without its base: its words, its tensors' pairs, ranks, values.
+
+    Raises IntegrityError naming the word or the tensor.
+    """
+    config = read_adapter_config(folder)
+    _check_words(config, folder / CONFIG_NAME)
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS_NAME)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise IntegrityError(f"{folder / WEIGHTS_NAME}: not a whole safetensors file: {error}") from None
+    if problems := _tensor_problems(config, state):
+        raise IntegrityError(f"{folder / WEIGHTS_NAME}: cannot be used:\n  " + listing(problems))
+    return config
+
+
+def _check_words(config: Mapping[str, Any], path: Path) -> None:
+    """Words that PEFT does not know and that say something, and ranks that are none."""
+    known = {field.name for field in dataclasses.fields(import_peft().LoraConfig)}
+    strange = sorted(key for key, value in config.items() if key not in known and value not in (None, False, [], {}, ""))
+    if strange:
+        hint = "Old adapters of this kind (MergedLinear) have to be saved again with a current peft." \
+            if "enable_lora" in strange else "A newer peft may have written it: what it asks for would be left out here."
+        raise IntegrityError(f"{path}: {', '.join(strange)}: not known to this version of peft", hint)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise IntegrityError(f"{path}: r is {rank!r}: a rank is a whole number from 1")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+        raise IntegrityError(f"{path}: lora_alpha is {alpha!r}: a number is needed")
+
+
+def _tensor_problems(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> list[str]:
+    problems = [f"{name}: NaN or infinite" for name in sorted(state) if not torch.isfinite(state[name].float()).all()]
+    lows = {name for name in state if ".lora_A." in name or ".lora_embedding_A" in name}
+    if not lows:
+        problems.append("it has no lora_A, so it would attach to nothing")
+    plain = not config.get("rank_pattern") and not config.get("use_bdlora") and not config.get("target_parameters")
+    for name in sorted(lows):
+        other = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
+        if other not in state:
+            problems.append(f"{other}: missing")
+        elif state[name].shape[0] != state[other].shape[-1]:
+            problems.append(f"{name}: rank {state[name].shape[0]}, but {state[other].shape[-1]} in its lora_B")
+        elif plain and state[name].shape[0] != config["r"]:
+            problems.append(f"{name}: rank {state[name].shape[0]}, but r is {config['r']} in {CONFIG_NAME}")
+    return problems
+
+
+def listing(problems: Sequence[str]) -> str:
+    """At most five of them, a line each."""
+    return "\n  ".join([*problems[:5], *([f"... and {len(problems) - 5} more"] if len(problems) > 5 else [])])
 
 
 def mismatches(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> str:
@@ -157,7 +211,7 @@ def mismatches(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.T
     problems += [f"{name}: {list(state[name].shape)} in the adapter, {list(expected[name].shape)} in this base"
                  for name in sorted(set(state) & set(expected)) if state[name].shape != expected[name].shape]
     problems += [f"{name}: NaN or infinite" for name in sorted(state) if not torch.isfinite(state[name].float()).all()]
-    return "\n  ".join(problems[:5] + ([f"... and {len(problems) - 5} more"] if len(problems) > 5 else []))
+    return listing(problems)
 
 
 def copy_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str) -> None:

@@ -4,7 +4,7 @@ from tunesmith.rundir.checkpoints import Checkpoints
 from tunesmith.rundir.files import sync_folder, write_atomically
 from tunesmith.rundir.folder import RunFolder
 from tunesmith.rundir.metrics import MetricsLog
-from tunesmith.rundir.seal import SEAL_NAME, check_seal, read_sealed, seal, write_sealed_folder
+from tunesmith.rundir.seal import SEAL_NAME, canonical_seal, check_seal, read_sealed, seal, write_sealed_folder
 from tunesmith.rundir.verify import Damage, verify_path
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Damage",
     "MetricsLog",
     "RunFolder",
+    "canonical_seal",
     "check_seal",
     "read_sealed",
     "seal",

@@ -23,7 +23,8 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _canonical(hashes: dict[str, str]) -> bytes:
+def canonical_seal(hashes: dict[str, str]) -> bytes:
+    """The content of a seal that lists these files."""
     listed = json.dumps(hashes, sort_keys=True, indent=1)
     own = hashlib.sha256(listed.encode()).hexdigest()
     return (json.dumps({"files": hashes, "this_list": own}, sort_keys=True, indent=1) + "\n").encode()
@@ -31,13 +32,13 @@ def _canonical(hashes: dict[str, str]) -> bytes:
 
 def seal(folder: Path, names: Iterable[str]) -> None:
     """Write the seal of `folder` over the files `names` (relative, with /). Raises DiskError."""
-    write_atomically(folder / SEAL_NAME, _canonical({name: sha256_file(folder / name) for name in sorted(names)}))
+    write_atomically(folder / SEAL_NAME, canonical_seal({name: sha256_file(folder / name) for name in sorted(names)}))
 
 
 def write_sealed_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Write `files` and their seal as `folder`, whole or not at all. Raises DiskError."""
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    write_folder_atomically(folder, {**files, SEAL_NAME: _canonical(hashes)})
+    write_folder_atomically(folder, {**files, SEAL_NAME: canonical_seal(hashes)})
 
 
 def read_seal(folder: Path) -> dict[str, str]:
@@ -46,7 +47,7 @@ def read_seal(folder: Path) -> dict[str, str]:
     try:
         content = path.read_bytes()
         hashes = json.loads(content)["files"]
-        whole = _canonical(hashes) == content
+        whole = canonical_seal(hashes) == content
     except FileNotFoundError:
         raise IntegrityError(f"{path}: missing") from None
     except (ValueError, KeyError, TypeError, OSError):

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import IntegrityError, UsageError
+from tunesmith.hub import download, is_hub_id, parse_hub_id
+from tunesmith.hub.download import listed, repo_of
 from tunesmith.rundir import SEAL_NAME, check_seal
+from tunesmith.verbs.show import Show
+
+#: What of a repository makes an adapter: no pickle, no code.
+ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.safetensors", "tunesmith.json", SEAL_NAME, "README.md",
+                    "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja", "vocab.*",
+                    "merges.txt", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -23,11 +31,14 @@ class AdapterFiles:
         return self.run / "recipe.yaml" if self.run and (self.run / "recipe.yaml").exists() else None
 
 
-def find_adapter(target: str) -> AdapterFiles:
-    """The adapter behind a run folder or an adapter folder, its hashes checked if it has any.
+def find_adapter(target: str, show: Show) -> AdapterFiles:
+    """The adapter behind a run folder, an adapter folder or a Hub id (`ORG/NAME` or `ORG/NAME@REVISION`).
 
-    Raises UsageError when there is no such folder, IntegrityError when it has no adapter or a damaged one.
+    Its hashes are checked if it has any. Raises UsageError when there is no such folder, IntegrityError when it has no
+    adapter or a damaged one, NetworkError when the Hub does not give it.
     """
+    if is_hub_id(target):
+        return AdapterFiles(download_adapter(target, show), None)
     path = Path(target).expanduser().resolve()
     if not path.is_dir():
         kind = "a file, not a folder" if path.is_file() else "no such folder"
@@ -42,6 +53,39 @@ def find_adapter(target: str) -> AdapterFiles:
         raise IntegrityError("\n".join(f"{file}: damaged" for file in damaged),
                              "The newest checkpoint of its run may still be whole; tunesmith verify says.")
     return found
+
+
+def download_adapter(target: str, show: Show) -> Path:
+    """An adapter's files by Hub id, checked; where they are in the client's cache. Raises NetworkError or IntegrityError."""
+    from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME, read_adapter_config
+
+    wanted = parse_hub_id(target)
+    if wanted is None:
+        raise UsageError(f"{target}: not a Hub id", "Write ORG/NAME, or ORG/NAME@REVISION.")
+    show.stage(f"looking for {target} on the Hub")
+    found = download(wanted.repo, wanted.revision, ADAPTER_PATTERNS, show.note)
+    if (found.folder / SEAL_NAME).exists() and (damaged := check_seal(found.folder)):
+        raise IntegrityError(f"{target}: {damaged[0].name} is not what its own list of hashes says",
+                             "Whoever published it has to push it again.")
+    if not (found.folder / WEIGHTS_NAME).exists():
+        names = listed(wanted.repo, found.commit, show.note)
+        if pickles := [name for name in names if name.startswith("adapter_model.") and name != WEIGHTS_NAME]:
+            raise IntegrityError(f"{target}: its weights are a pickle ({pickles[0]}), which is refused: it can run any code",
+                                 "Ask for it in safetensors: current versions of peft save so.")
+        if CONFIG_NAME not in names:
+            raise IntegrityError(f"{target}: not an adapter: it has no {CONFIG_NAME}",
+                                 "A whole model is no adapter; name it as model.base in a recipe.")
+    read_adapter_config(found.folder)
+    show.note(f"{wanted.repo} at {found.commit[:12]}")
+    return found.folder
+
+
+def hub_name(base: str) -> str | None:
+    """The Hub id behind a base's name: itself, or that of the cache folder it names; None for any other folder."""
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return repo_of(folder.resolve())
+    return base if parse_hub_id(base) else None
 
 
 def adapter_base(found: AdapterFiles, *, base: str | None, quantization: str | None) -> dict[str, Any]:

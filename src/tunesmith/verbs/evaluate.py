@@ -15,15 +15,15 @@ from tunesmith.verbs.show import Show, Silent
 
 def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] | None = None,
              overrides: tuple[str, ...] = (), show: Show | None = None) -> dict[str, Any]:
-    """Judge a run, or any PEFT LoRA adapter folder, on the recipe's held-out rows.
+    """Judge a run, or any PEFT LoRA adapter, in a folder or by Hub id, on the recipe's held-out rows.
 
     recipe: names base, data and judge; needed for an adapter that does not stand in its run folder.
     Returns loss_base, loss_tuned (nats a token), stop_rate_base, stop_rate_tuned, verdict, interval (of tuned - base,
-    95%), rows, and the samples.
+    95%), rows, modules (how many the adapter sits on), and the samples.
     Raises UsageError, DataError (nothing is held out), IntegrityError, RecipeError, EnvironmentFault.
     """
     show = show or Silent()
-    found = find_adapter(os.fspath(target))
+    found = find_adapter(os.fspath(target), show)
     path = recipe or found.recipe
     if path is None:
         raise UsageError(f"{os.fspath(target)}: nothing says on which rows to judge it",
@@ -39,7 +39,7 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
         show.note(f"The adapter names the base {wants}; the recipe says {chosen.model.base}.")
     prepared = prepare(chosen, show)
     from tunesmith.judge import judge
-    from tunesmith.model.build import build_with_adapter
+    from tunesmith.model.build import build_with_adapter, count_modules
 
     show.stage(f"loading {chosen.model.base} in {chosen.model.quantization}")
     engine = build_with_adapter(prepared.base, prepared.tokenizer, found.folder, engine=prepared.engine,
@@ -47,4 +47,5 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
                                 dtype=chosen.model.dtype, device=chosen.model.device)
     judgement = judge(engine, prepared.data.held_out, max_new_tokens=chosen.judge.max_new_tokens,
                       samples=chosen.judge.samples, stop_rows=chosen.judge.stop_rows, on_stage=show.stage)
-    return {**judgement.summary(), "samples": [asdict(sample) for sample in judgement.samples]}
+    return {**judgement.summary(), "modules": count_modules(engine),
+            "samples": [asdict(sample) for sample in judgement.samples]}

@@ -15,10 +15,11 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
              quantization: str | None = None, device: str = "auto", show: Show | None = None) -> dict[str, Any]:
     """Answer a prompt greedily with an adapter, on the base and in the quantisation that its files name.
 
-    adapter: an adapter folder or a run folder. prompt: exactly as in training, template included; for an
+    adapter: an adapter folder, a run folder or a Hub id. prompt: exactly as in training, template included; for an
     adapter trained on chats, what the user says, which the chat template then wraps.
-    Returns text, tokens (generated), stopped (whether the answer ended by itself), base and quantization.
-    Raises UsageError, IntegrityError, RecipeError, EnvironmentFault.
+    Returns text, tokens (generated), stopped (whether the answer ended by itself), base, quantization, and modules (how
+    many of the base's modules the adapter sits on).
+    Raises UsageError, IntegrityError, RecipeError, NetworkError, EnvironmentFault.
     """
     show = show or Silent()
     if max_new_tokens < 1:
@@ -29,10 +30,10 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
         raise UsageError(f"--device is {device}: auto, cpu, cuda or cuda:N")
     if not prompt:
         raise UsageError("--prompt is empty")
-    found = find_adapter(os.fspath(adapter))
+    found = find_adapter(os.fspath(adapter), show)
     show.stage("starting torch")
     chosen = adapter_base(found, base=base, quantization=quantization)
-    from tunesmith.model.build import build_with_adapter
+    from tunesmith.model.build import build_with_adapter, count_modules
     from tunesmith.model.device import choose_device
     from tunesmith.model.engines import choose_engine
     from tunesmith.model.files import locate_base
@@ -40,11 +41,11 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     from tunesmith.serve import answer_prompts, encode_prompt
 
     choose_device(device)
-    files = locate_base(chosen["base"], chosen["revision"])
+    files = locate_base(chosen["base"], chosen["revision"], show.note)
     show.stage(f"loading {chosen['base']} in {chosen['quantization']}")
     engine = build_with_adapter(files, load_tokenizer(files), found.folder, engine=choose_engine("auto", files.config)[0],
                                 quantization=chosen["quantization"], dtype="auto", device=device)
     show.stage("answering")
     answer = answer_prompts(engine, [encode_prompt(engine, prompt, chat=chosen["messages"])], max_new_tokens)[0]
     return {"text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped, "base": chosen["base"],
-            "quantization": chosen["quantization"]}
+            "quantization": chosen["quantization"], "modules": count_modules(engine)}

@@ -38,7 +38,7 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
     """
     show.stage("reading the data")
     text = read_text(recipe.data)
-    _, config = locate_config(recipe.model.base, recipe.model.revision)
+    _, config = locate_config(recipe.model.base, recipe.model.revision, show.note)
     engine, reason = choose_engine(recipe.train.engine, config, recipe.train.matmul)
     parameters = None
     if can_count(config, recipe.lora.target_modules):
@@ -50,7 +50,7 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
     from tunesmith.model.tokenizer import load_tokenizer
 
     choose_device(recipe.model.device)
-    base = locate_base(recipe.model.base, recipe.model.revision)
+    base = locate_base(recipe.model.base, recipe.model.revision, show.note)
     tokenizer = load_tokenizer(base)
     show.stage("tokenizing")
     rules = Rules(recipe.data.loss_on, recipe.data.append_eos, recipe.data.max_length, recipe.data.overlong)

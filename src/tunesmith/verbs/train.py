@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import Interrupted, RecipeError
+from tunesmith.errors import Interrupted, RecipeError, TunesmithError
 from tunesmith.plan import activation_bytes, native_activation_bytes
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder, check_seal
@@ -30,8 +30,8 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
     recipe: a file, or a Recipe. run: the run folder; by default runs/ and the recipe's name.
     overrides: `section.key=value` words. show: is told what happens.
     Returns run, engine, trainable_parameters, all_parameters, steps, train_loss, eval_loss_before, eval_loss_after,
-    seconds (of training), tokens_per_second (without padding), peak_memory_bytes, adapter, verdict, and
-    judgement (all that the judge measured; None when nothing was held out).
+    seconds (of training), tokens_per_second (without padding), peak_memory_bytes, adapter, verdict,
+    judgement (all that the judge measured; None when nothing was held out), and with share.repo what was pushed.
     Raises a TunesmithError for every expected failure; Interrupted after a signal, once the run is saved.
     """
     show = show or Silent()
@@ -53,7 +53,22 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
                     return folder.read_json(folder.path / "result.json")
                 show.note(f"{damaged[0]}: damaged; the run ends again from its newest whole checkpoint.")
             _open(folder, chosen, prepared, show)
-            return _run(chosen, prepared, folder, stop, show)
+            result = _run(chosen, prepared, folder, stop, show)
+        return result | {"pushed": _push(chosen, folder, show)} if chosen.share.repo else result
+
+
+def _push(recipe: Recipe, folder: RunFolder, show: Show) -> dict[str, Any] | None:
+    """Where the adapter was published; None where that failed, which does not fail the run."""
+    from tunesmith.verbs.push import push
+
+    try:
+        done = push(folder.path, str(recipe.share.repo), private=recipe.share.private, message=recipe.share.message,
+                    show=show)
+    except TunesmithError as error:
+        show.note(f"The run is whole, but was not pushed. {error}")
+        show.note(f"Push it with: tunesmith push {folder.path} {recipe.share.repo}")
+        return None
+    return {key: done[key] for key in ("repo", "commit", "url", "private")}
 
 
 def _refuse_another(folder: RunFolder, recipe: Recipe) -> None:
@@ -118,8 +133,9 @@ def _write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: di
     from tunesmith.share import write_adapter_folder
 
     summary = judgement.summary() if judgement else None
-    write_adapter_folder(folder.adapter, engine, base_name=recipe.model.base, revision=recipe.model.revision,
-                         prompt=recipe.data.prompt, messages=recipe.data.messages is not None, judgement=summary, result=result)
+    write_adapter_folder(folder.adapter, engine, base_name=recipe.model.base, revision=engine.base.pinned,
+                         prompt=recipe.data.prompt, messages=recipe.data.messages is not None, judgement=summary, result=result,
+                         recipe=recipe.model_dump(mode="json"))
     folder.write_json(folder.verdict, summary or {"verdict": None, "reason": "nothing was held out"})
     lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in (judgement.samples if judgement else [])]
     write_atomically(folder.samples, "".join(lines))
@@ -210,8 +226,6 @@ def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, 
                   + ("" if recipe.train.matmul == "exact" else f", products in {recipe.train.matmul}"),
         "steps": f"{steps} of {recipe.train.batch_size} samples",
     })
-    if recipe.share.repo:
-        show.note(f"share.repo is {recipe.share.repo}: this version does not push yet; the adapter stays here.")
     if recipe.train.warmup_steps >= steps:
         show.note(f"train.warmup_steps is {recipe.train.warmup_steps}, the run has {steps}: "
                   "the learning rate never reaches its peak.")

@@ -146,4 +146,4 @@ class HfEngine:
 
     def adapter_files(self) -> dict[str, bytes]:
         """PEFT's two files."""
-        return lora.adapter_files(self.model, self.base.name, self.base.revision)
+        return lora.adapter_files(self.model, self.base.name, self.base.pinned)

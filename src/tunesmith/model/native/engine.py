@@ -204,7 +204,7 @@ class NativeEngine:
     def adapter_files(self) -> dict[str, bytes]:
         """PEFT's two files."""
         config = lora.config_words(self.settings)
-        return lora.adapter_files(config, adapter.state(self.model), self.base.name, self.base.revision)
+        return lora.adapter_files(config, adapter.state(self.model), self.base.name, self.base.pinned)
 
 
 class _Unlearnt:

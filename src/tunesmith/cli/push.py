@@ -1,0 +1,28 @@
+"""`tunesmith push`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tunesmith.cli.common import Json, Quiet, run_verb
+from tunesmith.cli.words import push_text
+
+
+def push(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run folder or an adapter folder.")],
+         repo: Annotated[str, typer.Argument(metavar="REPO", help="ORG/NAME on the Hub.")],
+         private: Annotated[bool | None, typer.Option("--private/--public", help="Who sees it; a new one is private.",
+                                                      show_default=False)] = None,
+         message: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the commit.")] = None,
+         base: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="The base's Hub id, where a folder was trained on.")]
+         = None,
+         license: Annotated[str | None, typer.Option(metavar="ID", help="Such as apache-2.0; by default the base's.")] = None,
+         dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the card and the files, and stay here.")] = False,
+         as_json: Json = False, quiet: Quiet = False) -> None:
+    """Publish an adapter on the Hub, in one commit, with a card written from its run."""
+    import tunesmith
+
+    run_verb(lambda terminal: tunesmith.push(adapter, repo, private=private, message=message, base=base, license=license,
+                                             dry_run=dry_run, show=terminal),
+             lambda result: push_text(result, dry_run=dry_run), as_json=as_json, quiet=quiet)

@@ -1,0 +1,147 @@
+"""A repository's files by id: pinned to one commit, in the client's own cache, every body checked against its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import IntegrityError, NetworkError, TunesmithError
+from tunesmith.hub.calls import Tell, call, explained
+
+_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository, and the branch, tag or commit of it that is wanted; None for what its main branch is now."""
+
+    repo: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Files of one commit on this disk. commit: 40 hex digits."""
+
+    folder: Path
+    commit: str
+
+
+def parse_hub_id(text: str) -> HubId | None:
+    """`ORG/NAME` or `ORG/NAME@REVISION`; None for what cannot be one."""
+    found = _ID.fullmatch(text)
+    if found is None or ".." in text or "--" in found["repo"]:
+        return None
+    return HubId(found["repo"], found["revision"])
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether it can name a repository, its owner included, and no folder of that name is here."""
+    found = parse_hub_id(text)
+    return found is not None and "/" in found.repo and not Path(text).expanduser().exists()
+
+
+def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tell, *, ignore: Sequence[str] = (),
+             kind: str = "model", explain: Any = None) -> Snapshot:
+    """The files of a repository that match, from the cache or the Hub, each one's content checked once.
+
+    patterns, ignore: as `fnmatch` takes them. kind: model or dataset. explain: as for `call`.
+    Raises what `explain` says when the Hub does not give them, IntegrityError when what it gives, twice, is not what it
+    says that it gives.
+    """
+    from huggingface_hub import snapshot_download
+
+    def fetch() -> str:
+        return str(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns),
+                                     ignore_patterns=list(ignore)))
+
+    for attempt in (1, 2):
+        folder = Path(call(repo, fetch, tell, explain=explain or explained))
+        damaged = [path for path in sorted(folder.rglob("*")) if path.is_file() and not intact(path)]
+        if not damaged:
+            return Snapshot(folder, folder.name)
+        for path in damaged:  # the client would take it for whole for ever
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+        if attempt == 1:
+            tell(f"{repo}: {damaged[0].name} is not what the Hub says it is; downloading it again.")
+    raise IntegrityError(f"{repo}: {damaged[0].relative_to(folder)}: arrived twice with other bytes than the Hub's hash says",
+                         "Something between the Hub and this machine changes what it passes on. Nothing of it was kept.")
+
+
+def intact(path: Path) -> bool:
+    """Whether a file of the cache has the content that its name there says.
+
+    The cache names a file by what the Hub says of it: the SHA-256 of large ones, git's SHA-1 of others. A file that was
+    found whole is not read again until its size or time changes.
+    """
+    blob = path.resolve()
+    expected = blob.name
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", expected):
+        return True  # a cache without links: nothing here says what it should be
+    stat = blob.stat()
+    mark, now = _mark(blob), {"size": stat.st_size, "time": stat.st_mtime_ns}
+    try:
+        if json.loads(mark.read_text()) == now:
+            return True
+    except (OSError, ValueError):
+        pass
+    if _hash(blob, len(expected)) != expected:
+        return False
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps(now))
+    except OSError:
+        pass  # a cache that cannot be written to is read again next time
+    return True
+
+
+def _mark(blob: Path) -> Path:
+    """Where it is noted that a file was found whole."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME, "tunesmith", "checked", hashlib.sha256(str(blob).encode()).hexdigest())
+
+
+def _hash(path: Path, digits: int) -> str:
+    """SHA-256 (64 digits), or the SHA-1 of git's blob (40)."""
+    digest = hashlib.sha256() if digits == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def git_sha1(content: bytes) -> str:
+    """Git's hash of a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of the client's cache stands for; None for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name) else None
+
+
+def repo_of(folder: Path) -> str | None:
+    """The repository that a folder of the client's cache came from; None for any other folder."""
+    name = folder.parent.parent.name
+    return name.removeprefix("models--").replace("--", "/") if commit_of(folder) and name.startswith("models--") else None
+
+
+def listed(repo: str, revision: str | None, tell: Tell) -> list[str]:
+    """The names of all files of a repository, downloaded or not. Raises NetworkError."""
+    from huggingface_hub import HfApi
+
+    return list(call(repo, lambda: HfApi().list_repo_files(repo, revision=revision), tell))
+
+
+def not_found(error: TunesmithError) -> bool:
+    """Whether an explained failure says that there is no such repository."""
+    return isinstance(error, NetworkError) and "no such repository" in error.message

@@ -1,0 +1,216 @@
+"""What a LoRA adapter comes to for each parameter of its base: read, checked, and refused where no merge can be right.
+
+Shapes: O outputs, I inputs of a linear layer, V entries of the vocabulary, C channels, R ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.errors import IntegrityError, RecipeError
+from tunesmith.model.files import BaseFiles
+from tunesmith.model.libraries import import_peft, quiet_libraries
+from tunesmith.model.lora import read_adapter, read_adapter_config
+
+_PREFIX = "base_model.model."
+#: Ways for an adapter to begin that leave the base's weights as they are.
+_HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+#: PEFT's settings that are followed here, that are checked apart, or that say nothing of what the adapter computes.
+_UNDERSTOOD = set(
+    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules "
+    "exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora modules_to_save init_lora_weights "
+    "layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_config megatron_core loftq_config eva_config "
+    "corda_config lora_ga_config qalora_group_size ensure_weight_tying runtime_config".split())
+_REASONS = {
+    "use_dora": "DoRA scales whole columns as well, which W + B A does not say",
+    "lora_bias": "it has biases of its own",
+    "bias": "it learnt biases of the base",
+    "target_parameters": "it sits on parameters, not on layers",
+    "layer_replication": "it repeats layers of the base",
+    "trainable_token_indices": "it learnt single tokens of the embedding",
+    "alora_invocation_tokens": "it only acts after an invocation, so no fixed weight says the same",
+}
+_NEXT = "Use it unmerged, with PEFT; or let PEFT's own merge_and_unload decide."
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of one parameter W: W + scale * left right, or another tensor in its place.
+
+    left, right: fp32, together of W's shape as it lies in the file.
+    """
+
+    left: torch.Tensor | None = None
+    right: torch.Tensor | None = None
+    scale: float = 0.0
+    replacement: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A base without its weights, as transformers builds it.
+
+    shapes: of its parameters, by name. kinds: of its modules that can carry LoRA: linear, conv1d (which keeps [I, O]),
+    embedding. quantised: the modules that a quantised run keeps in fewer bits. tied: parameter -> the one it shares.
+    prefix: the name of the body, with its dot, which some checkpoints leave out.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    kinds: dict[str, str]
+    quantised: frozenset[str]
+    tied: dict[str, str]
+    prefix: str
+
+
+@dataclass
+class Changes:
+    """changes: by parameter. own_base: tensors of the base that the adapter brings along, to be found the same."""
+
+    changes: dict[str, Change] = field(default_factory=dict)
+    own_base: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def read_skeleton(base: BaseFiles, quantization: str | None) -> Skeleton:
+    """Build the base on torch's meta device, and ask transformers itself what it would quantise.
+
+    Raises RecipeError for an architecture that it does not know, IntegrityError for a base that is quantised already.
+    """
+    if base.config.get("quantization_config"):
+        raise IntegrityError(f"{base.name}: its files are quantised already, so an adapter cannot be merged into them",
+                             "Merge into the model that it was quantised from.")
+    quiet_libraries()
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**base.config), trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever the config lacks
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"{base.name}: transformers cannot build it from its config.json: {reason}") from None
+    classes = {torch.nn.Linear: "linear", Conv1D: "conv1d", torch.nn.Embedding: "embedding"}
+    kinds = {name: kind for name, module in model.named_modules() for of, kind in classes.items() if isinstance(module, of)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
+    return Skeleton(shapes, kinds, _quantised(model, quantization), dict(model.all_tied_weights_keys),
+                    f"{model.base_model_prefix}.")
+
+
+def _quantised(model: Any, quantization: str | None) -> frozenset[str]:
+    """The modules that loading in `quantization` would keep in fewer bits; the model is changed by asking."""
+    if quantization is None:
+        return frozenset()
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    from tunesmith.model.hf.quantize import WAYS
+
+    quantiser = AutoHfQuantizer.from_config(WAYS[quantization].config(torch.float32), pre_quantized=False)
+    quantiser.preprocess_model(model=model, device_map={"": "cpu"}, dtype=torch.float32)
+    return frozenset(name for name, module in model.named_modules() if hasattr(module, "source_cls"))
+
+
+def read_changes(folder: Path, skeleton: Skeleton) -> Changes:
+    """What the adapter in `folder` does to each parameter. Raises IntegrityError listing everything that does not fit."""
+    words = read_adapter_config(folder)
+    _refuse(folder, words)
+    config, state = read_adapter(folder)
+    found, pairs, problems = Changes(), {}, []
+    if words.get("ensure_weight_tying") and skeleton.tied:
+        problems.append("ensure_weight_tying on a base whose head is tied: which of the two it learnt is not written down")
+    for name, tensor in sorted(state.items()):
+        module, part = _split(name)
+        parameter = f"{module}.{part}" if part else module
+        if not torch.isfinite(tensor.float()).all():
+            problems.append(f"{name}: NaN or infinite")
+        elif part.startswith("lora_"):
+            pairs.setdefault(module, {})[part] = tensor
+        elif part == "base_layer.weight":
+            found.own_base[f"{module}.weight"] = tensor
+        elif not _is_saved(parameter, config.modules_to_save or []):
+            problems.append(f"{name}: neither LoRA nor modules_to_save explains it")
+        elif skeleton.shapes.get(parameter) != tuple(tensor.shape):
+            problems.append(_misfit(name, tensor, skeleton.shapes.get(parameter)))
+        else:
+            found.changes[parameter] = Change(replacement=tensor)
+    for module, parts in pairs.items():
+        change = _product(module, parts, config, skeleton, problems)
+        if change is not None:
+            found.changes[f"{module}.weight"] = change
+    if not state:
+        problems.append("it has no tensors")
+    if problems:
+        shown = problems[:5] + ([f"... and {len(problems) - 5} more"] if len(problems) > 5 else [])
+        raise IntegrityError(f"{folder}: cannot be merged into this base:\n  " + "\n  ".join(shown),
+                             "Is it an adapter for another base, or damaged?")
+    return found
+
+
+def _refuse(folder: Path, words: Mapping[str, Any]) -> None:
+    """Raise IntegrityError for a setting under which merged weights would not be the adapter; unknown ones count as such."""
+    start = words.get("init_lora_weights", True)
+    if start not in _HARMLESS_STARTS:
+        raise IntegrityError(f"{folder}: init_lora_weights is {start!r}: training began by changing the base's weights, "
+                             "and the adapter does not say how", "Convert it to a plain LoRA first (PEFT: "
+                             "save_pretrained with path_initial_model_for_weight_conversion).")
+    plain = import_peft().LoraConfig().to_dict()
+    for key, value in sorted(words.items()):
+        if key in _UNDERSTOOD or value == plain.get(key) or (not value and not plain.get(key)):
+            continue
+        reason = _REASONS.get(key, "what it does to the weights is not known here")
+        raise IntegrityError(f"{folder}: cannot be merged: {key} is {value!r}: {reason}", _NEXT)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(module, what follows) of a tensor in the adapter's file."""
+    name = name.removeprefix(_PREFIX)
+    for ending in ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", "base_layer.weight"):
+        if name.endswith("." + ending):
+            return name[:-len(ending) - 1], ending
+    module, _, last = name.rpartition(".")
+    return (module, last) if module else (name, "")
+
+
+def _is_saved(parameter: str, modules_to_save: list[str]) -> bool:
+    """Whether a parameter lies in one of the modules that were learnt as a whole."""
+    parts = parameter.split(".")
+    parents = [".".join(parts[:count]) for count in range(1, len(parts))]
+    return any(parent == saved or parent.endswith("." + saved) for parent in parents for saved in modules_to_save)
+
+
+def _misfit(name: str, tensor: torch.Tensor, wanted: tuple[int, ...] | None) -> str:
+    if wanted is None:
+        return f"{name}: not in this base"
+    return f"{name}: {list(tensor.shape)} in the adapter, {list(wanted)} in this base"
+
+
+def _product(module: str, parts: dict[str, torch.Tensor], config: Any, skeleton: Skeleton,
+             problems: list[str]) -> Change | None:
+    """The change that a pair of LoRA matrices makes; None, and a problem more, when it does not fit."""
+    from peft.utils.other import get_pattern_key
+
+    kind, rank = skeleton.kinds.get(module), config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r)
+    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
+    if kind is None:
+        there = any(name.startswith(module + ".") for name in skeleton.shapes)
+        problems.append(f"{module}: " + ("no linear layer and no embedding" if there else "not in this base"))
+        return None
+    low, high = ("lora_embedding_A", "lora_embedding_B") if kind == "embedding" else ("lora_A.weight", "lora_B.weight")
+    if set(parts) != {low, high}:
+        problems.append(f"{module}: has {', '.join(sorted(parts))}; {low} and {high} are wanted")
+        return None
+    a_RI, b_OR = parts[low], parts[high]
+    rows, columns = skeleton.shapes[f"{module}.weight"]
+    outputs, inputs = (rows, columns) if kind == "linear" else (columns, rows)
+    misfits = [_misfit(f"{module}.{name}", tensor, wanted) for name, tensor, wanted in
+               ((low, a_RI, (rank, inputs)), (high, b_OR, (outputs, rank))) if tuple(tensor.shape) != wanted]
+    problems += misfits
+    if misfits:
+        return None
+    scale = alpha / math.sqrt(rank) if config.use_rslora else alpha / rank
+    left, right = (b_OR, a_RI) if kind == "linear" else (a_RI.T, b_OR.T)  # Conv1D and embeddings keep [I, O]
+    return Change(left.float(), right.float(), scale)

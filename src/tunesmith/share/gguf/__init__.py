@@ -1,0 +1,10 @@
+"""Adapters and merged models as GGUF, the file that llama.cpp and Ollama read, and the Modelfile that Ollama wants beside it.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from tunesmith.share.gguf.adapter import write_adapter_gguf
+from tunesmith.share.gguf.model import write_model_gguf
+from tunesmith.share.gguf.modelfile import modelfile
+
+__all__ = ["modelfile", "write_adapter_gguf", "write_model_gguf"]

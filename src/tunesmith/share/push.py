@@ -1,0 +1,125 @@
+"""An adapter on its way to the Hub: its files are put together, looked through, and published in one commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import NetworkError, UsageError
+from tunesmith.hub import call
+from tunesmith.hub.calls import Tell, status
+from tunesmith.hub.download import git_sha1
+from tunesmith.rundir import SEAL_NAME, canonical_seal
+from tunesmith.share.adapter import NOTE_NAME, json_bytes
+from tunesmith.share.card import Card, render_card
+from tunesmith.share.scan import refuse_private
+
+CARD_NAME = "README.md"
+#: What of a base's tokenizer goes along.
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model",
+              "vocab.json", "merges.txt", "added_tokens.json")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where it is now. changed: False where all was there already."""
+
+    repo: str
+    commit: str
+    url: str
+    private: bool
+    changed: bool
+
+
+def assemble(adapter: Path, base_folder: Path | None, card: Card) -> dict[str, bytes]:
+    """What is published, by name: PEFT's two files, tokenizer and generation settings, our note, the card, their hashes.
+
+    Nothing else in the folder goes along. adapter: its folder. base_folder: where the base's tokenizer is.
+    Raises IntegrityError where a file holds what should not leave.
+    """
+    from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME, read_adapter_config
+
+    config = read_adapter_config(adapter)
+    config |= {"base_model_name_or_path": card.note["base"], "revision": card.note.get("revision")}
+    files = {CONFIG_NAME: json_bytes(config, sort_keys=True), WEIGHTS_NAME: (adapter / WEIGHTS_NAME).read_bytes(),
+             NOTE_NAME: json_bytes(card.note)}
+    for name in ("generation_config.json", *_TOKENIZER):
+        for folder in (adapter, base_folder):
+            if folder is not None and (folder / name).is_file():
+                files[name] = (folder / name).read_bytes()
+                break
+    if "tokenizer_config.json" in files:
+        files["tokenizer_config.json"] = _without_places(files["tokenizer_config.json"])
+    # The card is left out: whoever edits it on the Hub has not damaged the adapter.
+    files[SEAL_NAME] = canonical_seal({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    files[CARD_NAME] = render_card(card).encode()
+    refuse_private(files)
+    return files
+
+
+def _without_places(tokenizer_config: bytes) -> bytes:
+    """transformers notes there where the tokenizer was read from."""
+    try:
+        words = json.loads(tokenizer_config)
+        kept = {key: value for key, value in words.items() if key not in ("name_or_path", "_name_or_path", "local_files_only")}
+    except (ValueError, AttributeError):
+        return tokenizer_config
+    return tokenizer_config if kept == words else json_bytes(kept)
+
+
+def publish(files: dict[str, bytes], repo: str, *, private: bool | None, message: str, tell: Tell) -> Published:
+    """One commit that holds all files; nothing where the repository has them already.
+
+    private: None leaves a repository that exists as it is, and makes a new one private. A new one is private until its
+    files are there. Every attempt begins with a look at what is there, so an answer that was lost on its way does no harm.
+    Raises NetworkError, or UsageError where a repository is public and was asked to be private.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    if "/" not in repo:
+        repo = f"{call('the Hub', api.whoami, tell)['name']}/{repo}"
+    call(repo, lambda: api.create_repo(repo, private=True, exist_ok=True), tell)
+    before = call(repo, lambda: api.repo_info(repo, timeout=30), tell)
+    if private and not before.private:
+        raise UsageError(f"{repo} is public; nothing was pushed to it", "Say --public, or choose another name.")
+
+    def commit() -> tuple[str, bool]:
+        head = str(api.repo_info(repo, timeout=30).sha)
+        if _same(api, repo, head, files):
+            return head, False
+        operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
+        try:
+            made = api.create_commit(repo, operations, commit_message=message, parent_commit=head)
+        except Exception as error:
+            if status(error) == 412:  # someone committed meanwhile: look again
+                raise ConnectionError("someone else committed at the same time") from error
+            raise
+        return str(made.oid), True
+
+    oid, changed = call(repo, commit, tell)
+    if not _same(api, repo, oid, files):
+        raise NetworkError(f"{repo}: what the Hub lists at {oid[:12]} is not what was sent", "Run the same command again.")
+    if private is False and before.private:
+        call(repo, lambda: api.update_repo_settings(repo, private=False), tell)
+    is_private = bool(before.private) and private is not False
+    return Published(repo, oid, f"{api.endpoint}/{repo}", is_private, changed)
+
+
+def _same(api: Any, repo: str, revision: str, files: dict[str, bytes]) -> bool:
+    """Whether a commit has all the files with the same content, by the Hub's own hashes."""
+    listed = {entry.path: entry for entry in api.list_repo_tree(repo, revision=revision, recursive=True)}
+    for name, content in files.items():
+        entry = listed.get(name)
+        if entry is None or not hasattr(entry, "blob_id"):
+            return False
+        lfs = getattr(entry, "lfs", None)
+        if lfs is not None:
+            if lfs.sha256 != hashlib.sha256(content).hexdigest():
+                return False
+        elif entry.blob_id != git_sha1(content):
+            return False
+    return True

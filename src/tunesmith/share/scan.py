@@ -1,0 +1,83 @@
+"""What must not leave this machine: secrets, places on its disk, pickles. Every file is looked at before it is published."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from pathlib import Path
+
+from tunesmith.errors import IntegrityError
+
+_SECRETS = {
+    "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
+    "an OpenAI or Anthropic key": r"sk-(?:ant-|proj-)?[A-Za-z0-9_-]{24,}",
+    "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{40,}",
+    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}",
+    "a Google key": r"AIza[A-Za-z0-9_-]{35}",
+    "a key or password": r"(?i)(?:api[_-]?key|secret|passwd|password)['\"]?\s*[:=]\s*['\"]?[A-Za-z0-9+/_-]{20,}",
+    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
+}
+_PATHS = re.compile(r"(?:/home/|/Users/|/root/|/mnt/|/tmp/|/private/var/|[A-Za-z]:\\Users\\|file://|~/)[\w.-][^\s\"'`,)]*")
+_PICKLE_NAMES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
+#: Files of others' making whose text is full of words: in them only what is this user's own is looked for.
+_VOCABULARIES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens")
+
+
+def refuse_private(files: dict[str, bytes]) -> None:
+    """Raise IntegrityError naming every file that holds what should not leave, and what it is; a secret is not repeated."""
+    if found := [f"{name}: {problem}" for name, content in sorted(files.items()) for problem in problems(name, content)]:
+        raise IntegrityError("not published:\n  " + "\n  ".join(found),
+                             "Take it out of these files (the card is made from the run's recipe and note), then push again.")
+
+
+def problems(name: str, content: bytes) -> list[str]:
+    """What of a file should not leave."""
+    if name.endswith(_PICKLE_NAMES) or _is_pickle(content):
+        return ["a pickle, which can run any code"]
+    if name.endswith(".safetensors"):
+        header = _header(content)
+        return ["not a whole safetensors file"] if header is None else _in_text(header, vocabulary=False)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return [] if name.endswith(".model") else ["neither text nor safetensors"]
+    return _in_text(text, vocabulary=name.startswith(_VOCABULARIES))
+
+
+def _in_text(text: str, *, vocabulary: bool) -> list[str]:
+    found = [f"holds {what}" for what, pattern in _SECRETS.items() if not vocabulary and re.search(pattern, text)]
+    if (token := _own_token()) and token in text:
+        found.append("holds your Hub token")
+    places = [place for place in _own_places() if place in text]
+    if not places and not vocabulary and (path := _PATHS.search(text)):
+        places = [path[0][:60]]
+    return found + [f"names a place on this machine, {place}" for place in places[:1]]
+
+
+def _own_token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _own_places() -> list[str]:
+    """This user's home and the current folder, where they are long enough to be told from ordinary words."""
+    return [place for place in {str(Path.home()), os.getcwd()} if place.count("/") > 1]
+
+
+def _is_pickle(content: bytes) -> bool:
+    """By its first bytes: protocol 2 and later, or torch's zip of one."""
+    return re.match(rb"\x80[\x02-\x05]", content) is not None or (content[:2] == b"PK" and b"data.pkl" in content[:4096])
+
+
+def _header(content: bytes) -> str | None:
+    """A safetensors file's header as text."""
+    try:
+        (length,) = struct.unpack("<Q", content[:8])
+        header = content[8:8 + length].decode("utf-8")
+        return header if isinstance(json.loads(header), dict) else None
+    except (struct.error, UnicodeDecodeError, ValueError):
+        return None
