@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
-from hub.server import HubServer
 
 from conftest import tunesmith
+from hub.server import HubServer
 from tunesmith import embedded
 
 BASE, QUOTES, ADAPTER = "maker/sprout", "maker/quotes", "tester/quotes-lora"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import IntegrityError, NetworkError, TunesmithError
-from tunesmith.hub.calls import Tell, call, explained
+from tunesmith.hub.calls import Tell, call, explained, offline
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -58,12 +58,18 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
     """
     from huggingface_hub import snapshot_download
 
-    def fetch() -> str:
-        return str(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns),
-                                     ignore_patterns=list(ignore)))
+    commit = _current(repo, revision, kind, patterns, ignore, tell, explain or explained)
+
+    def fetch() -> Path:
+        chosen = {"repo_type": kind, "allow_patterns": list(patterns), "ignore_patterns": list(ignore)}
+        # By its branch first, so that the cache knows what that meant when there is no network.
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=commit is None, **chosen))
+        if commit is not None and folder.name != commit:  # it moved on, or the client took an old copy
+            folder = Path(snapshot_download(repo, revision=commit, **chosen))
+        return folder
 
     for attempt in (1, 2):
-        folder = Path(call(repo, fetch, tell, explain=explain or explained))
+        folder = call(repo, fetch, tell, explain=explain or explained)
         damaged = [path for path in sorted(folder.rglob("*")) if path.is_file() and not intact(path)]
         if not damaged:
             return Snapshot(folder, folder.name)
@@ -74,6 +80,33 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
             tell(f"{repo}: {damaged[0].name} is not what the Hub says it is; downloading it again.")
     raise IntegrityError(f"{repo}: {damaged[0].relative_to(folder)}: arrived twice with other bytes than the Hub's hash says",
                          "Something between the Hub and this machine changes what it passes on. Nothing of it was kept.")
+
+
+def _current(repo: str, revision: str | None, kind: str, patterns: Sequence[str], ignore: Sequence[str], tell: Tell,
+             explain: Any) -> str | None:
+    """The commit that a revision means now; None where only the cache can say, which is told.
+
+    The client itself would quietly take an old copy while the Hub is down.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    if offline():
+        return None
+    if revision and _COMMIT.fullmatch(revision):
+        return revision
+    try:
+        return str(call(repo, lambda: HfApi().repo_info(repo, repo_type=kind, revision=revision), tell,
+                        explain=explain).sha)
+    except NetworkError as error:
+        if not error.message.endswith(("reached", "answer")) and "the Hub answers" not in error.message:
+            raise
+        try:
+            folder = Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns),
+                                            ignore_patterns=list(ignore), local_files_only=True))
+        except Exception:  # not in the cache either
+            raise error from None
+        tell(f"{error.message}; taking the copy in the cache, commit {folder.name[:12]}.")
+        return folder.name
 
 
 def intact(path: Path) -> bool:

@@ -97,18 +97,26 @@ def compare(engine: Engine, reference: Reference) -> Agreement:
     live_PV, nats, same = reference.log_probabilities_PV, 0.0, 0
     for part, other_PV in _log_probabilities(engine, reference.rows, reference.places, live_PV.shape[1]):
         for row, place in enumerate(range(part.start, part.stop)):
-            live_V, other_V = live_PV[place], other_PV[row]
-            # A token that the live adapter never says adds nothing, even where its logarithm is -infinity.
-            differences_V = torch.where(live_V == -math.inf, 0.0, live_V.exp() * (live_V - other_V))
-            nats += differences_V.sum(dtype=torch.float64).item()
-            same += int(live_V.argmax() == other_V.argmax())
+            nats += _divergence(live_PV[place], other_PV[row])
+            same += int(live_PV[place].argmax() == other_PV[row].argmax())
     answers = _answers(engine, reference.prompts, reference.max_new_tokens)
     equal = [a == b for a, b in zip(answers, reference.answers, strict=True)]
-    kl = nats / len(live_PV)
-    return Agreement(kl=max(kl, 0.0) if math.isfinite(kl) else kl,  # rounding alone makes it negative
-                     top1=same / len(live_PV), greedy=sum(equal) / len(equal) if equal else None,
+    return Agreement(kl=nats / len(live_PV), top1=same / len(live_PV),
+                     greedy=sum(equal) / len(equal) if equal else None,
                      loss=_mean_loss(engine, reference.rows), loss_live=reference.loss,
                      positions=len(live_PV), prompts=len(equal))
+
+
+def _divergence(live_V: torch.Tensor, other_V: torch.Tensor) -> float:
+    """KL(live || other) in nats, of log-probabilities.
+
+    As the sum of p (d + exp(-d) - 1) with d = log p - log q, which no rounding makes negative: it is KL where both sum to
+    one, and the small error of a sum in fp32 would else drown the KL of models that differ by rounding alone.
+    """
+    live_V, other_V = live_V.double(), other_V.double()
+    differences_V = live_V - other_V
+    terms_V = live_V.exp() * (differences_V + torch.expm1(-differences_V))
+    return torch.where(live_V == -math.inf, other_V.exp(), terms_V).sum().item()
 
 
 def lost(agreement: Agreement, bare: Agreement) -> str | None:

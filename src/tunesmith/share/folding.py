@@ -16,7 +16,7 @@ import torch
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.libraries import import_peft, quiet_libraries
-from tunesmith.model.lora import read_adapter, read_adapter_config
+from tunesmith.model.lora import listing, read_adapter, read_adapter_config
 
 _PREFIX = "base_model.model."
 #: Ways for an adapter to begin that leave the base's weights as they are.
@@ -119,15 +119,14 @@ def read_changes(folder: Path, skeleton: Skeleton) -> Changes:
     words = read_adapter_config(folder)
     _refuse(folder, words)
     config, state = read_adapter(folder)
-    found, pairs, problems = Changes(), {}, []
+    found, problems = Changes(), list[str]()
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
     if words.get("ensure_weight_tying") and skeleton.tied:
         problems.append("ensure_weight_tying on a base whose head is tied: which of the two it learnt is not written down")
     for name, tensor in sorted(state.items()):
         module, part = _split(name)
         parameter = f"{module}.{part}" if part else module
-        if not torch.isfinite(tensor.float()).all():
-            problems.append(f"{name}: NaN or infinite")
-        elif part.startswith("lora_"):
+        if part.startswith("lora_"):
             pairs.setdefault(module, {})[part] = tensor
         elif part == "base_layer.weight":
             found.own_base[f"{module}.weight"] = tensor
@@ -141,11 +140,8 @@ def read_changes(folder: Path, skeleton: Skeleton) -> Changes:
         change = _product(module, parts, config, skeleton, problems)
         if change is not None:
             found.changes[f"{module}.weight"] = change
-    if not state:
-        problems.append("it has no tensors")
     if problems:
-        shown = problems[:5] + ([f"... and {len(problems) - 5} more"] if len(problems) > 5 else [])
-        raise IntegrityError(f"{folder}: cannot be merged into this base:\n  " + "\n  ".join(shown),
+        raise IntegrityError(f"{folder}: cannot be merged into this base:\n  " + listing(problems),
                              "Is it an adapter for another base, or damaged?")
     return found
 
@@ -176,10 +172,10 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _is_saved(parameter: str, modules_to_save: list[str]) -> bool:
-    """Whether a parameter lies in one of the modules that were learnt as a whole."""
+    """Whether a parameter lies in one of the modules that were learnt as a whole: PEFT looks at how their names end."""
     parts = parameter.split(".")
     parents = [".".join(parts[:count]) for count in range(1, len(parts))]
-    return any(parent == saved or parent.endswith("." + saved) for parent in parents for saved in modules_to_save)
+    return any(parent.endswith(saved) for parent in parents for saved in modules_to_save)
 
 
 def _misfit(name: str, tensor: torch.Tensor, wanted: tuple[int, ...] | None) -> str:

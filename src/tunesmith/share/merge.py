@@ -38,8 +38,8 @@ MERGE_NAME = "merge.json"
 #: Files of a base that a merged checkpoint needs beside its weights, or that its licence asks to be passed on.
 _CARRIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
             "chat_template*", "LICENSE*", "NOTICE*", "USE_POLICY*")
-#: Values of a weight that are worked on at once in fp32: 32 MiB.
-_VALUES_AT_ONCE = 1 << 23
+#: Values of a weight that are worked on at once in fp32: 8 MiB.
+_VALUES_AT_ONCE = 1 << 21
 #: Room for the small files, and for what a file system keeps for itself.
 _SPARE_BYTES = 32 << 20
 
@@ -65,13 +65,13 @@ def merge_weights(base: BaseFiles, adapter: Path, out: Path, *, dequantised: str
     RecipeError for an architecture that transformers does not know, DiskError. What was written until then stays.
     """
     plan = _Plan.make(base, adapter, dequantised)
-    _require_space(out, plan.bytes)
+    _require_space(out, plan.total_bytes)
     done = 0
 
     def wrote(count: int) -> None:
         nonlocal done
         done += count
-        progress(done, plan.bytes)
+        progress(done, plan.total_bytes)
 
     sizes = {}
     with disk_errors(out):
@@ -82,7 +82,7 @@ def merge_weights(base: BaseFiles, adapter: Path, out: Path, *, dequantised: str
             sizes[name] = len(content)
         sync_folder(out)
     return MergedWeights(sorted(sizes), sum(sizes.values()), len(plan.changes) + len(plan.kept - set(plan.changes)),
-                         bool(plan.added))
+                         plan.added is not None)
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,15 @@ class _Plan:
     """What is written, by the names of the files' tensors, which may lack the body's prefix.
 
     shards: each file's tensors in their order, and its metadata. kept: tensors to be quantised and turned back;
-    columns: those of them that lie as [I, O]. added: the shard of each tensor that the base does not have.
+    columns: those of them that lie as [I, O]. added: the shard of each tensor that the base does not have; None when nothing
+    is untied.
     """
 
     shards: dict[Path, tuple[dict[str, Stored], dict[str, str]]]
     changes: dict[str, Change]
     kept: frozenset[str]
     columns: frozenset[str]
-    added: dict[str, Path]
+    added: dict[str, Path] | None
     dequantised: str | None
 
     @classmethod
@@ -113,39 +114,318 @@ class _Plan:
         changes = {names.at(parameter): change for parameter, change in wanted.changes.items()}
         kept = {names.at(f"{module}.weight"): skeleton.kinds[module] for module in sorted(skeleton.quantised)}
         kept = {name: kind for name, kind in kept.items() if name not in changes or changes[name].replacement is None}
-        for name in {*changes, *kept}:
-            names.check(name)
         return cls(shards, changes, frozenset(kept), frozenset(name for name, kind in kept.items() if kind == "conv1d"),
                    added, dequantised)
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
         """Of all tensors."""
         return sum(each.stop - each.start for tensors, _ in self.shards.values() for each in tensors.values())
 
-    def content(self, name: str) -> Iterator[bytes]:
+    def content(self, name: str) -> Iterator[bytes | memoryview]:
         """The new bytes of a tensor."""
         stored = next(tensors[name] for tensors, _ in self.shards.values() if name in tensors)
         if name not in self.changes and name not in self.kept:
             return stored.chunks()
         return self._merged(name, stored)
 
-    def _merged(self, name: str, stored: Stored) -> Iterator[bytes]:
+    def _merged(self, name: str, stored: Stored) -> Iterator[bytes | memoryview]:
         change, dtype = self.changes.get(name, Change()), FLOATS[stored.dtype]
         start = stored.read() if change.replacement is None else change.replacement
         if name in self.kept:
             start = _turned_back(start, str(self.dequantised), columns=name in self.columns)
+        start = start if start.ndim > 1 else start.reshape(1, -1)
         wide = torch.promote_types(dtype, torch.float32)
-        step = max(1, _VALUES_AT_ONCE // max(1, start[0].numel())) if start.ndim else 1
-        for rows in start.split(step) if start.ndim else [start]:
-            part = rows.to(wide, copy=True)
-            if change.left is not None:
-                first = rows.storage_offset() // max(1, start.stride(0)) if start.ndim else 0
-                left = change.left[first:first + len(rows)].to(wide)
-                part.addmm_(left, change.right.to(wide), alpha=change.scale)  # type: ignore[union-attr]
+        step = max(1, _VALUES_AT_ONCE // max(1, start[0].numel()))
+        for first in range(0, len(start), step):
+            part = start[first:first + step].to(wide, copy=True)
+            if change.left is not None and change.right is not None:
+                part.addmm_(change.left[first:first + step].to(wide), change.right.to(wide), alpha=change.scale)
             merged = part.to(dtype)
             if not torch.isfinite(merged).all():
-                kind = "overflows" if torch.isfinite(rows).all() else "is NaN or infinite in the base, so it cannot be in"
-                raise IntegrityError(f"{name}: the merged weight {kind} {stored.dtype} (largest {torch.finfo(dtype).max:.5g})",
-                                     "Merge into a copy of the base in bf16 or fp32, or use the adapter unmerged.")
-            yield merged.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+                whole = torch.isfinite(start[first:first + step]).all()
+                kind = f"overflows {stored.dtype}, whose largest value is {torch.finfo(dtype).max:.5g}"
+                raise IntegrityError(f"{name}: the merged weight " + (kind if whole else "is NaN or infinite: the base's is"),
+                                     "Use the adapter unmerged, or merge into a copy of the base in bf16 or fp32.")
+            yield merged.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _turned_back(weight: torch.Tensor, quantization: str, *, columns: bool) -> torch.Tensor:
+    """A weight as a run in int8 or nf4 sees it, in fp32. columns: it lies as [I, O], and is quantised as [O, I]."""
+    from tunesmith.model.native.weights import keep
+
+    dense_OI = keep((weight.T if columns else weight).contiguous(), quantization, torch.float32).dense()
+    return dense_OI.T if columns else dense_OI
+
+
+class _Names:
+    """Under which name a parameter lies in the base's files."""
+
+    def __init__(self, base: BaseFiles, skeleton: Skeleton, stored: dict[str, Stored]) -> None:
+        self.base, self.skeleton, self.stored = base, skeleton, stored
+
+    def find(self, parameter: str) -> str | None:
+        """The name, with the body's prefix or without; None when it is in no file."""
+        prefix = self.skeleton.prefix
+        names = (parameter, parameter.removeprefix(prefix), prefix + parameter)
+        return next((name for name in names if name in self.stored), None)
+
+    def at(self, parameter: str) -> str:
+        """The name. Raises IntegrityError when it is in no file, of another shape, or not in floating point."""
+        name, wanted = self.find(parameter), self.skeleton.shapes[parameter]
+        if name is None:
+            raise IntegrityError(f"{self.base.name}: no tensor of its files is called {parameter}, so nothing can be merged "
+                                 "into it", "Its files may be incomplete, or be laid out in another way than its layers: "
+                                 "then use the adapter unmerged.")
+        found = self.stored[name]
+        if found.shape != wanted:
+            raise IntegrityError(f"{self.base.name}: {name} is {list(found.shape)}, its config.json calls for {list(wanted)}",
+                                 "Copy or download the base again.")
+        if found.dtype not in FLOATS:
+            raise IntegrityError(f"{self.base.name}: {name} is kept as {found.dtype}, into which nothing can be merged",
+                                 f"Merge into a copy of the base in one of {', '.join(FLOATS)}.")
+        return name
+
+    def untied(self, absent: str, present: str) -> str:
+        """How a parameter is to be called that shared another one's tensor."""
+        left_out = self.find(present) == present.removeprefix(self.skeleton.prefix) != present
+        return absent.removeprefix(self.skeleton.prefix) if left_out else absent
+
+
+def _untie(wanted: Changes, skeleton: Skeleton, names: _Names,
+           shards: dict[Path, tuple[dict[str, Stored], dict[str, str]]]) -> dict[str, Path] | None:
+    """Where the adapter changes one of two parameters that share a tensor, each gets its own, beside the other.
+
+    Returns the new names and their shards; None when nothing that is tied changes.
+    """
+    if not any(parameter in wanted.changes for pair in skeleton.tied.items() for parameter in pair):
+        return None
+    added = {}
+    for pair in skeleton.tied.items():
+        present = [parameter for parameter in pair if names.find(parameter)]
+        if len(present) != 1:
+            continue
+        absent = pair[1] if present[0] == pair[0] else pair[0]
+        old, new = names.at(present[0]), names.untied(absent, present[0])
+        path = names.stored[old].path
+        tensors, metadata = shards[path]
+        beside: dict[str, Stored] = {}
+        for name, each in tensors.items():
+            beside[name] = each
+            if name == old:  # of the same dtype, so what follows stays aligned
+                beside[new] = each
+        shards[path], names.stored[new], added[new] = (beside, metadata), names.stored[old], path
+    return added
+
+
+def _check_own_base(adapter: Path, wanted: Changes, names: _Names) -> None:
+    """Raise IntegrityError when the adapter brings a base tensor along that is not this base's."""
+    for parameter, own in wanted.own_base.items():
+        there = names.stored[names.at(parameter)].read() if parameter in names.skeleton.shapes else None
+        if there is None or there.shape != own.shape or not torch.equal(there.to(own.dtype), own):
+            raise IntegrityError(f"{adapter}: the adapter brings its base's {parameter} along, and it is not this base's",
+                                 "Merge it into the base that it was trained on.")
+
+
+def _require_space(folder: Path, needed_bytes: int) -> None:
+    """Raise DiskError when the disk of `folder`, which need not exist yet, has less free."""
+    while not folder.exists():
+        folder = folder.parent
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes + _SPARE_BYTES:
+        raise DiskError(f"{folder}: merging needs {(needed_bytes + _SPARE_BYTES) / 1e6:,.0f} MB of disk, "
+                        f"{free_bytes / 1e6:,.0f} MB are free", "Free some space or choose another disk with --out.")
+
+
+def _small_files(base: BaseFiles, adapter: Path, plan: _Plan) -> dict[str, bytes]:
+    """Config, index, generation settings, tokenizer and licence."""
+    paths = {path.name: path for pattern in _CARRIED for path in base.folder.glob(pattern) if path.is_file()}
+    paths["config.json"] = base.folder / "config.json"
+    for folder in (base.folder, adapter):
+        if (folder / "generation_config.json").exists():
+            paths["generation_config.json"] = folder / "generation_config.json"
+    if any(path.name != "model.safetensors" for path in plan.shards) and (base.folder / INDEX_NAME).exists():
+        paths[INDEX_NAME] = base.folder / INDEX_NAME
+    files = {name: path.read_bytes() for name, path in sorted(paths.items())}
+    if plan.added is not None:
+        config = json.loads(files["config.json"])
+        for part in [config, *(part for part in config.values() if isinstance(part, dict) and "tie_word_embeddings" in part)]:
+            part["tie_word_embeddings"] = False
+        files["config.json"] = _json(config)
+    if plan.added and INDEX_NAME in files:
+        index = json.loads(files[INDEX_NAME])
+        index["weight_map"] |= {name: path.name for name, path in plan.added.items()}
+        index.setdefault("metadata", {})["total_size"] = plan.total_bytes
+        files[INDEX_NAME] = _json(index)
+    return files
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: str, load_live: Callable[[], Engine],
+                  load_merged: Callable[[Path], Engine], rows: Sequence[TokenRow], prompts: Sequence[list[int]],
+                  max_new_tokens: int = 32, on_stage: Callable[[str], None] = lambda stage: None,
+                  progress: Callable[[int, int], None] = lambda done, whole: None) -> dict[str, Any]:
+    """Merge, measure each way of merging against the live adapter, and keep the nearer one as `out`, sealed.
+
+    quantization: of the run that trained the adapter. int8 and nf4 are merged in two ways, onto the files' weights and
+    onto the weights that the run saw. load_live: the base in that quantisation with the adapter. load_merged: a merged
+    folder, as it is. Only one model is in memory at a time. rows, prompts: what is compared on, see `reference`.
+    Returns out, taken, candidates and bare (figures by name), files and bytes.
+    Raises UsageError for an `out` that holds something, IntegrityError for an adapter that cannot be merged or that every
+    merge has lost, DiskError, Interrupted, and what the callables raise; nothing new is on the disk then.
+    """
+    ways: dict[str, str | None] = {_base_bits(base): None}
+    if quantization != "none":
+        ways[f"dequantised {quantization} base"] = quantization
+    out = out.expanduser().resolve()
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out}: there is something there already", "Choose another folder with --out, or remove it.")
+    _require_space(out, len(ways) * _Plan.make(base, adapter, None).total_bytes)
+    with _workshop(out) as folder:
+        on_stage("asking the live adapter")
+        live = load_live()
+        asked = reference(live, rows, prompts, max_new_tokens)
+        del live
+        _free()
+        found: dict[str, Agreement] = {}
+        written: dict[str, MergedWeights] = {}
+        for number, (name, dequantised) in enumerate(ways.items()):
+            candidate = folder / str(number)
+            candidate.mkdir()
+            on_stage(f"merging onto the {name}")
+            written[name] = merge_weights(base, adapter, candidate, dequantised=dequantised, progress=progress)
+            on_stage(f"asking the merge onto the {name}")
+            merged = load_merged(candidate)
+            found[name] = compare(merged, asked)
+            del merged
+            _free()
+        taken = better(list(found.items()))
+        if reason := lost(found[taken], asked.bare):
+            raise IntegrityError(f"the merge has lost the adapter: {reason}\n  " + "\n  ".join(_lines(asked, found)),
+                                 "Use the adapter unmerged, or merge into a copy of the base in a finer dtype (fp32).")
+        on_stage("sealing")
+        chosen = folder / str(list(ways).index(taken))
+        result = {"taken": taken, "candidates": {name: each.figures() for name, each in found.items()},
+                  "bare": asked.bare.figures(), "untied": written[taken].untied}
+        _finish(chosen, base, adapter, {"quantization": quantization, **result}, _lines(asked, found))
+        _move(chosen, out)
+    sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
+    return {"out": str(out), **result, "files": list(sizes), "bytes": sum(sizes.values())}
+
+
+def _base_bits(base: BaseFiles) -> str:
+    """What the base's own weights are called: by the dtype that most of its bytes are in."""
+    share: dict[str, int] = {}
+    for path in shards_of(base.folder, base.weights):
+        for stored in read_header(path)[0].values():
+            share[stored.dtype] = share.get(stored.dtype, 0) + stored.stop - stored.start
+    most = max(share, key=lambda dtype: share[dtype], default="F32")
+    return f"{8 * FLOATS[most].itemsize if most in FLOATS else most}-bit base"
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _lines(asked: Reference, found: dict[str, Agreement]) -> list[str]:
+    return [f"live adapter: loss {asked.loss:.4f}", f"bare base: {asked.bare.line()}",
+            *(f"merged onto the {name}: {each.line()}" for name, each in found.items())]
+
+
+def _finish(folder: Path, base: BaseFiles, adapter: Path, result: dict[str, Any], lines: list[str]) -> None:
+    """The figures, a card and the seal."""
+    words = {"base": base.name, "revision": base.revision, "base_files": fingerprint(base),
+             "adapter_files": {name: sha256_file(adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}, **result}
+    local = Path(base.name).is_dir() or ":" in base.name
+    card = ["---", "library_name: transformers", *([] if local else [f"base_model: {base.name}"]),
+            "tags: [lora, merged, tunesmith]", "---", "", f"# {base.name} with a LoRA adapter merged into it", "",
+            f"Merged onto the {result['taken']}. Measured on {result['bare']['positions']} positions of held-out rows and "
+            f"{result['bare']['prompts']} prompts, against the adapter as it was trained "
+            f"(on the base in {result['quantization']}):", "", *(f"- {line}" for line in lines), "",
+            f"All figures are in {MERGE_NAME}.", "", "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            'model = AutoModelForCausalLM.from_pretrained("THIS-FOLDER", dtype="auto")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS-FOLDER")', "```", ""]
+    with disk_errors(folder):
+        write_synced(folder / MERGE_NAME, _json(words))
+        write_synced(folder / "README.md", "\n".join(card).encode())
+    seal(folder, [path.name for path in folder.iterdir() if path.name != SEAL_NAME])
+
+
+def _move(folder: Path, out: Path) -> None:
+    with disk_errors(out):
+        sync_folder(folder)
+        try:
+            os.rename(folder, out)  # onto nothing, or onto an empty folder
+        except OSError:
+            if not out.is_dir() or not any(out.iterdir()):
+                raise
+            raise UsageError(f"{out}: something was put there while the merge was made",
+                             "Choose another folder with --out.") from None
+        try:
+            sync_folder(out.parent)
+        except OSError:  # what fails leaves nothing
+            os.rename(out, folder)
+            raise
+
+
+@contextlib.contextmanager
+def _workshop(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, empty, held by this process alone, and gone afterwards whatever happens.
+
+    Its name depends on `out` alone, so that the next merge removes what a killed one left.
+    Raises DiskError, EnvironmentFault when another process is merging into `out`, Interrupted on SIGTERM or SIGHUP.
+    """
+    folder = out.with_name(TEMPORARY_PREFIX + out.name)
+    missing = [parent for parent in out.parents if not parent.exists()]
+    with contextlib.ExitStack() as undo:
+        undo.callback(_remove_empty, missing)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = os.open(folder, os.O_RDONLY)
+            except OSError:
+                _remove_empty([folder])
+                raise
+        undo.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not folder.exists():  # whoever held it has just removed it
+                raise BlockingIOError
+        except BlockingIOError:
+            raise EnvironmentFault(f"{out}: another process is merging into it",
+                                   "Wait for it, or choose another --out.") from None
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        with _signals_as_errors(), disk_errors(folder):
+            for leftover in folder.iterdir():
+                shutil.rmtree(leftover)
+            yield folder
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Innermost first; what holds something stays."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+@contextlib.contextmanager
+def _signals_as_errors() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as an error does, so that what is temporary is removed."""
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, "stopped by a signal; nothing was written")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith.errors import NetworkError, UsageError
 from tunesmith.hub import call
-from tunesmith.hub.calls import Tell, status
+from tunesmith.hub.calls import Tell, TryAgain, reason, status
 from tunesmith.hub.download import git_sha1
 from tunesmith.rundir import SEAL_NAME, canonical_seal
 from tunesmith.share.adapter import NOTE_NAME, json_bytes
@@ -83,20 +83,22 @@ def publish(files: dict[str, bytes], repo: str, *, private: bool | None, message
     if "/" not in repo:
         repo = f"{call('the Hub', api.whoami, tell)['name']}/{repo}"
     call(repo, lambda: api.create_repo(repo, private=True, exist_ok=True), tell)
-    before = call(repo, lambda: api.repo_info(repo, timeout=30), tell)
+    before = call(repo, lambda: api.repo_info(repo), tell)
     if private and not before.private:
         raise UsageError(f"{repo} is public; nothing was pushed to it", "Say --public, or choose another name.")
 
     def commit() -> tuple[str, bool]:
-        head = str(api.repo_info(repo, timeout=30).sha)
+        head = str(api.repo_info(repo).sha)
         if _same(api, repo, head, files):
             return head, False
         operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
         try:
             made = api.create_commit(repo, operations, commit_message=message, parent_commit=head)
         except Exception as error:
-            if status(error) == 412:  # someone committed meanwhile: look again
-                raise ConnectionError("someone else committed at the same time") from error
+            if status(error) == 412:
+                raise TryAgain("someone else committed at the same time") from None
+            if status(error) in (400, 404, 422):  # it is there, so: an upload that something on the way swallowed
+                raise TryAgain(f"the Hub refused the commit: {reason(error)}") from None
             raise
         return str(made.oid), True
 

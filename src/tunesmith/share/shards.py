@@ -17,7 +17,7 @@ from tunesmith.errors import IntegrityError
 INDEX_NAME = "model.safetensors.index.json"
 #: What a merge can add to, by safetensors' names.
 FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-_CHUNK_BYTES = 1 << 24
+_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Stored:
             return torch.empty(self.shape, dtype=FLOATS[self.dtype])
         return torch.frombuffer(content, dtype=FLOATS[self.dtype]).reshape(self.shape)
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[bytes | memoryview]:
         """Its bytes as they are, some at a time. Raises IntegrityError."""
         with open(self.path, "rb") as file:
             file.seek(self.start)
@@ -85,8 +85,8 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     return dict(sorted(found.items(), key=lambda pair: (pair[1].start, pair[1].stop))), metadata
 
 
-def write_shard(path: Path, tensors: dict[str, Stored], metadata: dict[str, str], *, content: Callable[[str], Iterator[bytes]],
-                wrote: Callable[[int], None]) -> int:
+def write_shard(path: Path, tensors: dict[str, Stored], metadata: dict[str, str], *,
+                content: Callable[[str], Iterator[bytes | memoryview]], wrote: Callable[[int], None]) -> int:
     """Write a shard of the same dtypes and shapes, its tensors in the order given, and fsync it; returns its bytes.
 
     content: the new bytes of each tensor, a part at a time. wrote: told how many bytes went out.
@@ -115,7 +115,7 @@ def write_shard(path: Path, tensors: dict[str, Stored], metadata: dict[str, str]
     return 8 + len(words) + end
 
 
-def _write(descriptor: int, content: bytes) -> None:
+def _write(descriptor: int, content: bytes | memoryview) -> None:
     view = memoryview(content).cast("B")
     while view:
         view = view[os.write(descriptor, view):]

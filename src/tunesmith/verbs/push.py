@@ -88,7 +88,7 @@ def _license(base: str, show: Show, dry_run: bool) -> str | None:
     from tunesmith.errors import TunesmithError
 
     try:
-        info = call(base, lambda: HfApi().model_info(base, timeout=30), lambda text: None if dry_run else show.note(text))
+        info = call(base, lambda: HfApi().model_info(base), lambda text: None if dry_run else show.note(text))
     except TunesmithError:
         return None
     found = (info.card_data or {}).get("license") if info.card_data else None

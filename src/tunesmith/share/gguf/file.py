@@ -67,7 +67,8 @@ class Entry:
         values = chunk.to(wanted)
         if not torch.isfinite(values).all():
             if torch.isfinite(chunk).all():
-                raise IntegrityError(f"{self.name}: a weight of {chunk.abs().max().item():.3g} is beyond what f16 holds (65504)",
+                largest = chunk.abs().max().item()
+                raise IntegrityError(f"{self.name}: a weight of {largest:.3g} is beyond what f16 holds (65504)",
                                      "Take q8_0, which has a scale for every 32 weights.")
             raise IntegrityError(f"{self.name}: NaN or infinite")
         array = values.contiguous().numpy()

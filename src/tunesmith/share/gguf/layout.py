@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = {"bloom": "bloom", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 #: What stands in front of the names of a body; some checkpoints of the families leave it out.
 _BODIES = {"bloom": "transformer.", "llama": "model.", "qwen2": "model.", "qwen3": "model."}
-_HEAD = "lm_head.weight"
+_HEAD = "lm_head"
 #: Buffers that old checkpoints carry and nothing reads.
 _BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attention.masked_bias")
 
@@ -79,11 +79,11 @@ class Layout:
         return gguf.get_tensor_name_map(known[self.architecture], self.layers)
 
     def canonical(self, name: str) -> str | None:
-        """A checkpoint's name as transformers' model has it; None for a buffer that nothing reads."""
+        """A checkpoint's name of a tensor or a module as transformers' model has it; None for a buffer that nothing reads."""
         if name.endswith(_BUFFERS):
             return None
         body = _BODIES[self.architecture]
-        return name if name == _HEAD or name.startswith(body) else body + name
+        return name if name.startswith((body, _HEAD)) else body + name
 
     def gguf_name(self, name: str) -> str:
         """llama.cpp's name of a parameter (canonical, with its .weight or .bias). Raises IntegrityError for an unknown one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.errors import RecipeError
 from tunesmith.model.native.support import window
 from tunesmith.share.gguf.layout import Layout
 
@@ -67,9 +68,7 @@ def _write_scaling(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
     elif rope["rope_type"] == "yarn":
-        inverse_D2, attention = _scaled(config)
-        del inverse_D2
-        factor = float(rope["factor"])
+        factor, attention = float(rope["factor"]), _scaled(config)[1]
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(factor)
         writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
@@ -95,11 +94,9 @@ def rope_factors(layout: Layout) -> torch.Tensor | None:
 
 
 def _scaled(config: Any) -> tuple[torch.Tensor, float]:
-    """(inverse frequencies [width / 2], attention factor) of a scaled RoPE. Raises RecipeError for a config without its keys."""
+    """(inverse frequencies [width / 2], attention factor) of a scaled RoPE. Raises RecipeError where its keys are missing."""
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    from tunesmith.errors import RecipeError
 
     kind = config.rope_parameters["rope_type"]
     try:
