@@ -155,3 +155,27 @@ def test_a_failed_push_does_not_fail_the_run(hub: HubServer, env: dict[str, str]
     assert "adapter_model.safetensors" not in hub.files("model", "tester/late"), "nothing half-published"
     assert tunesmith(*command, cwd=tmp_path, env=env).returncode == 0
     assert "adapter_model.safetensors" in hub.files("model", "tester/late")
+
+
+@pytest.mark.parametrize("route", ["resolve-get", "info", "tree"])
+@pytest.mark.parametrize("fault", [503, "reset", "flip"], ids=str)
+def test_data_by_id_survives(hub: HubServer, env: dict[str, str], tmp_path: Path, route: str, fault: Any) -> None:
+    """One fault on the way to the rows: they come all the same, and as they are on the Hub."""
+    if fault == "flip" and route != "resolve-get":
+        pytest.skip("a flipped listing is one that cannot be read: the same as garbage")
+    script = f"""
+import json
+from tunesmith.data.sources import read_source
+notes = []
+rows = read_source("{QUOTES}", "train", tell=notes.append)
+print(json.dumps([len(rows), rows[0].values, notes]))
+"""
+    hub.fail(route, fault, match="quotes")
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, **env}, capture_output=True, text=True,
+                          timeout=120)
+    hub.clear_faults()
+    assert done.returncode == 0, done.stderr[-3000:]
+    count, first, _ = json.loads(done.stdout.splitlines()[-1])
+    lines = hub.files("dataset", QUOTES)["train.jsonl"].splitlines()
+    assert count == len(lines)
+    assert first == json.loads(lines[0])

@@ -277,3 +277,19 @@ def test_a_base_that_does_not_fit_is_refused(tmp_path: Path, damage: Any, reason
     rewrite_tensors(base.folder, damage)
     with pytest.raises(IntegrityError, match=reason):
         _merge(base, tmp_path / "adapter", tmp_path / "out")
+
+
+def test_tied_learning_on_a_tied_base_is_refused(tmp_path: Path) -> None:
+    base = _write(tmp_path / "base", "bloom")
+    _adapter(base, tmp_path / "adapter", target_modules=["dense"])
+    _edit(tmp_path / "adapter", ensure_weight_tying=True)
+    with pytest.raises(IntegrityError, match="ensure_weight_tying"):
+        _merge(base, tmp_path / "adapter", tmp_path / "out")
+
+
+def test_a_base_that_is_quantised_already_is_refused(tmp_path: Path) -> None:
+    base = _write(tmp_path / "base", "llama")
+    _adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    base.config["quantization_config"] = {"quant_method": "gptq"}
+    with pytest.raises(IntegrityError, match="quantised already"):
+        _merge(base, tmp_path / "adapter", tmp_path / "out")

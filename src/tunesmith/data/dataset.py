@@ -11,6 +11,7 @@ from tunesmith.data.split import hold_out
 from tunesmith.data.template import Example, make_examples
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.errors import DataError
+from tunesmith.hub.calls import Tell, quiet
 
 
 class DataSettings(Protocol):
@@ -61,13 +62,13 @@ class Dataset:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def read_text(settings: DataSettings) -> TextSet:
+def read_text(settings: DataSettings, tell: Tell = quiet) -> TextSet:
     """Read the sources, fill the templates, hold rows out.
 
     Raises DataError (file, line, column), RecipeError (template) or NetworkError.
     """
     def examples(source: str, key: str) -> list[Example]:
-        rows = read_source(source, settings.split, key)
+        rows = read_source(source, settings.split, key, tell)
         return make_examples(rows, prompt=settings.prompt, completion=settings.completion, messages=settings.messages)
 
     every = examples(settings.source, "data.source")

@@ -29,6 +29,10 @@ _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
+def quiet(text: str) -> None:
+    """Tells nobody."""
+
+
 class TryAgain(Exception):
     """Raised by an action that saw for itself that another attempt can help; its text says why."""
 
@@ -84,7 +88,7 @@ def patient() -> Iterator[None]:
 
 
 def call(what: str, action: Callable[[], Found], tell: Tell, *,
-         explain: Callable[[Exception, str], TunesmithError] | None = None) -> Found:
+         explain: Callable[[Exception, str], Exception] | None = None) -> Found:
     """The action's result; tried again, after a wait that is told, while its failure looks as if it will pass.
 
     what: the thing that the call is about, for messages. explain: what a failure means; `explained` by default.

@@ -13,7 +13,7 @@ from typing import Any
 from tunesmith import embedded
 from tunesmith.errors import IntegrityError, NetworkError, RecipeError, TunesmithError
 from tunesmith.hub import download, parse_hub_id
-from tunesmith.hub.calls import Tell, explained
+from tunesmith.hub.calls import Tell, explained, quiet
 from tunesmith.hub.download import commit_of, listed, not_found
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -75,16 +75,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _quiet(text: str) -> None:
-    """Tells nobody."""
-
-
-def locate_config(base: str, revision: str | None, tell: Tell = _quiet) -> tuple[str, dict[str, Any]]:
+def locate_config(base: str, revision: str | None, tell: Tell = quiet) -> tuple[str, dict[str, Any]]:
     """A base's config alone, without its weights: (name, config). Raises RecipeError, NetworkError or IntegrityError."""
     return base, read_config(_local_folder(base) or _download(base, revision, ["config.json"], tell))
 
 
-def locate_base(base: str, revision: str | None, tell: Tell = _quiet) -> BaseFiles:
+def locate_base(base: str, revision: str | None, tell: Tell = quiet) -> BaseFiles:
     """The files of a base, downloaded from the Hub when it is not a folder here. tell: receives what is waited for.
 
     Raises RecipeError when there is no such base or it has no weights, IntegrityError when it only has pickled ones,
@@ -104,7 +100,7 @@ def locate_base(base: str, revision: str | None, tell: Tell = _quiet) -> BaseFil
     return found
 
 
-def locate_tokenizer(base: str, revision: str | None, tell: Tell = _quiet) -> Path:
+def locate_tokenizer(base: str, revision: str | None, tell: Tell = quiet) -> Path:
     """The folder with a base's tokenizer, its weights left where they are. Raises RecipeError, NetworkError, IntegrityError."""
     return _local_folder(base) or _download(base, revision, [pattern for pattern in _DOWNLOAD if "safetensors" not in pattern],
                                             tell)

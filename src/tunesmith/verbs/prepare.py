@@ -37,7 +37,7 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
     Raises RecipeError, DataError, EnvironmentFault, NetworkError or IntegrityError.
     """
     show.stage("reading the data")
-    text = read_text(recipe.data)
+    text = read_text(recipe.data, show.note)
     _, config = locate_config(recipe.model.base, recipe.model.revision, show.note)
     engine, reason = choose_engine(recipe.train.engine, config, recipe.train.matmul)
     parameters = None

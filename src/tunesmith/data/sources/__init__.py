@@ -9,16 +9,18 @@ from tunesmith import embedded
 from tunesmith.data.rows import Row
 from tunesmith.data.sources.files import SUFFIXES, read_files
 from tunesmith.errors import DataError
+from tunesmith.hub.calls import Tell, quiet
 
 __all__ = ["local_files", "read_source"]
 
 
-def read_source(source: str, split: str, key: str = "data.source") -> list[Row]:
+def read_source(source: str, split: str, key: str = "data.source", tell: Tell = quiet) -> list[Row]:
     """All rows of a source, in its order.
 
     source: a file, a folder or a glob of .jsonl, .json, .csv or .parquet files; `embedded:quotes`; or a Hub id.
-    key: the recipe's key that named it, for errors.
-    Raises DataError when it is missing, empty or unreadable, NetworkError when the Hub does not answer.
+    key: the recipe's key that named it, for errors. tell: receives what is waited for.
+    Raises DataError when it is missing, empty or unreadable, NetworkError when the Hub does not answer, IntegrityError when
+    what it gives is not what it says.
     """
     files = local_files(source, key)
     if files is not None:
@@ -26,7 +28,7 @@ def read_source(source: str, split: str, key: str = "data.source") -> list[Row]:
     else:
         from tunesmith.data.sources.hub import read_hub
 
-        rows = read_hub(source, split, key)
+        rows = read_hub(source, split, key, tell)
     if not rows:
         raise DataError(f"{key}: {source} has no rows")
     return rows

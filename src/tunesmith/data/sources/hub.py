@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError, NetworkError, TunesmithError
+from tunesmith.hub import call, download, parse_hub_id
+from tunesmith.hub.calls import Tell, not_reached, offline, redacted, status
 
 
-def read_hub(source: str, split: str, key: str) -> list[Row]:
-    """All rows of one split of a Hub data set. Raises DataError, or NetworkError when the Hub cannot be reached."""
+def read_hub(source: str, split: str, key: str, tell: Tell) -> list[Row]:
+    """All rows of one split of a Hub data set. tell: receives what is waited for.
+
+    Raises DataError, NetworkError when the Hub cannot be reached, IntegrityError when a file arrives damaged, twice.
+    """
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
     datasets.disable_progress_bars()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a count sent elsewhere is telemetry
     try:
-        found = datasets.load_dataset(source, split=split)
+        found = _load(datasets, source, split, tell)
     except DatasetNotFoundError as error:
         raise DataError(f"{key}: {source} is neither a local file nor a data set that the Hub shows you",
                         str(error).splitlines()[0]) from None
@@ -22,14 +29,34 @@ def read_hub(source: str, split: str, key: str) -> list[Row]:
         if "split" in str(error):
             raise DataError(f"data.split: {source} has no split {split!r}", str(error).splitlines()[0]) from None
         raise DataError(f"{key}: {source}: {str(error).splitlines()[0]}") from None
+    except TunesmithError:
+        raise
     except Exception as error:  # datasets raises what its parts raise; here only the network or a broken set are left
         raise _explained(source, key, error) from None
     return [Row(dict(value), f"{source}, row {number}") for number, value in enumerate(found, start=1)]
 
 
+def _load(datasets: Any, source: str, split: str, tell: Tell) -> Any:
+    """The split, once its files are in the client's cache and checked; `datasets` then reads them from there."""
+    wanted = parse_hub_id(source)
+    if wanted is not None and wanted.revision is None and not offline():
+        builder = call(source, lambda: datasets.load_dataset_builder(source), tell, explain=_as_it_is)
+        files = (builder.config.data_files or {}).get(split) or []
+        prefix = f"hf://datasets/{source}@"
+        names = [str(file).removeprefix(prefix).partition("/") for file in files if str(file).startswith(prefix)]
+        if names:
+            download(source, names[0][0], [name for _, _, name in names], tell, kind="dataset")
+    return call(source, lambda: datasets.load_dataset(source, split=split), tell, explain=_as_it_is)
+
+
+def _as_it_is(error: Exception, what: str) -> Exception:
+    """`read_hub` words these errors itself: most are about the data."""
+    return error
+
+
 def _explained(source: str, key: str, error: Exception) -> TunesmithError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    if isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.startswith(("http", "requests")):
+    reason = redacted((str(error).splitlines() or [type(error).__name__])[0])
+    if not_reached(error) or status(error) is not None or type(error).__module__.startswith(("http", "requests")):
         return NetworkError(f"{key}: {source}: the Hub cannot be reached: {reason}",
                             "Check the network, or name a local file.")
     return DataError(f"{key}: {source}: {reason}")
