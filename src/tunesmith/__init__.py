@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from tunesmith.verbs.demo import demo
     from tunesmith.verbs.doctor import doctor
     from tunesmith.verbs.evaluate import evaluate
+    from tunesmith.verbs.export import export
     from tunesmith.verbs.generate import generate
     from tunesmith.verbs.init import init
+    from tunesmith.verbs.merge import merge
     from tunesmith.verbs.plan import plan
     from tunesmith.verbs.pull import pull
     from tunesmith.verbs.push import push
@@ -33,8 +35,10 @@ __all__ = [
     "demo",
     "doctor",
     "evaluate",
+    "export",
     "generate",
     "init",
+    "merge",
     "plan",
     "pull",
     "push",

@@ -88,6 +88,22 @@ class Terminal:
             self._progress.add_task("", total=total_steps, text="")
         self._progress.update(self._progress.task_ids[0], completed=record["step"], text=text)
 
+    def progress(self, what: str, done: int, whole: int) -> None:
+        """A bar of bytes, on a terminal; elsewhere its end alone is not worth a line."""
+        if self.quiet or not self.console.is_terminal:
+            return
+        if self._progress is None:
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._end_status()
+            self._progress = Progress(TextColumn(f"  {what}"), BarColumn(bar_width=30), DownloadColumn(),
+                                      TimeRemainingColumn(), console=self.console)
+            self._progress.start()
+            self._progress.add_task("", total=whole)
+        self._progress.update(self._progress.task_ids[0], completed=done, total=whole)
+        if done >= whole:
+            self._end_progress()
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         self._end_status()
@@ -111,7 +127,7 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
     An expected failure ends with its own code and no traceback; anything else is a bug of ours and shows one.
     """
     terminal = Terminal(quiet)
-    if quiet:
+    if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the Hub client's own
     try:
         result = call(terminal)

@@ -148,3 +148,23 @@ def size_text(size_bytes: int) -> str:
             return f"{size_bytes:,.0f} {unit}" if unit == "B" else f"{size_bytes:,.1f} {unit}"
         size_bytes /= 1000  # type: ignore[assignment]
     return f"{size_bytes:,.1f} GB"
+
+
+def merge_text(result: dict[str, Any]) -> str:
+    """What `tunesmith merge` ends with: each way that was tried, against the live adapter."""
+    lines = [f"  against the live adapter, on {result['measured_on']}", "",
+             f"  {'':<26}{'KL, nats a token':>18}{'same top token':>16}{'same answer':>13}{'loss':>9}"]
+    for name, found in [*result["candidates"].items(), ("the bare base", result["bare"])]:
+        mark = " *" if name == result["taken"] else ""
+        lines.append(f"  {name + mark:<26}{found['kl']:>18.2e}{100 * found['top1']:>15.1f}%{100 * found['greedy']:>12.0f}%"
+                     f"{found['loss']:>9.4f}")
+    return "\n".join([*lines, "", f"  kept     {result['taken']}, {size_text(result['bytes'])}, in {relative(result['out'])}"])
+
+
+def export_text(result: dict[str, Any]) -> str:
+    """What `tunesmith export` ends with."""
+    files = [f"  {name:<20} {size_text(size)}" for name, size in result["files"].items()]
+    folder = relative(result["out"])
+    start = (f"  llama.cpp   llama-cli -m {folder}/model.gguf" if result["what"] == "model"
+             else f"  llama.cpp   llama-cli -m BASE.gguf --lora {folder}/adapter.gguf")
+    return "\n".join([*files, "", start, f"  Ollama      ollama create NAME -f {folder}/Modelfile"])

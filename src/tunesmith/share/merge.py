@@ -282,7 +282,7 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
         ways[f"dequantised {quantization} base"] = quantization
     out = out.expanduser().resolve()
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out}: there is something there already", "Choose another folder with --out, or remove it.")
+        raise UsageError(f"{out}: there is something there already", "Choose another folder, or remove it.")
     _require_space(out, len(ways) * _Plan.make(base, adapter, None).total_bytes)
     with _workshop(out) as folder:
         on_stage("asking the live adapter")

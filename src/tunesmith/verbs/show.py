@@ -24,6 +24,10 @@ class Show(Protocol):
         """One optimiser step is done; the record is the line of metrics.jsonl."""
         ...
 
+    def progress(self, what: str, done: int, whole: int) -> None:
+        """Part of something is done [bytes]."""
+        ...
+
 
 class Silent:
     """Tells nothing."""
@@ -38,4 +42,7 @@ class Silent:
         """Nothing."""
 
     def step(self, record: dict[str, Any], total_steps: int) -> None:
+        """Nothing."""
+
+    def progress(self, what: str, done: int, whole: int) -> None:
         """Nothing."""

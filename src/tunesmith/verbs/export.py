@@ -1,0 +1,118 @@
+"""`tunesmith export`: an adapter for llama.cpp and Ollama."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import UsageError
+from tunesmith.rundir import TEMPORARY_PREFIX, write_atomically
+from tunesmith.verbs.adapters import adapter_base, find_adapter
+from tunesmith.verbs.merge import merge
+from tunesmith.verbs.show import Show, Silent
+
+_OUTTYPES = ("f16", "q8_0")
+
+
+def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, format: str = "gguf", what: str = "model",
+           outtype: str = "f16", recipe: str | os.PathLike[str] | None = None, base: str | None = None,
+           device: str = "auto", show: Show | None = None) -> dict[str, Any]:
+    """Write an adapter as GGUF files and an Ollama Modelfile, into a folder that does not exist yet.
+
+    what: `model`, base and adapter merged (and measured, as `merge` does), ready to run; or `adapter`, the LoRA alone, for
+    a GGUF of its base. adapter: a run, an adapter folder, a Hub id, or (model) a folder that `merge` wrote.
+    outtype: f16 or q8_0, of the model's weights. recipe, base: as for `merge`.
+    Returns out, format, what, files (name to bytes), notes (where llama.cpp will differ), and merge (its figures).
+    Raises UsageError, RecipeError (what GGUF or llama.cpp lacks), IntegrityError, DiskError, NetworkError.
+    """
+    show, target = show or Silent(), Path(out).expanduser()
+    for value, known, name in ((format, ("gguf",), "--format"), (what, ("model", "adapter"), "--what"),
+                               (outtype, _OUTTYPES, "--outtype")):
+        if value not in known:
+            raise UsageError(f"{name} is {value}: {' or '.join(known)}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target}: there is something there already", "Choose another folder, or remove it.")
+    with _whole(target) as folder:
+        if what == "adapter":
+            result = _adapter(adapter, folder, base, show)
+        else:
+            result = _model(adapter, folder, outtype, recipe, base, device, show)
+    sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
+    for note in result["notes"]:
+        show.note(note)
+    return {"out": str(target), "format": format, "what": what, "files": sizes, **result}
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` when all went well, and vanishes otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{target.name}-", dir=target.parent))
+    folder.chmod(0o755)
+    try:
+        yield folder
+        if target.exists():
+            target.rmdir()
+        os.replace(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _adapter(adapter: str | os.PathLike[str], folder: Path, base: str | None, show: Show) -> dict[str, Any]:
+    from tunesmith.model.files import locate_base
+    from tunesmith.share.gguf import write_adapter_gguf
+
+    found = find_adapter(os.fspath(adapter), show)
+    chosen = adapter_base(found, base=base, quantization=None)
+    files = locate_base(chosen["base"], chosen["revision"], show.note)
+    show.stage("writing the adapter")
+    written = write_adapter_gguf(found.folder, files, folder / "adapter.gguf", outtype="f16")
+    text, notes = _modelfile("base.gguf", files.folder, found.folder, "adapter.gguf")
+    told = "# base.gguf: the base of this adapter as GGUF, which is not in this folder.\n"
+    write_atomically(folder / "Modelfile", told + text)
+    return {"notes": [*written["notes"], *notes], "merge": None}
+
+
+def _model(adapter: str | os.PathLike[str], folder: Path, outtype: str, recipe: str | os.PathLike[str] | None,
+           base: str | None, device: str, show: Show) -> dict[str, Any]:
+    from tunesmith.share.gguf import write_model_gguf
+
+    path, measured = Path(adapter).expanduser(), None
+    checkpoint, note_folder = path, path
+    if not ((path / "config.json").exists() and not (path / "adapter_config.json").exists()):
+        checkpoint = folder / "merged"
+        measured = merge(adapter, checkpoint, recipe=recipe, base=base, device=device, show=show)
+        note_folder = find_adapter(os.fspath(adapter), show).folder
+    show.stage(f"writing the model in {outtype}")
+    written = write_model_gguf(checkpoint, folder / "model.gguf", outtype,
+                               progress=lambda done, whole: show.progress("writing", done, whole))
+    text, notes = _modelfile("model.gguf", checkpoint, note_folder, None)
+    write_atomically(folder / "Modelfile", text)
+    shutil.rmtree(folder / "merged", ignore_errors=True)
+    return {"notes": [*written["notes"], *notes], "merge": measured}
+
+
+def _modelfile(gguf_name: str, tokenizer_folder: Path, note_folder: Path, adapter_name: str | None) -> tuple[str, list[str]]:
+    """(the Modelfile, what to know of it): the prompt's template and the tokens that end an answer."""
+    import json
+
+    from transformers import AutoTokenizer
+
+    from tunesmith.share.adapter import read_note
+    from tunesmith.share.gguf import modelfile
+
+    note = read_note(note_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
+    settings = next((folder / "generation_config.json" for folder in (note_folder, tokenizer_folder)
+                     if (folder / "generation_config.json").exists()), None)
+    ends = json.loads(settings.read_text(encoding="utf-8")).get("eos_token_id") if settings else tokenizer.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    stop = [text for text in (tokenizer.convert_ids_to_tokens(end) for end in ends if end is not None) if text]
+    template = getattr(tokenizer, "chat_template", None) if note.get("messages") or not note.get("prompt") else None
+    text = modelfile(gguf_name, template=template, prompt=note.get("prompt") or None, stop=stop, adapter_name=adapter_name)
+    return text, [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]

@@ -1,0 +1,89 @@
+"""`tunesmith merge`: base and adapter in one plain model, measured against the live adapter."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import UsageError
+from tunesmith.recipe import load_recipe
+from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter
+from tunesmith.verbs.show import Show, Silent
+
+if TYPE_CHECKING:
+    from tunesmith.data.tokenize import TokenRow
+    from tunesmith.model.engine import Engine
+    from tunesmith.model.files import BaseFiles
+
+#: Rows to measure on at most, and prompts to answer.
+_ROWS, _PROMPTS, _NEW_TOKENS = 64, 20, 32
+
+
+def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recipe: str | os.PathLike[str] | None = None,
+          base: str | None = None, quantization: str | None = None, device: str = "auto",
+          show: Show | None = None) -> dict[str, Any]:
+    """Merge an adapter into its base, as a plain transformers checkpoint in the base's dtype.
+
+    adapter: a run, an adapter folder or a Hub id. out: a folder that does not exist yet. An adapter that was trained on a
+    quantised base is merged onto the base's own weights and onto those that training saw; both are measured against the
+    live adapter, and the nearer one is kept. recipe: names held-out rows to measure on; by default those of the run that
+    the adapter stands in, else the embedded quotes.
+    Returns out, taken, candidates and bare (KL [nats a token], top-1, greedy, loss, by name), untied, files, bytes.
+    Raises UsageError, IntegrityError (the adapter does not fit, or every merge has lost it), DiskError, NetworkError.
+    """
+    show = show or Silent()
+    found = find_adapter(os.fspath(adapter), show)
+    chosen = adapter_base(found, base=base, quantization=quantization)
+    if Path(out).expanduser().exists() and (not Path(out).expanduser().is_dir() or any(Path(out).expanduser().iterdir())):
+        raise UsageError(f"{os.fspath(out)}: there is something there already", "Choose another folder, or remove it.")
+    show.stage("starting torch")
+    from tunesmith.model.build import build_for_training, build_with_adapter
+    from tunesmith.model.engines import choose_engine
+    from tunesmith.model.files import locate_base
+    from tunesmith.model.lora import LoraSettings
+    from tunesmith.model.tokenizer import load_tokenizer
+    from tunesmith.share.merge import merge_adapter
+
+    files = locate_base(chosen["base"], chosen["revision"], show.note)
+    tokenizer, engine = load_tokenizer(files), choose_engine("auto", files.config)[0]
+    rows, where = _rows(found, files, tokenizer, recipe, show)
+
+    def live() -> Engine:
+        return build_with_adapter(files, tokenizer, found.folder, engine=engine, quantization=chosen["quantization"],
+                                  dtype="auto", device=device)
+
+    def merged(folder: Path) -> Engine:
+        bare = LoraSettings(1, 1, 0.0, "all-linear")  # engines come with an adapter; a fresh one is zero
+        return build_for_training(locate_base(str(folder), None), tokenizer, engine=engine, quantization="none", dtype="auto",
+                                  device=device, lora=bare, seed=0)
+
+    result = merge_adapter(files, found.folder, Path(out), quantization=chosen["quantization"], load_live=live,
+                           load_merged=merged, rows=rows, prompts=[row.prompt_ids for row in rows[:_PROMPTS]],
+                           max_new_tokens=_NEW_TOKENS, on_stage=show.stage,
+                           progress=lambda done, whole: show.progress("merging", done, whole))
+    return {"base": chosen["base"], "quantization": chosen["quantization"], "measured_on": where, **result}
+
+
+def _rows(found: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os.PathLike[str] | None,
+          show: Show) -> tuple[list[TokenRow], str]:
+    """(what is measured on, what that is called): held-out rows where a recipe names some, else the embedded quotes."""
+    from tunesmith.data import read_text, tokenize_text
+    from tunesmith.data.tokenize import Rules
+    from tunesmith.recipe import parse_recipe
+
+    path = recipe or found.recipe
+    longest = min(base.positions or 512, 512)
+    if path is not None:
+        chosen = load_recipe(os.fspath(path))
+        if chosen.data.validation:
+            show.stage("reading held-out rows")
+            rules = Rules(chosen.data.loss_on, chosen.data.append_eos, min(chosen.data.max_length, longest), "truncate")
+            rows = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules).held_out[:_ROWS]
+            if rows:
+                return rows, f"{len(rows)} held-out rows"
+    plain = parse_recipe('data: {source: "embedded:quotes", prompt: "{quote}", completion: " ({author})", validation: 64}\n'
+                         'model: {base: "embedded:sprout"}\n', name="the embedded quotes")
+    rows = tokenize_text(read_text(plain.data), tokenizer, Rules("all", False, longest, "truncate")).held_out[:_ROWS]
+    show.note("No held-out rows of this adapter are known: the merge is measured on the embedded quotes. --recipe names rows.")
+    return rows, "the embedded quotes"
