@@ -191,9 +191,9 @@ def _tensor_problems(config: Mapping[str, Any], state: Mapping[str, torch.Tensor
     for name in sorted(lows):
         other = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
         if other not in state:
-            problems.append(f"{other}: missing")
+            problems.append(f"{other}: missing, though {name} is there")
         elif state[name].shape[0] != state[other].shape[-1]:
-            problems.append(f"{name}: rank {state[name].shape[0]}, but {state[other].shape[-1]} in its lora_B")
+            problems.append(f"{name}: rank {state[name].shape[0]}, but {state[other].shape[-1]} in {other}")
         elif plain and state[name].shape[0] != config["r"]:
             problems.append(f"{name}: rank {state[name].shape[0]}, but r is {config['r']} in {CONFIG_NAME}")
     return problems
