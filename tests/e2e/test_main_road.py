@@ -211,3 +211,36 @@ judge: {{max_new_tokens: 128, stop_rows: 64}}
     assert found["stop_rate_base"] <= 0.3  # the base ends some stories within 128 tokens
     assert found["stop_rate_tuned"] >= 0.9
     assert found["verdict"] == "helps"
+
+
+def test_an_adapter_on_other_weights_of_the_same_shapes_is_refused(trained: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    import safetensors.torch
+
+    from tunesmith import embedded
+
+    folder, result = trained
+    other = tmp_path / "other"
+    shutil.copytree(embedded.path_of(embedded.BASE_NAME), other)
+    path = other / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    name = next(name for name in state if name.endswith("query_key_value.weight"))
+    state[name] = -state[name]
+    safetensors.torch.save_file(state, path, metadata={"format": "pt"})
+    adapter = tmp_path / "adapter"
+    shutil.copytree(Path(str(result["adapter"])), adapter)
+    note = json.loads((adapter / "tunesmith.json").read_text())
+    (adapter / "tunesmith.json").write_text(json.dumps(note | {"base": str(other)}))
+    (adapter / "sha256.json").unlink()
+    refused = tunesmith("generate", str(adapter), "--prompt", "x", cwd=folder)
+    assert refused.returncode == 9, refused.stderr
+    assert "other weights" in refused.stderr
+    named = tunesmith("generate", str(adapter), "--prompt", "x", "--base", str(other), cwd=folder)
+    assert named.returncode == 0, "who names a base is told, and served"
+    assert "other weights" in named.stderr
+
+
+def test_a_mistyped_run_is_not_looked_for_on_the_hub(trained: tuple[Path, dict[str, object]]) -> None:
+    folder, _ = trained
+    done = tunesmith("generate", "runs/mine", "--prompt", "x", cwd=folder, env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert done.returncode == 2
+    assert "no such folder" in done.stderr

@@ -43,9 +43,9 @@ def parse_hub_id(text: str) -> HubId | None:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether it can name a repository, its owner included, and no folder of that name is here."""
-    found = parse_hub_id(text)
-    return found is not None and "/" in found.repo and not Path(text).expanduser().exists()
+    """Whether it can name a repository, its owner included, and not something here, such as a mistyped run."""
+    found, path = parse_hub_id(text), Path(text).expanduser()
+    return found is not None and "/" in found.repo and not path.exists() and not path.parent.is_dir()
 
 
 def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tell, *, ignore: Sequence[str] = (),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import IntegrityError, UsageError
+from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, UsageError
 from tunesmith.hub import download, is_hub_id, parse_hub_id
-from tunesmith.hub.download import listed, repo_of
+from tunesmith.hub.calls import explained
+from tunesmith.hub.download import listed, not_found, repo_of
 from tunesmith.rundir import SEAL_NAME, check_seal
 from tunesmith.verbs.show import Show
+
+if TYPE_CHECKING:
+    from tunesmith.model.files import BaseFiles
 
 #: What of a repository makes an adapter: no pickle, no code.
 ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.safetensors", "tunesmith.json", SEAL_NAME, "README.md",
@@ -63,7 +67,13 @@ def download_adapter(target: str, show: Show) -> Path:
     if wanted is None:
         raise UsageError(f"{target}: not a Hub id", "Write ORG/NAME, or ORG/NAME@REVISION.")
     show.stage(f"looking for {target} on the Hub")
-    found = download(wanted.repo, wanted.revision, ADAPTER_PATTERNS, show.note)
+
+    def explain(error: Exception, what: str) -> TunesmithError:
+        said = explained(error, what)
+        return NetworkError(f"{target}: no such folder, and the Hub shows you no such repository", said.hint) \
+            if not_found(said) else said
+
+    found = download(wanted.repo, wanted.revision, ADAPTER_PATTERNS, show.note, explain=explain)
     if (found.folder / SEAL_NAME).exists() and (damaged := check_seal(found.folder)):
         raise IntegrityError(f"{target}: {damaged[0].name} is not what its own list of hashes says",
                              "Whoever published it has to push it again.")
@@ -78,6 +88,28 @@ def download_adapter(target: str, show: Show) -> Path:
     read_adapter_config(found.folder)
     show.note(f"{wanted.repo} at {found.commit[:12]}")
     return found.folder
+
+
+def require_base(found: AdapterFiles, base: BaseFiles, show: Show, *, named: bool) -> None:
+    """Raise IntegrityError where the adapter's note says that it was trained on other weights than these.
+
+    named: the user named this base for it, so it is only told. An adapter of others' making has no such note.
+    """
+    from tunesmith.model.files import fingerprint
+    from tunesmith.share.adapter import read_note
+
+    wanted = read_note(found.folder).get("base_weights")
+    if not isinstance(wanted, dict) or wanted == weight_hashes(fingerprint(base)):
+        return
+    told = f"{found.folder}: trained on other weights than those of {base.name}"
+    if not named:
+        raise IntegrityError(told, f"It names the base {read_note(found.folder).get('base')}. Name another with --base.")
+    show.note(told + ".")
+
+
+def weight_hashes(hashes: dict[str, str]) -> dict[str, str]:
+    """Of a base's files, those that hold weights."""
+    return {name: value for name, value in hashes.items() if name.endswith(".safetensors")}
 
 
 def hub_name(base: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.errors import DataError, UsageError
 from tunesmith.recipe import load_recipe
-from tunesmith.verbs.adapters import find_adapter
+from tunesmith.verbs.adapters import find_adapter, require_base
 from tunesmith.verbs.prepare import prepare
 from tunesmith.verbs.show import Show, Silent
 
@@ -38,6 +38,7 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     if wants and wants != chosen.model.base:
         show.note(f"The adapter names the base {wants}; the recipe says {chosen.model.base}.")
     prepared = prepare(chosen, show)
+    require_base(found, prepared.base, show, named=False)
     from tunesmith.judge import judge
     from tunesmith.model.build import build_with_adapter, count_modules
 

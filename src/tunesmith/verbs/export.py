@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith.errors import UsageError
 from tunesmith.rundir import TEMPORARY_PREFIX, write_atomically
-from tunesmith.verbs.adapters import adapter_base, find_adapter
+from tunesmith.verbs.adapters import adapter_base, find_adapter, require_base
 from tunesmith.verbs.merge import merge
 from tunesmith.verbs.show import Show, Silent
 
@@ -70,6 +70,7 @@ def _adapter(adapter: str | os.PathLike[str], folder: Path, base: str | None, sh
     found = find_adapter(os.fspath(adapter), show)
     chosen = adapter_base(found, base=base, quantization=None)
     files = locate_base(chosen["base"], chosen["revision"], show.note)
+    require_base(found, files, show, named=base is not None)
     show.stage("writing the adapter")
     written = write_adapter_gguf(found.folder, files, folder / "adapter.gguf", outtype="f16")
     text, notes = _modelfile("base.gguf", files.folder, found.folder, "adapter.gguf")

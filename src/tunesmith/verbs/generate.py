@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.verbs.adapters import adapter_base, find_adapter
+from tunesmith.verbs.adapters import adapter_base, find_adapter, require_base
 from tunesmith.verbs.show import Show, Silent
 
 
@@ -42,6 +42,7 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
 
     choose_device(device)
     files = locate_base(chosen["base"], chosen["revision"], show.note)
+    require_base(found, files, show, named=base is not None)
     show.stage(f"loading {chosen['base']} in {chosen['quantization']}")
     engine = build_with_adapter(files, load_tokenizer(files), found.folder, engine=choose_engine("auto", files.config)[0],
                                 quantization=chosen["quantization"], dtype="auto", device=device)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import UsageError
 from tunesmith.recipe import load_recipe
-from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter
+from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter, require_base
 from tunesmith.verbs.show import Show, Silent
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
     from tunesmith.share.merge import merge_adapter
 
     files = locate_base(chosen["base"], chosen["revision"], show.note)
+    require_base(found, files, show, named=base is not None)
     tokenizer, engine = load_tokenizer(files), choose_engine("auto", files.config)[0]
     rows, where = _rows(found, files, tokenizer, recipe, show)
 

@@ -15,6 +15,7 @@ from tunesmith.plan import activation_bytes, native_activation_bytes
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder, check_seal
 from tunesmith.train.signals import StopSignal
+from tunesmith.verbs.adapters import weight_hashes
 from tunesmith.verbs.prepare import Prepared, prepare
 from tunesmith.verbs.show import Show, Silent
 
@@ -135,7 +136,8 @@ def _write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: di
     summary = judgement.summary() if judgement else None
     write_adapter_folder(folder.adapter, engine, base_name=recipe.model.base, revision=engine.base.pinned,
                          prompt=recipe.data.prompt, messages=recipe.data.messages is not None, judgement=summary, result=result,
-                         recipe=recipe.model_dump(mode="json"))
+                         recipe=recipe.model_dump(mode="json"),
+                         base_weights=weight_hashes(folder.read_json(folder.manifest)["base"]["files"]))
     folder.write_json(folder.verdict, summary or {"verdict": None, "reason": "nothing was held out"})
     lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in (judgement.samples if judgement else [])]
     write_atomically(folder.samples, "".join(lines))
