@@ -399,7 +399,7 @@ def _workshop(out: Path) -> Iterator[Path]:
                 raise BlockingIOError
         except BlockingIOError:
             raise EnvironmentFault(f"{out}: another process is merging into it",
-                                   "Wait for it, or choose another --out.") from None
+                                   "Wait for it, or choose another folder.") from None
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         with _signals_as_errors(), disk_errors(folder):
             for leftover in folder.iterdir():

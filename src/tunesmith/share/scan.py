@@ -20,7 +20,7 @@ _SECRETS = {
     "a key or password": r"(?i)(?:api[_-]?key|secret|passwd|password)['\"]?\s*[:=]\s*['\"]?[A-Za-z0-9+/_-]{20,}",
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
 }
-_PATHS = re.compile(r"(?:/home/|/Users/|/root/|/mnt/|/tmp/|/private/var/|[A-Za-z]:\\Users\\|file://|~/)[\w.-][^\s\"'`,)]*")
+_PATHS = re.compile(r"(?:/home/|/Users/|/root/|/mnt/|/tmp/|/private/var/|[A-Za-z]:\\Users\\|file:///?|~/)[\w.-][^\s\"'`,)]*")
 _PICKLE_NAMES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
 #: Files of others' making whose text is full of words: in them only what is this user's own is looked for.
 _VOCABULARIES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens")
