@@ -179,3 +179,15 @@ print(json.dumps([len(rows), rows[0].values, notes]))
     lines = hub.files("dataset", QUOTES)["train.jsonl"].splitlines()
     assert count == len(lines)
     assert first == json.loads(lines[0])
+
+
+@pytest.mark.parametrize(("token", "says"), [("", "not logged in"), ("hf_wrong", "does not accept your token"),
+                                             ("read", "may not do this")])
+def test_who_may_not_push_is_told_why(hub: HubServer, run: Path, env: dict[str, str], tmp_path: Path, token: str,
+                                      says: str) -> None:
+    env["HF_TOKEN"] = hub.read_token if token == "read" else token
+    done = tunesmith("push", str(run), "tester/not-mine", cwd=tmp_path, env=env)
+    assert done.returncode == 8
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("model", "tester/not-mine") not in hub.repositories

@@ -116,7 +116,8 @@ def no_token(hub: HubServer, found: dict[str, Any]) -> None:
 def test_push(hub: HubServer, client: Client, adapter: Path, route: str, fault: Any) -> None:
     repo = f"tester/push-{next(numbers)}-{os.getpid()}"
     name = repo.partition("/")[2] if route == "whoami" else repo  # one's own name is only asked for where it is needed
-    fault_made = hub.fail(route, fault, times=1, **OPTIONS.get(fault, {}))
+    # The base's licence is looked up by the same route: what is meant is the repository itself.
+    fault_made = hub.fail(route, fault, times=1, match=repo if route == "info" else "", **OPTIONS.get(fault, {}))
     first = client("push", str(adapter), name, base="maker/sprout")
     hit = fault_made.hits
     hub.clear_faults()

@@ -197,11 +197,13 @@ def _retry_after_s(error: BaseException) -> float | None:
 
 def explained(error: Exception, what: str) -> TunesmithError:
     """What a failed call means for the user."""
+    from huggingface_hub import get_token
+
     found = status(error)
     names = _kinds(error)
     if "GatedRepoError" in names:
         return NetworkError(f"{what}: the Hub asks you to accept its terms first", "Open its page on the Hub while logged in.")
-    if "LocalTokenNotFoundError" in names:
+    if "LocalTokenNotFoundError" in names or (found == 401 and not get_token()):
         return NetworkError(f"{what}: you are not logged in to the Hub", "Log in with `hf auth login`, or set HF_TOKEN.")
     if found == 401:
         return NetworkError(f"{what}: the Hub does not accept your token", "Log in again (`hf auth login`), or set HF_TOKEN.")
