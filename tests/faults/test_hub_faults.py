@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from hub.server import HubServer
+from hub.server import Fault, HubServer
 
 SERVER = """
 import json, sys, time, traceback
@@ -110,6 +110,17 @@ def no_token(hub: HubServer, found: dict[str, Any]) -> None:
     assert all(entry.authorization is None for entry in hub.log if entry.origin == "lfs"), "the token went to another origin"
 
 
+def met(hub: HubServer, fault: Fault, what: str, found: dict[str, Any]) -> None:
+    """End the fault, print what came of it; skips where nothing asked that route."""
+    hit = fault.hits
+    hub.clear_faults()
+    no_token(hub, found)
+    outcome = "came through" if "result" in found else f"exit {found['code']}"
+    print(f"FAULT {what}: {outcome if hit else 'never met'}, {found['seconds']:.1f} s, notes {found['notes']}")
+    if not hit:
+        pytest.skip("this route is not asked")
+
+
 @pytest.mark.parametrize(("route", "fault"), [
     *((route, fault) for route in PUSH_ROUTES for fault in [*PASSING, *FINAL, 409, 412]),
     *(("commit", fault) for fault in (408, 500, 502, 504))], ids=str)
@@ -119,13 +130,7 @@ def test_push(hub: HubServer, client: Client, adapter: Path, route: str, fault: 
     # The base's licence is looked up by the same route: what is meant is the repository itself.
     fault_made = hub.fail(route, fault, times=1, match=repo if route == "info" else "", **OPTIONS.get(fault, {}))
     first = client("push", str(adapter), name, base="maker/sprout")
-    hit = fault_made.hits
-    hub.clear_faults()
-    no_token(hub, first)
-    outcome = "came through" if "result" in first else f"exit {first['code']}"
-    print(f"FAULT push {route} {fault}: {outcome if hit else 'never met'}, {first['seconds']:.1f} s, notes {first['notes']}")
-    if not hit:
-        pytest.skip("this route is not asked")
+    met(hub, fault_made, f"push {route} {fault}", first)
     if fault in PASSING or (route == "commit" and fault not in FINAL):
         assert "result" in first, first
     if "error" in first:
@@ -225,13 +230,7 @@ def test_pull(hub: HubServer, client: Client, tmp_path: Path, route: str, fault:
     hub.add("model", repo, files)
     fault_made = hub.fail(route, fault, times=1, **OPTIONS.get(fault, {}))
     first = client("pull", repo, str(tmp_path / "here"))
-    hit = fault_made.hits
-    hub.clear_faults()
-    no_token(hub, first)
-    outcome = "came through" if "result" in first else f"exit {first['code']}"
-    print(f"FAULT pull {route} {fault}: {outcome if hit else 'never met'}, {first['seconds']:.1f} s, notes {first['notes']}")
-    if not hit:
-        pytest.skip("this route is not asked")
+    met(hub, fault_made, f"pull {route} {fault}", first)
     if fault not in FINAL:
         assert "result" in first, first
     if "error" in first:

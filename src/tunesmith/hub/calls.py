@@ -113,11 +113,10 @@ def call(what: str, action: Callable[[], Found], tell: Tell, *,
 
 def status(error: BaseException | None) -> int | None:
     """The HTTP status behind an error, its causes included; None where the Hub did not answer."""
-    while error is not None:
-        found = getattr(getattr(error, "response", None), "status_code", None)
+    for each in _chain(error):
+        found = getattr(getattr(each, "response", None), "status_code", None)
         if isinstance(found, int):
             return found
-        error = error.__cause__ or error.__context__
     return None
 
 

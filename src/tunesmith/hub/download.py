@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,18 +122,14 @@ def intact(path: Path) -> bool:
         return True  # a cache without links: nothing here says what it should be
     stat = blob.stat()
     mark, now = _mark(blob), {"size": stat.st_size, "time": stat.st_mtime_ns}
-    try:
+    with suppress(OSError, ValueError):  # no note of it, or not a whole one
         if json.loads(mark.read_text()) == now:
             return True
-    except (OSError, ValueError):
-        pass
     if _hash(blob, len(expected)) != expected:
         return False
-    try:
+    with suppress(OSError):  # a cache that cannot be written to is read again next time
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(json.dumps(now))
-    except OSError:
-        pass  # a cache that cannot be written to is read again next time
     return True
 
 

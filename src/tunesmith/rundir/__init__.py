@@ -1,7 +1,7 @@
 """What happened: the run folder, its files that are written whole or not at all, and its hashed checkpoints."""
 
 from tunesmith.rundir.checkpoints import Checkpoints
-from tunesmith.rundir.files import TEMPORARY_PREFIX, sync_folder, write_atomically
+from tunesmith.rundir.files import TEMPORARY_PREFIX, require_free, sync_folder, write_atomically
 from tunesmith.rundir.folder import RunFolder
 from tunesmith.rundir.metrics import MetricsLog
 from tunesmith.rundir.seal import SEAL_NAME, canonical_seal, check_seal, read_sealed, seal, write_sealed_folder
@@ -17,6 +17,7 @@ __all__ = [
     "canonical_seal",
     "check_seal",
     "read_sealed",
+    "require_free",
     "seal",
     "sync_folder",
     "verify_path",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tunesmith.errors import DiskError
+from tunesmith.errors import DiskError, UsageError
 
 #: Names that begin so are leftovers of a write that did not finish; nothing reads them.
 TEMPORARY_PREFIX = ".tmp-"
@@ -66,6 +66,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def require_free(folder: Path) -> None:
+    """Raise UsageError where something is that a new folder would replace; an empty one is nothing."""
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder}: there is something there already", "Choose another folder, or remove it.")
 
 
 def write_folder_atomically(folder: Path, files: dict[str, bytes]) -> None:

@@ -26,9 +26,10 @@ from tunesmith.errors import DiskError, EnvironmentFault, IntegrityError, Interr
 from tunesmith.model.engine import Engine
 from tunesmith.model.files import BaseFiles, fingerprint
 from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME
-from tunesmith.rundir import seal, sync_folder
+from tunesmith.rundir import require_free, seal, sync_folder
 from tunesmith.rundir.files import TEMPORARY_PREFIX, disk_errors, write_synced
 from tunesmith.rundir.seal import SEAL_NAME, sha256_file
+from tunesmith.share.adapter import json_bytes
 from tunesmith.share.agreement import Agreement, Reference, better, compare, lost, reference
 from tunesmith.share.folding import Change, Changes, Skeleton, read_changes, read_skeleton
 from tunesmith.share.shards import FLOATS, INDEX_NAME, Stored, read_header, shards_of, write_shard
@@ -251,17 +252,13 @@ def _small_files(base: BaseFiles, adapter: Path, plan: _Plan) -> dict[str, bytes
         config = json.loads(files["config.json"])
         for part in [config, *(part for part in config.values() if isinstance(part, dict) and "tie_word_embeddings" in part)]:
             part["tie_word_embeddings"] = False
-        files["config.json"] = _json(config)
+        files["config.json"] = json_bytes(config)
     if plan.added and INDEX_NAME in files:
         index = json.loads(files[INDEX_NAME])
         index["weight_map"] |= {name: path.name for name, path in plan.added.items()}
         index.setdefault("metadata", {})["total_size"] = plan.total_bytes
-        files[INDEX_NAME] = _json(index)
+        files[INDEX_NAME] = json_bytes(index)
     return files
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: str, load_live: Callable[[], Engine],
@@ -281,8 +278,7 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
     if quantization != "none":
         ways[f"dequantised {quantization} base"] = quantization
     out = out.expanduser().resolve()
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"{out}: there is something there already", "Choose another folder, or remove it.")
+    require_free(out)
     _require_space(out, len(ways) * _Plan.make(base, adapter, None).total_bytes)
     with _workshop(out) as folder:
         on_stage("asking the live adapter")
@@ -352,7 +348,7 @@ def _finish(folder: Path, base: BaseFiles, adapter: Path, result: dict[str, Any]
             'model = AutoModelForCausalLM.from_pretrained("THIS-FOLDER", dtype="auto")',
             'tokenizer = AutoTokenizer.from_pretrained("THIS-FOLDER")', "```", ""]
     with disk_errors(folder):
-        write_synced(folder / MERGE_NAME, _json(words))
+        write_synced(folder / MERGE_NAME, json_bytes(words))
         write_synced(folder / "README.md", "\n".join(card).encode())
     seal(folder, [path.name for path in folder.iterdir() if path.name != SEAL_NAME])
 
@@ -366,7 +362,7 @@ def _move(folder: Path, out: Path) -> None:
             if not out.is_dir() or not any(out.iterdir()):
                 raise
             raise UsageError(f"{out}: something was put there while the merge was made",
-                             "Choose another folder with --out.") from None
+                             "Choose another folder.") from None
         try:
             sync_folder(out.parent)
         except OSError:  # what fails leaves nothing

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.rundir import TEMPORARY_PREFIX, write_atomically
+from tunesmith.rundir import TEMPORARY_PREFIX, require_free, write_atomically
 from tunesmith.verbs.adapters import adapter_base, find_adapter, require_base
 from tunesmith.verbs.merge import merge
 from tunesmith.verbs.show import Show, Silent
@@ -35,8 +35,7 @@ def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, form
                                (outtype, _OUTTYPES, "--outtype")):
         if value not in known:
             raise UsageError(f"{name} is {value}: {' or '.join(known)}")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target}: there is something there already", "Choose another folder, or remove it.")
+    require_free(target)
     with _whole(target) as folder:
         if what == "adapter":
             result = _adapter(adapter, folder, base, show)

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import UsageError
 from tunesmith.recipe import load_recipe
+from tunesmith.rundir import require_free
 from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter, require_base
 from tunesmith.verbs.show import Show, Silent
 
@@ -35,8 +35,7 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
     show = show or Silent()
     found = find_adapter(os.fspath(adapter), show)
     chosen = adapter_base(found, base=base, quantization=quantization)
-    if Path(out).expanduser().exists() and (not Path(out).expanduser().is_dir() or any(Path(out).expanduser().iterdir())):
-        raise UsageError(f"{os.fspath(out)}: there is something there already", "Choose another folder, or remove it.")
+    require_free(Path(out).expanduser())
     show.stage("starting torch")
     from tunesmith.model.build import build_for_training, build_with_adapter
     from tunesmith.model.engines import choose_engine

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UsageError
+from tunesmith.hub import parse_hub_id
 from tunesmith.rundir import SEAL_NAME, check_seal, write_sealed_folder
 from tunesmith.verbs.adapters import download_adapter
 from tunesmith.verbs.show import Show, Silent
@@ -19,7 +19,6 @@ def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = No
     repo: ORG/NAME or ORG/NAME@REVISION. Returns repo, commit, folder, base, files (name to bytes).
     Raises UsageError where the folder holds something else, NetworkError, IntegrityError, DiskError.
     """
-    from tunesmith.hub import parse_hub_id
     from tunesmith.model.lora import check_adapter
 
     show = show or Silent()
@@ -45,5 +44,4 @@ def _is_adapter(folder: Path) -> bool:
 def _same(folder: Path, files: dict[str, bytes]) -> bool:
     """Whether a folder that was pulled before has these files; a damaged one may be written again."""
     return bool(check_seal(folder)) or all(
-        (folder / name).is_file() and hashlib.sha256((folder / name).read_bytes()).digest() == hashlib.sha256(content).digest()
-        for name, content in files.items())
+        (folder / name).is_file() and (folder / name).read_bytes() == content for name, content in files.items())
