@@ -141,7 +141,7 @@ def test_something_at_out_is_left_alone(bases: Bases, tmp_path: Path) -> None:
         (tmp_path / "late" / "mine").write_text("y")
         return _plain(folder)
 
-    with pytest.raises(UsageError, match="was put there while"):
+    with pytest.raises(UsageError, match="was put there meanwhile"):
         merge_adapter(**case | {"out": tmp_path / "late", "load_merged": late})
     assert [p.name for p in (tmp_path / "late").iterdir()] == ["mine"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "late", "out"]
@@ -241,7 +241,7 @@ def test_two_merges_into_one_place(bases: Bases, tmp_path: Path) -> None:
     case = _case(bases("llama"), tmp_path)
 
     def again(folder: Path) -> Any:
-        with pytest.raises(EnvironmentFault, match="another process is merging"):
+        with pytest.raises(EnvironmentFault, match="another process is writing"):
             merge_adapter(**case | {"load_merged": None})
         return _plain(folder)
 

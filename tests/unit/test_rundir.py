@@ -171,7 +171,7 @@ def test_verify_covers_the_whole_run(tmp_path: Path) -> None:
 
 
 def test_verify_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(IntegrityError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         verify_path(tmp_path / "none")
     (tmp_path / "adapter_config.json").write_text(json.dumps({}))
     with pytest.raises(IntegrityError, match=SEAL_NAME):

@@ -16,13 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.errors import IntegrityError
+from tunesmith.recipe import parse_recipe
 from tunesmith.share.card import Card, render_card
+from tunesmith.share.note import read_note, training_facts
 from tunesmith.share.scan import problems, refuse_private
 
-NOTE = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ", "messages": False}
 JUDGEMENT = {"rows": 12, "verdict": "helps", "loss_base": 4.5, "loss_tuned": 3.25, "interval": [-1.4, -1.1],
              "stop_rate_base": 0.0, "stop_rate_tuned": 0.75}
-RESULT = {"steps": 6, "trainable_parameters": 1234}
+TRAINED = {"steps": 6, "trainable_parameters": 1234, "dataset": "maker/quotes", "loss_on": "completion", "append_eos": True,
+           "r": 8, "alpha": 16.0, "dropout": 0.0, "batch_size": 4, "learning_rate": 1e-3, "lr_scheduler": "linear",
+           "warmup_steps": 1, "seed": 0}
+NOTE = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ", "messages": False,
+        "trained": TRAINED, "judgement": JUDGEMENT}
 
 
 def front(card: Card) -> dict[str, Any]:
@@ -32,7 +37,7 @@ def front(card: Card) -> dict[str, Any]:
 def test_the_card_reads_as_the_hub_reads_it() -> None:
     from huggingface_hub import ModelCard
 
-    text = render_card(Card(NOTE, RESULT, JUDGEMENT, {"data": {"source": "maker/quotes"}}, "me/mine", "mit"))
+    text = render_card(Card(NOTE, "me/mine", "mit"))
     read = ModelCard(text).data
     assert read.base_model == "maker/base"
     assert read.license == "mit"
@@ -45,16 +50,54 @@ def test_the_card_reads_as_the_hub_reads_it() -> None:
 
 
 def test_rows_of_one_s_own_are_not_named(tmp_path: Path) -> None:
+    recipe = parse_recipe('model: {base: b}\ndata: {source: s, completion: "{a}"}\n').model_dump(mode="json")
+    result = {"steps": 6, "trainable_parameters": 1234}
     for source in (str(tmp_path / "secret-project.jsonl"), "rows.jsonl", "data/rows.csv", "embedded:quotes", str(tmp_path)):
-        text = render_card(Card(NOTE, RESULT, JUDGEMENT, {"data": {"source": source}}, "me/mine"))
-        assert source not in text, source
-        assert "datasets" not in front(Card(NOTE, RESULT, JUDGEMENT, {"data": {"source": source}}, "me/mine"))
+        facts = training_facts(recipe | {"data": recipe["data"] | {"source": source}}, result)
+        card = Card(NOTE | {"trained": facts}, "me/mine")
+        assert source not in render_card(card), source
+        assert "datasets" not in front(card)
+    assert training_facts(recipe | {"data": recipe["data"] | {"source": "maker/quotes"}}, result)["dataset"] == "maker/quotes"
 
 
 def test_nothing_held_out_claims_nothing() -> None:
-    card = Card(NOTE, RESULT, None, {}, "me/mine")
+    card = Card(NOTE | {"judgement": None}, "me/mine")
     assert "model-index" not in front(card)
     assert "nothing says whether it helped" in render_card(card)
+
+
+def test_what_is_not_known_is_not_claimed() -> None:
+    """An adapter that others made, or that was taken out of its run, is not said to have been measured, nor not to have been."""
+    card = Card({"base": "maker/base", "quantization": "none"}, "me/mine")
+    text = render_card(card)
+    assert "is not known" in text
+    assert "held out" not in text
+    assert "model-index" not in front(card)
+
+
+def test_a_small_change_is_still_one() -> None:
+    small = JUDGEMENT | {"loss_base": 3.00012, "loss_tuned": 3.00001, "interval": [-0.00015, -0.00007]}
+    text = render_card(Card(NOTE | {"judgement": small}))
+    assert "3.000120 -> 3.000010" in text
+    assert "-0.000150 to -0.000070" in text
+
+
+@pytest.mark.parametrize("change", [{"prompt": "{"}, {"trained": {"steps": 1}}, {"judgement": {"verdict": 3}}, {"messages": "x"},
+                                    {"base_weights": [1]}, "not an object", b"\xff\xfe"])
+def test_a_note_that_was_not_written_so_is_refused(tmp_path: Path, change: Any) -> None:
+    content = change if isinstance(change, bytes) else json.dumps(NOTE | change if isinstance(change, dict) else change).encode()
+    (tmp_path / "tunesmith.json").write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"tunesmith\.json"):
+        read_note(tmp_path)
+
+
+@given(st.fixed_dictionaries({}, optional={"base": st.text(), "prompt": st.sampled_from(["", "{a} b", "x {{y}}"]), "messages":
+                             st.booleans(), "judgement": st.sampled_from([None, JUDGEMENT]), "trained": st.sampled_from([None, TRAINED])}))
+def test_a_note_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, note: dict[str, Any]) -> None:
+    folder = tmp_path_factory.mktemp("note")
+    (folder / "tunesmith.json").write_text(json.dumps(note))
+    assert read_note(folder) == note
+    render_card(Card({"base": "maker/base", "quantization": "none"} | read_note(folder)))
 
 
 SECRETS = ["hf_" + "aB3" * 11, "sk-" + "proj-" + "x1" * 20, "ghp_" + "a1" * 18, "AKIA" + "ABCDEFGH12345678",

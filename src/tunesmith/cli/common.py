@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages; the result alone.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe.")]
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 
@@ -136,7 +136,7 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
     except MemoryError:
         _fail(terminal, OutOfMemory("this machine's memory is full", "Take a smaller base or shorter rows."), as_json)
     except KeyboardInterrupt:
-        _fail(terminal, Interrupted(2, "Stopped."), as_json)
+        _fail(terminal, Interrupted(2, "Stopped.", "The same command begins again."), as_json)
     except BrokenPipeError:
         raise typer.Exit(0) from None
     except Exception as error:  # the last resort of the command line

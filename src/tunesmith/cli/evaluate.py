@@ -10,7 +10,8 @@ from tunesmith.cli.common import Json, Quiet, Set, run_verb
 from tunesmith.cli.words import evaluate_text
 
 
-def evaluate(target: Annotated[str, typer.Argument(metavar="RUN-OR-ADAPTER", help="A run folder, or any PEFT LoRA adapter.")],
+def evaluate(target: Annotated[str, typer.Argument(metavar="RUN-OR-ADAPTER",
+                                                 help="A run, or any PEFT LoRA adapter: a folder or a Hub id.")],
              recipe: Annotated[str | None, typer.Option(metavar="RECIPE", help="Names base and rows for an adapter "
                                                         "that stands outside its run.")] = None,
              overrides: Set = None, as_json: Json = False, quiet: Quiet = False) -> None:

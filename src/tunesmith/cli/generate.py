@@ -9,12 +9,12 @@ import typer
 from tunesmith.cli.common import Json, Quiet, run_verb
 
 
-def generate(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="An adapter folder or a run folder.")],
+def generate(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run, an adapter folder or a Hub id.")],
              prompt: Annotated[str, typer.Option(metavar="TEXT", help="The prompt, exactly as in training.")],
              max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer [tokens].")] = 64,
              base: Annotated[str | None, typer.Option(metavar="BASE", help="Another place of the base.")] = None,
-             quantization: Annotated[str | None, typer.Option(metavar="KIND", help="none | int8 | nf4; by default as trained.")]
-             = None,
+             quantization: Annotated[str | None, typer.Option(
+                 metavar="KIND", help="none | int8 | nf4; by default as its note says, else none.")] = None,
              device: Annotated[str, typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = "auto",
              as_json: Json = False, quiet: Quiet = False) -> None:
     """One answer on stdout."""

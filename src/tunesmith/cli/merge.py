@@ -14,8 +14,8 @@ def merge(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run,
           out: Annotated[str, typer.Argument(metavar="OUT", help="The model's folder, which does not exist yet.")],
           recipe: Annotated[str | None, typer.Option(metavar="RECIPE", help="Names held-out rows to measure on.")] = None,
           base: Annotated[str | None, typer.Option(metavar="BASE", help="Another place of the base.")] = None,
-          quantization: Annotated[str | None, typer.Option(metavar="KIND", help="none | int8 | nf4; by default as trained.")]
-          = None,
+          quantization: Annotated[str | None, typer.Option(
+              metavar="KIND", help="What it was trained on: none | int8 | nf4; by default as its note says, else none")] = None,
           device: Annotated[str, typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = "auto",
           as_json: Json = False, quiet: Quiet = False) -> None:
     """Base and adapter in one model, checked against the live adapter."""

@@ -10,10 +10,11 @@ from tunesmith.cli.common import Json, Quiet, run_verb
 from tunesmith.cli.words import push_text
 
 
-def push(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run folder or an adapter folder.")],
-         repo: Annotated[str, typer.Argument(metavar="REPO", help="ORG/NAME on the Hub.")],
-         private: Annotated[bool | None, typer.Option("--private/--public", help="Who sees it; a new one is private.",
-                                                      show_default=False)] = None,
+def push(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run, an adapter folder or a Hub id.")],
+         repo: Annotated[str, typer.Argument(metavar="REPO", help="ORG/NAME on the Hub, or NAME in your own account.")],
+         private: Annotated[bool | None, typer.Option(
+             "--private/--public", show_default=False,
+             help="Who sees it; by default a new one is private, another stays as it is.")] = None,
          message: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the commit.")] = None,
          base: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="The base's Hub id, where a folder was trained on.")]
          = None,

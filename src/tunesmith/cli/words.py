@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from tunesmith.cli.common import program, relative
@@ -9,7 +10,8 @@ from tunesmith.cli.common import program, relative
 
 def judgement_lines(found: dict[str, Any]) -> list[str]:
     """Before and after: loss, stop rate, lists."""
-    lines = [f"  held-out loss        {found['loss_base']:.3f} -> {found['loss_tuned']:.3f}"]
+    digits = _digits(found)
+    lines = [f"  held-out loss        {found['loss_base']:.{digits}f} -> {found['loss_tuned']:.{digits}f}"]
     if found["stop_rate_tuned"] is not None:
         lines.append(f"  answers that stop    {100 * found['stop_rate_base']:.0f}% -> {100 * found['stop_rate_tuned']:.0f}%"
                      f"  (within {found['max_new_tokens']} tokens, {found['stop_rows']} prompts)")
@@ -18,12 +20,18 @@ def judgement_lines(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _digits(found: dict[str, Any]) -> int:
+    """Of losses: enough to show a small change."""
+    return 3 if abs(found["loss_tuned"] - found["loss_base"]) >= 0.01 else 6
+
+
 def verdict_line(found: dict[str, Any]) -> str:
     """The verdict in a sentence."""
     said = {"helps": "It helped", "hurts": "It hurt"}.get(found["verdict"], "No difference that could be told from chance")
     line = f"  {said}: loss lower on {found['rows_better']} of {found['rows']} held-out rows"
     if found["interval"]:
-        line += f" (95% interval of the change {found['interval'][0]:+.3f} .. {found['interval'][1]:+.3f})"
+        low, high = (f"{end:+.{_digits(found)}f}" for end in found["interval"])
+        line += f" (95% interval of the change {low} .. {high})"
     return line + "."
 
 
@@ -52,8 +60,20 @@ def train_text(result: dict[str, Any]) -> str:
         if found["verdict"] == "helps" and found["stop_rate_tuned"] == 0:
             lines += ["  But no answer stops yet: train longer, and see that data.append_eos is true."]
     adapter = relative(result["adapter"])
-    return "\n".join([*lines, "", f"  adapter  {adapter}", f"  report   {relative(result['run'])}/report.html", "",
-                      f"  Try:     {program()} generate {adapter} --prompt ..."])
+    lines += ["", f"  adapter  {adapter}", f"  report   {relative(result['run'])}/report.html"]
+    if pushed := result.get("pushed"):
+        lines.append(_pushed_line(pushed))
+    return "\n".join([*lines, "", _try(adapter, result.get("prompt"))])
+
+
+def _try(adapter: str, prompt: str | None) -> str:
+    """The command that asks an adapter something."""
+    return f"  Try:     {program()} generate {shlex.quote(adapter)} --prompt {shlex.quote(prompt or '...')}"
+
+
+def _pushed_line(found: dict[str, Any]) -> str:
+    already = "" if found["changed"] else "; all of it was there already"
+    return f"  pushed   {found['url']} ({_who(found)}) at {found['commit'][:12]}{already}"
 
 
 def demo_text(result: dict[str, Any]) -> str:
@@ -67,7 +87,7 @@ def demo_text(result: dict[str, Any]) -> str:
         "  model of the Hub in your recipe, such as bigscience/bloom-7b1.", "",
         f"  adapter  {adapter}   (PEFT format: loads in peft)",
         f"  report   {relative(result['report'])}", "",
-        f"  Try:     {program()} generate {adapter} --prompt '{first}'",
+        _try(adapter, first),
         f"  Yours:   {program()} init my.yaml    then  {program()} train my.yaml"])
 
 
@@ -95,7 +115,7 @@ def verify_text(result: dict[str, Any]) -> str:
         lines.append(f"{result['target']}: whole, {result['checked']} files checked.")
     else:
         lines.append(f"{result['target']}: {len(result['damaged'])} of {result['checked']} files are not what was written. "
-                     "The same train command falls back to the newest whole checkpoint.")
+                     "In a run, the same train command falls back to the newest whole checkpoint.")
     return "\n".join(lines)
 
 
@@ -123,22 +143,21 @@ def doctor_text(result: dict[str, Any]) -> str:
 
 def push_text(result: dict[str, Any], *, dry_run: bool) -> str:
     """What `tunesmith push` ends with."""
-    if dry_run:
-        files = [f"  {name:<28} {size_text(size)}" for name, size in result["files"].items()]
-        return "\n".join([f"Nothing was pushed. To {result['repo']} ({_who(result)}) would go:", *files, "", result["card"]])
-    done = "pushed" if result["changed"] else "all was there already"
-    return (f"  {done}   {result['url']} ({_who(result)}) at {result['commit'][:12]}\n\n"
-            f"  Try:     {program()} generate {result['repo']} --prompt ...")
+    if not dry_run:
+        return f"{_pushed_line(result)}\n\n{_try(result['repo'], result['prompt'])}"
+    files = [f"  {name:<28} {size_text(size)}" for name, size in result["files"].items()]
+    kind = {True: ", which is there already", False: ", which would be made", None: ""}[result["exists"]]
+    return "\n".join([f"Nothing was pushed. To {result['repo']} ({_who(result)}{kind}) would go:", *files, "", result["card"]])
 
 
 def _who(result: dict[str, Any]) -> str:
-    return "private" if result["private"] else "public"
+    return {True: "private", False: "public", None: "private or public: not known"}[result["private"]]
 
 
 def pull_text(result: dict[str, Any]) -> str:
     """What `tunesmith pull` ends with."""
-    return (f"  pulled   {result['repo']} at {result['commit'][:12]} into {result['folder']}\n"
-            f"  base     {result['base']}\n\n  Try:     {program()} generate {result['folder']} --prompt ...")
+    return (f"  pulled   {result['repo']} at {result['commit'][:12]} into {relative(result['folder'])}\n"
+            f"  base     {result['base']}\n\n{_try(relative(result['folder']), result['prompt'])}")
 
 
 def size_text(size_bytes: int) -> str:
@@ -167,4 +186,8 @@ def export_text(result: dict[str, Any]) -> str:
     folder = relative(result["out"])
     start = (f"  llama.cpp   llama-cli -m {folder}/model.gguf" if result["what"] == "model"
              else f"  llama.cpp   llama-cli -m BASE.gguf --lora {folder}/adapter.gguf")
-    return "\n".join([*files, "", start, f"  Ollama      ollama create NAME -f {folder}/Modelfile"])
+    lines = [*files, "", start, f"  Ollama      ollama create NAME -f {folder}/Modelfile"]
+    if result["what"] == "adapter":
+        lines += ["", "  BASE.gguf is the base itself as GGUF: llama.cpp's convert_hf_to_gguf.py makes it of the base.",
+                  f"  For Ollama, put it into {folder} as base.gguf."]
+    return "\n".join(lines)

@@ -1,11 +1,13 @@
 """One call to the Hub: with a time limit, tried again where that can help, and its failure in words.
 
-The client has no time limit of its own for most calls, and gives up at the first 429 or 503 of some of them.
+The client has no time limit of its own for most calls, gives up at the first 429 or 503 of some of them, and asks for others
+six times over without a word to the user. So all waiting is done here, where it is told.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import time
@@ -21,11 +23,13 @@ Tell = Callable[[str], None]
 #: How often a call is made at most, the first wait [s] (each later one is twice as long), and how long a Retry-After may be
 #: [s] before it is better to come back another day.
 ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S = 5, 1.0, 120.0
-#: No attempt begins later than this after the first [s]: the client tries some calls again by itself, six times.
+#: No attempt begins later than this after the first [s].
 PATIENCE_S = 90.0
 #: A connection on which nothing moves for so long [s] is given up.
 SILENCE_S = 60.0
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+#: Of these, those that the client itself would ask again for.
+_BUSY = {429, 500, 502, 503, 504}
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
@@ -35,6 +39,16 @@ def quiet(text: str) -> None:
 
 class TryAgain(Exception):
     """Raised by an action that saw for itself that another attempt can help; its text says why."""
+
+
+class Unreached(ConnectionError):
+    """A connection failed: of a kind that the client does not take for a reason to ask again by itself."""
+
+
+class _Memory:
+    """What was seen of the Hub: while it cannot be reached, each call after the first asks once."""
+
+    down = False
 
 
 def offline() -> bool:
@@ -50,63 +64,108 @@ def _setting(name: str, default: float) -> float:
 
 
 @contextmanager
-def patient() -> Iterator[None]:
-    """While it lasts, none of the Hub client's connections can stay silent for ever.
+def patient(tell: Tell = quiet) -> Iterator[None]:
+    """While it lasts, the Hub client's connections cannot stay silent for ever, and it asks for nothing twice by itself.
 
-    Its sessions are made anew after some failures, so the limit is set where they are made. `TUNESMITH_HUB_SILENCE` [s]
-    overrides the default.
+    Its sessions are made anew after some failures, so they are changed where they are made. `TUNESMITH_HUB_SILENCE` [s]
+    overrides how long nothing may move. tell: hears when a download goes on from where it broke off; the client's other
+    lines are about attempts, of which `call` tells.
     """
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
-    before, asked = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory), 0
-    silence_s = _setting("TUNESMITH_HUB_SILENCE", SILENCE_S)
-
-    def watch(request: Any) -> None:
-        """Limits what the client left without a limit, in so many words for some calls.
-
-        While another operation is under way it asks for a new repository again and again, without a pause: once is enough.
-        """
-        nonlocal asked
-        limits = request.extensions.get("timeout") or {}
-        request.extensions["timeout"] = {name: silence_s if limits.get(name) is None else limits[name]
-                                         for name in ("connect", "read", "write", "pool")}
-        asked += request.url.path.endswith("/api/repos/create")
-        if asked > 1:
-            raise TryAgain("another operation on it is under way")
-
-    def limited() -> Any:
-        client = before()
-        client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks.get("request", []), watch]}
-        return client
-
-    set_client_factory(limited)
+    before = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
+    logger = logging.getLogger("huggingface_hub")
+    handlers, logger.handlers = logger.handlers, [_Resumed(tell)]
+    asked = _Asked()
+    set_client_factory(lambda: _limited(before(), asked))
     try:
         yield
     finally:
         set_client_factory(before)
+        logger.handlers = handlers
 
 
-def call(what: str, action: Callable[[], Found], tell: Tell, *,
+class _Asked:
+    """What was asked for while `patient` lasts."""
+
+    creations = 0
+
+
+class _Resumed(logging.Handler):
+    """Of the client's log, the lines that say that a download broke off and goes on."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__(logging.WARNING)
+        self.tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """The client's line names a signed address, so it is worded anew."""
+        if "resume" in record.getMessage():
+            self.tell("A download broke off; going on from there.")
+
+
+def _limited(client: Any, asked: _Asked) -> Any:
+    """A session whose requests have a time limit, and whose failures come out at once."""
+    silence_s, send = _setting("TUNESMITH_HUB_SILENCE", SILENCE_S), client.send
+
+    def limit(request: Any) -> None:
+        """Some calls ask for no limit in so many words. While another operation is under way the client asks for a new
+        repository again and again, without a pause: once is enough.
+        """
+        limits = request.extensions.get("timeout") or {}
+        request.extensions["timeout"] = {name: silence_s if limits.get(name) is None else limits[name]
+                                         for name in ("connect", "read", "write", "pool")}
+        asked.creations += request.url.path.endswith("/api/repos/create")
+        if asked.creations > 1:
+            raise TryAgain("another operation on it is under way")
+
+    def refuse(response: Any) -> None:
+        """What the client would wait for without a word becomes the error that it is."""
+        from huggingface_hub.utils import hf_raise_for_status
+
+        _Memory.down = False
+        if response.status_code in _BUSY:
+            response.read()
+            hf_raise_for_status(response)
+
+    def once(request: Any, **named: Any) -> Any:
+        try:
+            return send(request, **named)
+        except Exception as error:
+            if status(error) is None and not_reached(error):
+                raise Unreached(str(error)) from error
+            raise
+
+    hooks = client.event_hooks
+    client.event_hooks = {"request": [*hooks.get("request", []), limit], "response": [*hooks.get("response", []), refuse]}
+    client.send = once
+    return client
+
+
+def call(what: str, action: Callable[[], Found], tell: Tell, *, attempts: int = ATTEMPTS,
          explain: Callable[[Exception, str], Exception] | None = None) -> Found:
     """The action's result; tried again, after a wait that is told, while its failure looks as if it will pass.
 
-    what: the thing that the call is about, for messages. explain: what a failure means; `explained` by default.
+    what: the thing that the call is about, for messages. attempts: at most. explain: what a failure means; `explained` by
+    default.
     Raises what `explain` makes of the last failure.
     """
     explain, began = explain or explained, time.monotonic()
-    for attempt in range(1, ATTEMPTS + 1):
+    attempts = 1 if _Memory.down else attempts
+    for attempt in range(1, attempts + 1):
         try:
-            with patient():
+            with patient(tell):
                 return action()
         except TunesmithError:
             raise
         except Exception as error:  # the client raises a dozen classes of its own and of its HTTP library
             wait_s = _wait_s(error, attempt)
             late = wait_s is not None and time.monotonic() - began + wait_s > _setting("TUNESMITH_HUB_PATIENCE", PATIENCE_S)
-            if wait_s is None or late or attempt == ATTEMPTS:
+            if wait_s is None or late or attempt == attempts:
+                _Memory.down = status(error) is None and not_reached(error)
                 raise explain(error, what) from None
-            tell(f"{what}: {reason(error)}. Trying again in {wait_s:.0f} s ({attempt} of {ATTEMPTS - 1}).")
+            tell(f"{what}: {reason(error)}. Trying again in {wait_s:.0f} s ({attempt} of {attempts - 1}).")
             time.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")
 

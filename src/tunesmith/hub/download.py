@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import IntegrityError, NetworkError, TunesmithError
-from tunesmith.hub.calls import Tell, call, explained, offline
+from tunesmith.hub.calls import ATTEMPTS, Tell, call, explained, offline
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+#: The beginning of a commit, as messages print it.
+_SHORT = re.compile(r"[0-9a-f]{7,39}")
+#: How often the Hub is asked what a revision is now where the cache has an answer.
+_ATTEMPTS_WITH_CACHE = 2
 _CHUNK_BYTES = 1 << 22
 
 
@@ -59,18 +63,22 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
     """
     from huggingface_hub import snapshot_download
 
-    commit = _current(repo, revision, kind, patterns, ignore, tell, explain or explained)
+    explain = explain or explained
+    commit, by_hub = current_commit(repo, revision, tell, kind=kind, explain=explain)
 
     def fetch() -> Path:
         chosen = {"repo_type": kind, "allow_patterns": list(patterns), "ignore_patterns": list(ignore)}
+        if not by_hub:
+            return Path(snapshot_download(repo, revision=commit or revision, local_files_only=True, **chosen))
         # By its branch first, so that the cache knows what that meant when there is no network.
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=commit is None, **chosen))
-        if commit is not None and folder.name != commit:  # it moved on, or the client took an old copy
+        first = commit if revision and _SHORT.fullmatch(revision) else revision
+        folder = Path(snapshot_download(repo, revision=first, **chosen))
+        if folder.name != commit:  # it moved on, or the client took an old copy
             folder = Path(snapshot_download(repo, revision=commit, **chosen))
         return folder
 
     for attempt in (1, 2):
-        folder = call(repo, fetch, tell, explain=explain or explained)
+        folder = call(repo, fetch, tell, explain=explain)
         damaged = [path for path in sorted(folder.rglob("*")) if path.is_file() and not intact(path)]
         if not damaged:
             return Snapshot(folder, folder.name)
@@ -83,31 +91,53 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
                          "Something between the Hub and this machine changes what it passes on. Nothing of it was kept.")
 
 
-def _current(repo: str, revision: str | None, kind: str, patterns: Sequence[str], ignore: Sequence[str], tell: Tell,
-             explain: Any) -> str | None:
-    """The commit that a revision means now; None where only the cache can say, which is told.
+def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "model",
+                   explain: Any = explained) -> tuple[str | None, bool]:
+    """(the commit that a revision means now, True), by the Hub; or, while that is down, (by the cache, False), which is told.
 
-    The client itself would quietly take an old copy while the Hub is down.
+    A commit may be given by its first seven digits or more. The commit is None where there is no network by the user's own
+    wish and the cache does not know the revision. Raises what `explain` says when the Hub does not tell and the cache cannot.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RevisionNotFoundError
 
+    api, cached = HfApi(), _cached_commit(repo, revision, kind)
     if offline():
-        return None
-    if revision and _COMMIT.fullmatch(revision):
-        return revision
-    try:
-        return str(call(repo, lambda: HfApi().repo_info(repo, repo_type=kind, revision=revision), tell,
-                        explain=explain).sha)
-    except NetworkError as error:
-        if not error.message.endswith(("reached", "answer")) and "the Hub answers" not in error.message:
-            raise
+        return cached, False
+
+    def ask() -> str:
         try:
-            folder = Path(snapshot_download(repo, repo_type=kind, revision=revision, allow_patterns=list(patterns),
-                                            ignore_patterns=list(ignore), local_files_only=True))
-        except Exception:  # not in the cache either
-            raise error from None
-        tell(f"{error.message}; taking the copy in the cache, commit {folder.name[:12]}.")
-        return folder.name
+            return str(api.repo_info(repo, repo_type=kind, revision=revision).sha)
+        except RevisionNotFoundError:
+            if not revision or not _SHORT.fullmatch(revision):
+                raise
+            history = api.list_repo_commits(repo, repo_type=kind)
+            begun = [each.commit_id for each in history if each.commit_id.startswith(revision)]
+            if len(begun) != 1:
+                raise
+            return str(begun[0])
+
+    try:
+        return call(repo, ask, tell, explain=explain, attempts=_ATTEMPTS_WITH_CACHE if cached else ATTEMPTS), True
+    except NetworkError as error:
+        if cached is None or not re.search("cannot be reached|does not answer|the Hub answers", error.message):
+            raise
+        tell(f"{error.message}; taking the copy in the cache, commit {cached[:12]}.")
+        return cached, False
+
+
+def _cached_commit(repo: str, revision: str | None, kind: str) -> str | None:
+    """What a revision meant when it was last downloaded, or the one commit in the cache that begins so; else None."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind))
+    with suppress(OSError):
+        return (folder / "refs" / (revision or "main")).read_text().strip()
+    if revision and (_SHORT.fullmatch(revision) or _COMMIT.fullmatch(revision)):
+        begun = [path.name for path in folder.glob(f"snapshots/{revision}*")]
+        return begun[0] if len(begun) == 1 else None
+    return None
 
 
 def intact(path: Path) -> bool:

@@ -1,26 +1,28 @@
 """What happened: the run folder, its files that are written whole or not at all, and its hashed checkpoints."""
 
 from tunesmith.rundir.checkpoints import Checkpoints
-from tunesmith.rundir.files import TEMPORARY_PREFIX, require_free, sync_folder, write_atomically
+from tunesmith.rundir.files import require_free, sync_folder, write_atomically
 from tunesmith.rundir.folder import RunFolder
 from tunesmith.rundir.metrics import MetricsLog
 from tunesmith.rundir.seal import SEAL_NAME, canonical_seal, check_seal, read_sealed, seal, write_sealed_folder
 from tunesmith.rundir.verify import Damage, verify_path
+from tunesmith.rundir.workshop import put_in_place, workshop
 
 __all__ = [
     "SEAL_NAME",
-    "TEMPORARY_PREFIX",
     "Checkpoints",
     "Damage",
     "MetricsLog",
     "RunFolder",
     "canonical_seal",
     "check_seal",
+    "put_in_place",
     "read_sealed",
     "require_free",
     "seal",
     "sync_folder",
     "verify_path",
+    "workshop",
     "write_atomically",
     "write_sealed_folder",
 ]

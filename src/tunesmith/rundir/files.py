@@ -22,8 +22,7 @@ def disk_errors(what: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskError(f"{what}: the disk is full", "Free some space, then run the same command again: "
-                            "it goes on from the last whole checkpoint.") from None
+            raise DiskError(f"{what}: the disk is full", "Free some space, then run the same command again.") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST):
             raise DiskError(f"{what}: cannot be written: {error.strerror}",
                             "Choose another place, or change its permissions.") from None
@@ -63,7 +62,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             write_synced(temporary, data)
             os.replace(temporary, path)
             sync_folder(path.parent)
-        except OSError:
+        except BaseException:
             temporary.unlink(missing_ok=True)
             raise
 
@@ -95,7 +94,7 @@ def write_folder_atomically(folder: Path, files: dict[str, bytes]) -> None:
                 os.replace(folder, old)
             os.replace(temporary, folder)
             sync_folder(folder.parent)
-        except OSError:
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             if old.exists() and not folder.exists():
                 os.replace(old, folder)

@@ -9,9 +9,7 @@ from typing import Any
 from tunesmith.model.engine import Engine
 from tunesmith.rundir import write_sealed_folder
 from tunesmith.share.card import Card, render_card
-
-#: Our own note beside PEFT's files: how the base was kept and how prompts are written.
-NOTE_NAME = "tunesmith.json"
+from tunesmith.share.note import NOTE_NAME, training_facts
 
 
 def write_adapter_folder(folder: Path, engine: Engine, *, base_name: str, revision: str | None, prompt: str,
@@ -24,22 +22,13 @@ def write_adapter_folder(folder: Path, engine: Engine, *, base_name: str, revisi
     """
     note = {"base": base_name, "revision": revision, "quantization": engine.quantization,
             "dtype": str(engine.dtype).removeprefix("torch."), "prompt": prompt, "messages": messages,
-            "base_weights": base_weights}
+            "base_weights": base_weights, "trained": training_facts(recipe, result), "judgement": judgement}
     generation = {"eos_token_id": engine.stop_ids, "pad_token_id": engine.pad_id, "do_sample": False}
     files = engine.adapter_files()
     files["generation_config.json"] = json_bytes(generation)
     files[NOTE_NAME] = json_bytes(note)
-    files["README.md"] = render_card(Card(note, result, judgement, recipe)).encode()
+    files["README.md"] = render_card(Card(note, files=frozenset(files))).encode()
     write_sealed_folder(folder, files)
-
-
-def read_note(folder: Path) -> dict[str, Any]:
-    """Our note in an adapter folder; empty for an adapter that others made."""
-    try:
-        value = json.loads((folder / NOTE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def json_bytes(value: Any, *, sort_keys: bool = False) -> bytes:

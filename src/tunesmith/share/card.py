@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from tunesmith import embedded
 from tunesmith.hub import parse_hub_id
+from tunesmith.share.note import example_prompt
 
 _LOADING = {
     "int8": ("quantization_config=BitsAndBytesConfig(load_in_8bit=True)", ", BitsAndBytesConfig"),
@@ -21,17 +22,17 @@ _LOADING = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells. note: `tunesmith.json`; result: the run's result.json, judgement within it; recipe: its sections.
+    """What a card tells. note: as `read_note` gives it, base and quantization in it.
 
-    repo: where it is published, None for a folder. license: of the adapter, None where nobody said.
+    repo: where it is published, None for a folder. license: of the adapter, None where nobody said. origin: the repository
+    and commit that it is a copy of. files: names of the files beside the card.
     """
 
     note: dict[str, Any]
-    result: dict[str, Any] | None = None
-    judgement: dict[str, Any] | None = None
-    recipe: dict[str, Any] = field(default_factory=dict)
     repo: str | None = None
     license: str | None = None
+    origin: str | None = None
+    files: frozenset[str] = frozenset()
 
     @property
     def on_hub(self) -> bool:
@@ -39,12 +40,14 @@ class Card:
         return embedded.path_of(self.note["base"]) is None and parse_hub_id(self.note["base"]) is not None
 
     @property
-    def dataset(self) -> str | None:
-        """The data set's Hub id; None for rows that came from anywhere else, whose name is nobody's business."""
-        source = str(self.recipe.get("data", {}).get("source") or "")
-        found = parse_hub_id(source)
-        local = embedded.path_of(source) is not None or Path(source).suffix or Path(source).exists()
-        return source if found and "/" in found.repo and not local else None
+    def trained(self) -> dict[str, Any]:
+        """How it was trained; empty where that is not known."""
+        return self.note.get("trained") or {}
+
+    @property
+    def judgement(self) -> dict[str, Any]:
+        """What was measured; empty where nothing was held out or nothing is known."""
+        return self.note.get("judgement") or {}
 
 
 def render_card(card: Card) -> str:
@@ -58,73 +61,97 @@ def _front(card: Card) -> dict[str, Any]:
         front |= {"base_model": card.note["base"], "base_model_relation": "adapter"}
     if card.license:
         front["license"] = card.license
-    if card.dataset:
-        front["datasets"] = [card.dataset]
+    if dataset := card.trained.get("dataset"):
+        front["datasets"] = [dataset]
     if card.repo and card.judgement:
-        front["model-index"] = [{"name": card.repo.rpartition("/")[2], "results": [_measured(card, card.judgement)]}]
+        front["model-index"] = [{"name": card.repo.rpartition("/")[2], "results": [_measured(card)]}]
     return front
 
 
-def _measured(card: Card, judgement: dict[str, Any]) -> dict[str, Any]:
-    metrics = [{"type": "loss", "name": "held-out loss [nats a token]", "value": round(judgement["loss_tuned"], 4)},
+def _measured(card: Card) -> dict[str, Any]:
+    judgement, rows = card.judgement, card.trained.get("dataset")
+    metrics = [{"type": "loss", "name": "held-out loss [nats a token]", "value": round(judgement["loss_tuned"], 6)},
                {"type": "loss", "name": "held-out loss of the bare base [nats a token]",
-                "value": round(judgement["loss_base"], 4)}]
+                "value": round(judgement["loss_base"], 6)}]
     if judgement.get("stop_rate_tuned") is not None:
         metrics.append({"type": "stop_rate", "name": "answers that end by themselves [share]",
                         "value": round(judgement["stop_rate_tuned"], 4)})
-    dataset = {"name": card.dataset or "rows held out of the training data", "type": card.dataset or "local"}
+    dataset = {"name": rows or "rows held out of the training data", "type": rows or "local"}
     return {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
 
 
 def _text(card: Card) -> str:
     note, lines = card.note, [f"# A LoRA adapter for {card.note['base']}", ""]
     at = f" at revision `{note['revision']}`" if note.get("revision") else ""
-    trained = f"Trained on the base{at}, kept in {note['quantization']}"
-    if card.result:
-        trained += f", for {card.result['steps']} steps; {card.result['trainable_parameters']:,} parameters"
-    lines += [trained + ".", "", _verdict(card), ""]
-    if card.recipe:
-        lines += _experiment(card)
-    if note.get("prompt"):
-        lines += [f"Its prompts are written `{note['prompt']}`.", ""]
+    base = f"Trained on the base{at}, kept in {note['quantization']}"
+    if card.trained:
+        base += f", for {card.trained['steps']} steps; {card.trained['trainable_parameters']:,} parameters"
+    lines += [base + ".", "", _verdict(card), ""]
+    if card.origin:
+        lines += [f"A copy of {card.origin}.", ""]
+    if card.trained:
+        lines += _experiment(card.trained)
+    return "\n".join(lines + prompts(note) + _loading(card)) + "\n"
+
+
+def prompts(note: dict[str, Any]) -> list[str]:
+    """How prompts are written, as a paragraph; nothing where that is not known."""
     if note.get("messages"):
-        lines += ["It was trained on chats, written by the tokenizer's chat template.", ""]
-    return "\n".join(lines + _loading(card)) + "\n"
+        return ["It was trained on chats, written by the tokenizer's chat template.", ""]
+    return [f"Its prompts are written `{note['prompt']}`.", ""] if note.get("prompt") else []
 
 
 def _verdict(card: Card) -> str:
     judgement = card.judgement
     if not judgement:
-        return "Nothing was held out, so nothing says whether it helped."
+        return ("Nothing was held out, so nothing says whether it helped." if "judgement" in card.note else
+                "How it was measured, if it was, is not known.")
+    digits = 3 if abs(judgement["loss_tuned"] - judgement["loss_base"]) >= 0.01 else 6  # enough to show a small change
     text = (f"On {judgement['rows']} rows that it never saw: **{judgement['verdict']}**. Loss "
-            f"{judgement['loss_base']:.3f} -> {judgement['loss_tuned']:.3f} nats a token")
+            f"{judgement['loss_base']:.{digits}f} -> {judgement['loss_tuned']:.{digits}f} nats a token")
     low, high = judgement.get("interval") or (None, None)
     if low is not None and high is not None:
-        text += f" (change {low:+.3f} to {high:+.3f}, 95%)"
+        text += f" (change {low:+.{digits}f} to {high:+.{digits}f}, 95%)"
     if judgement.get("stop_rate_tuned") is not None:
         text += (f"; answers that end by themselves {100 * judgement['stop_rate_base']:.0f}% -> "
                  f"{100 * judgement['stop_rate_tuned']:.0f}%")
     return text + "."
 
 
-def _experiment(card: Card) -> list[str]:
-    data, lora, train = (card.recipe.get(section, {}) for section in ("data", "lora", "train"))
-    told = {"data": card.dataset or "rows of one's own", "loss on": data.get("loss_on"),
-            "end token": "learnt" if data.get("append_eos") else "not learnt",
-            "LoRA": f"r {lora.get('r')}, alpha {lora.get('alpha')}, dropout {lora.get('dropout')}",
-            "samples a step": train.get("batch_size"), "learning rate": f"{train.get('learning_rate')}, "
-            f"{train.get('lr_scheduler')}, {train.get('warmup_steps')} steps of warm-up", "seed": train.get("seed")}
+def _experiment(trained: dict[str, Any]) -> list[str]:
+    told = {"data": trained["dataset"] or "rows of one's own", "loss on": trained["loss_on"],
+            "end token": "learnt" if trained["append_eos"] else "not learnt",
+            "LoRA": f"r {trained['r']}, alpha {trained['alpha']}, dropout {trained['dropout']}",
+            "samples a step": trained["batch_size"], "learning rate": f"{trained['learning_rate']}, "
+            f"{trained['lr_scheduler']}, {trained['warmup_steps']} steps of warm-up", "seed": trained["seed"]}
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in told.items()), ""]
 
 
 def _loading(card: Card) -> list[str]:
+    """Three lines that load it in stock PEFT, and three that ask it something."""
     words, more = _LOADING.get(card.note["quantization"], _LOADING["none"])
-    where = f'"{card.note["base"]}"'
-    imports = ["from peft import PeftModel", f"from transformers import AutoModelForCausalLM{more}"]
+    where, here = f'"{card.note["base"]}"', f'"{card.repo or "THIS-FOLDER"}"'
+    settings = "generation_config.json" in card.files
+    imports = ["from peft import PeftModel",
+               f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}{', GenerationConfig' if settings else ''}"]
+    revision = ""
     if embedded.path_of(card.note["base"]):
         where = f"tunesmith.embedded.path_of({where})"
         imports.append("import tunesmith.embedded")
     elif card.note.get("revision"):
-        where += f', revision="{card.note["revision"]}"'
-    return ["```python", *imports, f"base = AutoModelForCausalLM.from_pretrained({where}, {words})",
-            f'model = PeftModel.from_pretrained(base, "{card.repo or "THIS-FOLDER"}")', "```"]
+        revision = f', revision="{card.note["revision"]}"'
+    tokenizer = here if "tokenizer_config.json" in card.files else where + revision
+    stop = f", generation_config=GenerationConfig.from_pretrained({here})" if settings else ""
+    return ["```python", *imports, f"base = AutoModelForCausalLM.from_pretrained({where}{revision}, {words})",
+            f"model = PeftModel.from_pretrained(base, {here})", "",
+            f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
+            f"tokens = {_asking(card.note)}.to(model.device)",
+            f"print(tokenizer.decode(model.generate(**tokens, max_new_tokens=64{stop})[0]))", "```"]
+
+
+def _asking(note: dict[str, Any]) -> str:
+    """A prompt as tokens, in code."""
+    if note.get("messages"):
+        return ('tokenizer.apply_chat_template([{"role": "user", "content": "..."}], add_generation_prompt=True, '
+                'return_dict=True, return_tensors="pt")')
+    return f'tokenizer({json.dumps(example_prompt(note), ensure_ascii=False)}, return_tensors="pt")'

@@ -5,33 +5,29 @@ Shapes: O outputs, I inputs, R rows of a weight that are worked on at once.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import gc
 import json
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
 from tunesmith.data import TokenRow
-from tunesmith.errors import DiskError, EnvironmentFault, IntegrityError, Interrupted, UsageError
+from tunesmith.errors import DiskError, IntegrityError
 from tunesmith.model.engine import Engine
 from tunesmith.model.files import BaseFiles, fingerprint
 from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME
-from tunesmith.rundir import require_free, seal, sync_folder
-from tunesmith.rundir.files import TEMPORARY_PREFIX, disk_errors, write_synced
+from tunesmith.rundir import put_in_place, require_free, seal, sync_folder, workshop
+from tunesmith.rundir.files import disk_errors, write_synced
 from tunesmith.rundir.seal import SEAL_NAME, sha256_file
 from tunesmith.share.adapter import json_bytes
 from tunesmith.share.agreement import Agreement, Reference, better, compare, lost, reference
+from tunesmith.share.card import prompts
 from tunesmith.share.folding import Change, Changes, Skeleton, read_changes, read_skeleton
+from tunesmith.share.note import NOTE_NAME, read_note
 from tunesmith.share.shards import FLOATS, INDEX_NAME, Stored, read_header, shards_of, write_shard
 
 #: What was measured, beside the merged weights.
@@ -39,6 +35,8 @@ MERGE_NAME = "merge.json"
 #: Files of a base that a merged checkpoint needs beside its weights, or that its licence asks to be passed on.
 _CARRIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
             "chat_template*", "LICENSE*", "NOTICE*", "USE_POLICY*")
+#: What of an adapter's note holds for the merged model too.
+_NOTED = ("base", "revision", "prompt", "messages", "trained")
 #: Values of a weight that are worked on at once in fp32: 8 MiB.
 _VALUES_AT_ONCE = 1 << 21
 #: Room for the small files, and for what a file system keeps for itself.
@@ -235,7 +233,7 @@ def _require_space(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes + _SPARE_BYTES:
         raise DiskError(f"{folder}: merging needs {(needed_bytes + _SPARE_BYTES) / 1e6:,.0f} MB of disk, "
-                        f"{free_bytes / 1e6:,.0f} MB are free", "Free some space or choose another disk with --out.")
+                        f"{free_bytes / 1e6:,.0f} MB are free", "Free some space, or choose a folder on another disk.")
 
 
 def _small_files(base: BaseFiles, adapter: Path, plan: _Plan) -> dict[str, bytes]:
@@ -272,7 +270,8 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
     folder, as it is. Only one model is in memory at a time. rows, prompts: what is compared on, see `reference`.
     Returns out, taken, candidates and bare (figures by name), files and bytes.
     Raises UsageError for an `out` that holds something, IntegrityError for an adapter that cannot be merged or that every
-    merge has lost, DiskError, Interrupted, and what the callables raise; nothing new is on the disk then.
+    merge has lost, DiskError, EnvironmentFault (another process makes `out`), Interrupted, and what the callables raise;
+    nothing new is on the disk then.
     """
     ways: dict[str, str | None] = {_base_bits(base): None}
     if quantization != "none":
@@ -280,7 +279,7 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
     out = out.expanduser().resolve()
     require_free(out)
     _require_space(out, len(ways) * _Plan.make(base, adapter, None).total_bytes)
-    with _workshop(out) as folder:
+    with workshop(out) as folder:
         on_stage("asking the live adapter")
         live = load_live()
         asked = reference(live, rows, prompts, max_new_tokens)
@@ -307,7 +306,7 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
         result = {"taken": taken, "candidates": {name: each.figures() for name, each in found.items()},
                   "bare": asked.bare.figures(), "untied": written[taken].untied}
         _finish(chosen, base, adapter, {"quantization": quantization, **result}, _lines(asked, found))
-        _move(chosen, out)
+        put_in_place(chosen, out)
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     return {"out": str(out), **result, "files": list(sizes), "bytes": sum(sizes.values())}
 
@@ -334,7 +333,8 @@ def _lines(asked: Reference, found: dict[str, Agreement]) -> list[str]:
 
 
 def _finish(folder: Path, base: BaseFiles, adapter: Path, result: dict[str, Any], lines: list[str]) -> None:
-    """The figures, a card and the seal."""
+    """The figures, how prompts are written, a card and the seal."""
+    note = read_note(adapter)
     words = {"base": base.name, "revision": base.revision, "base_files": fingerprint(base),
              "adapter_files": {name: sha256_file(adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}, **result}
     local = Path(base.name).is_dir() or ":" in base.name
@@ -343,85 +343,13 @@ def _finish(folder: Path, base: BaseFiles, adapter: Path, result: dict[str, Any]
             f"Merged onto the {result['taken']}. Measured on {result['bare']['positions']} positions of held-out rows and "
             f"{result['bare']['prompts']} prompts, against the adapter as it was trained "
             f"(on the base in {result['quantization']}):", "", *(f"- {line}" for line in lines), "",
-            f"All figures are in {MERGE_NAME}.", "", "```python",
+            f"All figures are in {MERGE_NAME}.", "", *prompts(note), "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             'model = AutoModelForCausalLM.from_pretrained("THIS-FOLDER", dtype="auto")',
             'tokenizer = AutoTokenizer.from_pretrained("THIS-FOLDER")', "```", ""]
     with disk_errors(folder):
         write_synced(folder / MERGE_NAME, json_bytes(words))
+        if note:  # how prompts are written matters as much as before
+            write_synced(folder / NOTE_NAME, json_bytes({name: note[name] for name in _NOTED if name in note}))
         write_synced(folder / "README.md", "\n".join(card).encode())
     seal(folder, [path.name for path in folder.iterdir() if path.name != SEAL_NAME])
-
-
-def _move(folder: Path, out: Path) -> None:
-    with disk_errors(out):
-        sync_folder(folder)
-        try:
-            os.rename(folder, out)  # onto nothing, or onto an empty folder
-        except OSError:
-            if not out.is_dir() or not any(out.iterdir()):
-                raise
-            raise UsageError(f"{out}: something was put there while the merge was made",
-                             "Choose another folder.") from None
-        try:
-            sync_folder(out.parent)
-        except OSError:  # what fails leaves nothing
-            os.rename(out, folder)
-            raise
-
-
-@contextlib.contextmanager
-def _workshop(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, empty, held by this process alone, and gone afterwards whatever happens.
-
-    Its name depends on `out` alone, so that the next merge removes what a killed one left.
-    Raises DiskError, EnvironmentFault when another process is merging into `out`, Interrupted on SIGTERM or SIGHUP.
-    """
-    folder = out.with_name(TEMPORARY_PREFIX + out.name)
-    missing = [parent for parent in out.parents if not parent.exists()]
-    with contextlib.ExitStack() as undo:
-        undo.callback(_remove_empty, missing)
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock = os.open(folder, os.O_RDONLY)
-            except OSError:
-                _remove_empty([folder])
-                raise
-        undo.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not folder.exists():  # whoever held it has just removed it
-                raise BlockingIOError
-        except BlockingIOError:
-            raise EnvironmentFault(f"{out}: another process is merging into it",
-                                   "Wait for it, or choose another folder.") from None
-        undo.callback(shutil.rmtree, folder, ignore_errors=True)
-        with _signals_as_errors(), disk_errors(folder):
-            for leftover in folder.iterdir():
-                shutil.rmtree(leftover)
-            yield folder
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Innermost first; what holds something stays."""
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-
-
-@contextlib.contextmanager
-def _signals_as_errors() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as an error does, so that what is temporary is removed."""
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number, "stopped by a signal; nothing was written")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

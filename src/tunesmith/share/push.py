@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import NetworkError, UsageError
 from tunesmith.hub import call
-from tunesmith.hub.calls import Tell, TryAgain, reason, status
+from tunesmith.hub.calls import Tell, TryAgain, offline, reason, status
 from tunesmith.hub.download import git_sha1
 from tunesmith.rundir import SEAL_NAME, canonical_seal
-from tunesmith.share.adapter import NOTE_NAME, json_bytes
+from tunesmith.share.adapter import json_bytes
 from tunesmith.share.card import Card, render_card
+from tunesmith.share.note import NOTE_NAME
 from tunesmith.share.scan import refuse_private
 
 CARD_NAME = "README.md"
@@ -55,7 +56,7 @@ def assemble(adapter: Path, base_folder: Path | None, card: Card) -> dict[str, b
         files["tokenizer_config.json"] = _without_places(files["tokenizer_config.json"])
     # The card is left out: whoever edits it on the Hub has not damaged the adapter.
     files[SEAL_NAME] = canonical_seal({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
-    files[CARD_NAME] = render_card(card).encode()
+    files[CARD_NAME] = render_card(replace(card, files=frozenset(files))).encode()
     refuse_private(files)
     return files
 
@@ -70,26 +71,64 @@ def _without_places(tokenizer_config: bytes) -> bytes:
     return tokenizer_config if kept == words else json_bytes(kept)
 
 
-def publish(files: dict[str, bytes], repo: str, *, private: bool | None, message: str, tell: Tell) -> Published:
-    """One commit that holds all files; nothing where the repository has them already.
+@dataclass(frozen=True)
+class Place:
+    """Where a push would go. private: who sees it now; None for a repository that does not exist yet."""
 
-    private: None leaves a repository that exists as it is, and makes a new one private. A new one is private until its
-    files are there. Every attempt begins with a look at what is there, so an answer that was lost on its way does no harm.
-    Raises NetworkError, or UsageError where a repository is public and was asked to be private.
+    repo: str
+    private: bool | None
+
+
+def look(repo: str, *, private: bool | None, tell: Tell) -> Place:
+    """The repository that is meant, with its owner, and who sees it. Nothing is changed.
+
+    Raises NetworkError, or UsageError where it is public and was asked to be private.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
 
+    if offline():
+        raise NetworkError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked", "Unset it, then push again.")
     api = HfApi()
     if "/" not in repo:
         repo = f"{call('the Hub', api.whoami, tell)['name']}/{repo}"
-    call(repo, lambda: api.create_repo(repo, private=True, exist_ok=True), tell)
-    before = call(repo, lambda: api.repo_info(repo), tell)
-    if private and not before.private:
+
+    def ask() -> bool | None:
+        try:
+            return bool(api.repo_info(repo).private)
+        except RepositoryNotFoundError as error:
+            if status(error) == 404:
+                return None
+            raise  # 401: it may be there, but not for this token
+
+    found = call(repo, ask, tell)
+    if private and found is False:
         raise UsageError(f"{repo} is public; nothing was pushed to it", "Say --public, or choose another name.")
+    return Place(repo, found)
+
+
+def publish(files: dict[str, bytes], place: Place, *, private: bool | None, message: str, keep_card: bool,
+            tell: Tell) -> Published:
+    """One commit that holds all files; nothing where the repository has them already.
+
+    private: None leaves a repository that exists as it is, and makes a new one private. A new one is private until its
+    files are there. keep_card: a card that someone changed since is no reason for a commit.
+    Every attempt begins with a look at what is there, so an answer that was lost on its way does no harm.
+    Raises NetworkError, or UsageError where the repository became public meanwhile.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api, repo = HfApi(), place.repo
+    if place.private is None:
+        call(repo, lambda: api.create_repo(repo, private=True, exist_ok=True), tell)
+    before = look(repo, private=True if place.private is None else private, tell=tell)
+    if before.private is False:
+        tell(f"{repo} is public: whoever looks sees what is pushed.")
+    wanted = {name: content for name, content in files.items() if not (keep_card and name == CARD_NAME)}
 
     def commit() -> tuple[str, bool]:
         head = str(api.repo_info(repo).sha)
-        if _same(api, repo, head, files):
+        if _same(api, repo, head, wanted):
             return head, False
         operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
         try:
@@ -103,11 +142,11 @@ def publish(files: dict[str, bytes], repo: str, *, private: bool | None, message
         return str(made.oid), True
 
     oid, changed = call(repo, commit, tell)
-    if not _same(api, repo, oid, files):
+    if not _same(api, repo, oid, wanted):
         raise NetworkError(f"{repo}: what the Hub lists at {oid[:12]} is not what was sent", "Run the same command again.")
-    if private is False and before.private:
+    if private is False and before.private is not False:
         call(repo, lambda: api.update_repo_settings(repo, private=False), tell)
-    is_private = bool(before.private) and private is not False
+    is_private = before.private is not False and private is not False
     return Published(repo, oid, f"{api.endpoint}/{repo}", is_private, changed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.safetensors", "tunesmith.json", SEAL_NAME, "README.md",
                     "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja", "vocab.*",
                     "merges.txt", "added_tokens.json")
+#: What only an adapter's folder has: without any of these it is something else.
+_ADAPTER_SIGNS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
         return AdapterFiles(download_adapter(target, show), None)
     path = Path(target).expanduser().resolve()
     if not path.is_dir():
-        kind = "a file, not a folder" if path.is_file() else "no such folder"
-        raise UsageError(f"{target}: {kind}", "Give a run folder (such as runs/NAME) or an adapter folder.")
+        hint = "Give a run folder (such as runs/NAME), an adapter folder, or ORG/NAME or ORG/NAME@REVISION on the Hub."
+        if "/" in target and parse_hub_id(target):
+            hint += f" {path.parent.name}/ is a folder here, so the Hub was not asked."
+        raise UsageError(f"{target}: {'a file, not a folder' if path.is_file() else 'no such folder'}", hint)
     if (path / "recipe.yaml").exists() and not (path / "adapter_config.json").exists():
         found = AdapterFiles(path / "adapter", path)
         if not found.folder.is_dir():
@@ -55,12 +60,28 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
         found = AdapterFiles(path, path.parent if (path.parent / "recipe.yaml").exists() else None)
     if (found.folder / SEAL_NAME).exists() and (damaged := check_seal(found.folder)):
         raise IntegrityError("\n".join(f"{file}: damaged" for file in damaged),
-                             "The newest checkpoint of its run may still be whole; tunesmith verify says.")
+                             "The newest checkpoint of its run may still be whole; tunesmith verify says." if found.run else
+                             "Copy or pull it again.")
+    if not any((found.folder / name).exists() for name in _ADAPTER_SIGNS):
+        raise UsageError(f"{target}: neither a run nor an adapter: it has no adapter_config.json",
+                         "Give a run folder (such as runs/NAME) or an adapter folder.")
     return found
 
 
-def download_adapter(target: str, show: Show) -> Path:
-    """An adapter's files by Hub id, checked; where they are in the client's cache. Raises NetworkError or IntegrityError."""
+def require_choices(*, quantization: str | None = None, device: str = "auto") -> None:
+    """Raise UsageError for a word that is none of those a command line knows."""
+    if quantization not in (None, "none", "int8", "nf4"):
+        raise UsageError(f"--quantization is {quantization}: none, int8 or nf4")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UsageError(f"--device is {device}: auto, cpu, cuda or cuda:N")
+
+
+def download_adapter(target: str, show: Show, *, named: bool = False) -> Path:
+    """An adapter's files by Hub id, checked; where they are in the client's cache.
+
+    named: the user said that it is a Hub id, so nobody thinks of a folder.
+    Raises UsageError, NetworkError or IntegrityError.
+    """
     from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME, read_adapter_config
 
     wanted = parse_hub_id(target)
@@ -70,8 +91,8 @@ def download_adapter(target: str, show: Show) -> Path:
 
     def explain(error: Exception, what: str) -> TunesmithError:
         said = explained(error, what)
-        return NetworkError(f"{target}: no such folder, and the Hub shows you no such repository", said.hint) \
-            if not_found(said) else said
+        nowhere = "" if named else ", and no folder here has it"
+        return NetworkError(f"{target}: the Hub shows you no model of this name{nowhere}", said.hint) if not_found(said) else said
 
     found = download(wanted.repo, wanted.revision, ADAPTER_PATTERNS, show.note, explain=explain)
     if (found.folder / SEAL_NAME).exists() and (damaged := check_seal(found.folder)):
@@ -96,7 +117,7 @@ def require_base(found: AdapterFiles, base: BaseFiles, show: Show, *, named: boo
     named: the user named this base for it, so it is only told. An adapter of others' making has no such note.
     """
     from tunesmith.model.files import fingerprint
-    from tunesmith.share.adapter import read_note
+    from tunesmith.share.note import read_note
 
     wanted = read_note(found.folder).get("base_weights")
     if not isinstance(wanted, dict) or wanted == weight_hashes(fingerprint(base)):
@@ -127,7 +148,7 @@ def adapter_base(found: AdapterFiles, *, base: str | None, quantization: str | N
     Raises IntegrityError when the files name no base.
     """
     from tunesmith.model.lora import read_adapter_config
-    from tunesmith.share.adapter import read_note
+    from tunesmith.share.note import read_note
 
     config, note = read_adapter_config(found.folder), read_note(found.folder)
     name = base or note.get("base") or config.get("base_model_name_or_path")

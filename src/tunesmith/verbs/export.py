@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.rundir import TEMPORARY_PREFIX, require_free, write_atomically
-from tunesmith.verbs.adapters import adapter_base, find_adapter, require_base
+from tunesmith.rundir import put_in_place, require_free, workshop, write_atomically
+from tunesmith.verbs.adapters import adapter_base, find_adapter, require_base, require_choices
 from tunesmith.verbs.merge import merge
 from tunesmith.verbs.show import Show, Silent
 
@@ -35,31 +32,21 @@ def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, form
                                (outtype, _OUTTYPES, "--outtype")):
         if value not in known:
             raise UsageError(f"{name} is {value}: {' or '.join(known)}")
+    require_choices(device=device)
+    target = target.resolve()
     require_free(target)
-    with _whole(target) as folder:
+    with workshop(target) as shop:
+        folder = shop / "0"
+        folder.mkdir()
         if what == "adapter":
             result = _adapter(adapter, folder, base, show)
         else:
             result = _model(adapter, folder, outtype, recipe, base, device, show)
+        put_in_place(folder, target)
     sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
     for note in result["notes"]:
         show.note(note)
     return {"out": str(target), "format": format, "what": what, "files": sizes, **result}
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` when all went well, and vanishes otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{target.name}-", dir=target.parent))
-    folder.chmod(0o755)
-    try:
-        yield folder
-        if target.exists():
-            target.rmdir()
-        os.replace(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _adapter(adapter: str | os.PathLike[str], folder: Path, base: str | None, show: Show) -> dict[str, Any]:
@@ -103,8 +90,8 @@ def _modelfile(gguf_name: str, tokenizer_folder: Path, note_folder: Path, adapte
 
     from transformers import AutoTokenizer
 
-    from tunesmith.share.adapter import read_note
     from tunesmith.share.gguf import modelfile
+    from tunesmith.share.note import read_note
 
     note = read_note(note_folder)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
@@ -115,4 +102,6 @@ def _modelfile(gguf_name: str, tokenizer_folder: Path, note_folder: Path, adapte
     stop = [text for text in (tokenizer.convert_ids_to_tokens(end) for end in ends if end is not None) if text]
     template = getattr(tokenizer, "chat_template", None) if note.get("messages") or not note.get("prompt") else None
     text = modelfile(gguf_name, template=template, prompt=note.get("prompt") or None, stop=stop, adapter_name=adapter_name)
+    if "prompt" not in note and template is None:
+        text = "# How prompts were written in training is not known: what is sent is sent as it stands.\n" + text
     return text, [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]

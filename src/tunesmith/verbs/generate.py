@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.verbs.adapters import adapter_base, find_adapter, require_base
+from tunesmith.verbs.adapters import adapter_base, find_adapter, require_base, require_choices
 from tunesmith.verbs.show import Show, Silent
 
 
@@ -24,10 +23,7 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     show = show or Silent()
     if max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens is {max_new_tokens}: at least 1")
-    if quantization not in (None, "none", "int8", "nf4"):
-        raise UsageError(f"--quantization is {quantization}: none, int8 or nf4")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UsageError(f"--device is {device}: auto, cpu, cuda or cuda:N")
+    require_choices(quantization=quantization, device=device)
     if not prompt:
         raise UsageError("--prompt is empty")
     found = find_adapter(os.fspath(adapter), show)

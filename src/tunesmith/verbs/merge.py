@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import require_free
-from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter, require_base
+from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter, require_base, require_choices
 from tunesmith.verbs.show import Show, Silent
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
     Raises UsageError, IntegrityError (the adapter does not fit, or every merge has lost it), DiskError, NetworkError.
     """
     show = show or Silent()
+    require_choices(quantization=quantization, device=device)
     found = find_adapter(os.fspath(adapter), show)
     chosen = adapter_base(found, base=base, quantization=quantization)
     require_free(Path(out).expanduser())

@@ -16,25 +16,26 @@ from tunesmith.verbs.show import Show, Silent
 def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = None, show: Show | None = None) -> dict[str, Any]:
     """Download an adapter, check it as far as that goes without its base, and write it as a folder, whole or not at all.
 
-    repo: ORG/NAME or ORG/NAME@REVISION. Returns repo, commit, folder, base, files (name to bytes).
+    repo: ORG/NAME or ORG/NAME@REVISION. Returns repo, commit, folder, base, prompt (an example), files (name to bytes).
     Raises UsageError where the folder holds something else, NetworkError, IntegrityError, DiskError.
     """
     from tunesmith.model.lora import check_adapter
+    from tunesmith.share.note import example_prompt, read_note
 
     show = show or Silent()
-    target, wanted = Path(folder).expanduser(), parse_hub_id(repo)
+    target, wanted = Path(folder).expanduser().absolute(), parse_hub_id(repo)
     if wanted is None or (wanted.revision and revision):
         raise UsageError(f"{repo}: not the name of a repository", "Write ORG/NAME, or ORG/NAME@REVISION.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not _is_adapter(target):
         raise UsageError(f"{target}: holds something else", "Name a folder that does not exist yet.")
-    found = download_adapter(f"{wanted.repo}@{revision}" if revision else repo, show)
+    found = download_adapter(f"{wanted.repo}@{revision}" if revision else repo, show, named=True)
     config = check_adapter(found)
     files = {path.name: path.read_bytes() for path in sorted(found.iterdir()) if path.is_file() and path.name != SEAL_NAME}
     if _is_adapter(target) and not _same(target, files):
         raise UsageError(f"{target}: holds another adapter", "Name a folder that does not exist yet.")
     write_sealed_folder(target, files)
     return {"repo": wanted.repo, "commit": found.name, "folder": str(target), "base": config.get("base_model_name_or_path"),
-            "files": {name: len(content) for name, content in files.items()}}
+            "prompt": example_prompt(read_note(found)), "files": {name: len(content) for name, content in files.items()}}
 
 
 def _is_adapter(folder: Path) -> bool:

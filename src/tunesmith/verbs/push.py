@@ -4,55 +4,70 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import IntegrityError, UsageError
+from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, UsageError
 from tunesmith.hub import call, parse_hub_id
-from tunesmith.recipe import parse_recipe
+from tunesmith.hub.calls import offline
+from tunesmith.hub.download import not_found, repo_of
+from tunesmith.rundir import RunFolder
 from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter, hub_name
 from tunesmith.verbs.show import Show, Silent
 
+if TYPE_CHECKING:
+    from tunesmith.share.card import Card
+
 
 def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = None, message: str | None = None,
-         base: str | None = None, license: str | None = None, dry_run: bool = False,
+         base: str | None = None, license: str | None = None, dry_run: bool = False, keep_card: bool = False,
          show: Show | None = None) -> dict[str, Any]:
-    """Publish an adapter: PEFT's files, tokenizer, generation settings, a card from the run it stands in. Nothing else.
+    """Publish an adapter: PEFT's files, tokenizer, generation settings, a card of what is known of it. Nothing else.
 
-    adapter: a run or an adapter folder. repo: ORG/NAME, or a name in your own account. private: None makes a new
-    repository private and leaves another as it is. message: of the commit. base: the Hub id of the base, where the
-    adapter was trained on a local folder of it. license: of the adapter; the base's by default, where the Hub says it.
-    dry_run: only show what would be published.
-    Returns repo, commit, url, private, changed (False: all was there already), files (name to bytes), and card.
+    adapter: a run, an adapter folder, or the Hub id of one to copy. repo: ORG/NAME, or a name in your own account.
+    private: None makes a new repository private and leaves another as it is. message: of the commit. base: the Hub id of the
+    base, where the adapter was trained on a local folder of it. license: of the adapter; by default what its folder's card
+    says, else the base's, where the Hub says it. dry_run: only show what would be published. keep_card: where nothing but the
+    card differs, leave the one that is there.
+    Returns repo, commit, url, private (dry_run: what it would be), exists (each None where it is not known), changed (False:
+    all was there already), files (name to bytes), prompt (an example) and card.
     Raises UsageError, IntegrityError (a damaged adapter; a secret or a local path in a file), NetworkError.
     """
-    from tunesmith.share.push import CARD_NAME, assemble, publish
+    from tunesmith.share.note import example_prompt
+    from tunesmith.share.push import CARD_NAME, Place, assemble, look, publish
 
     show = show or Silent()
     wanted = parse_hub_id(repo)
     if wanted is None or wanted.revision:
         raise UsageError(f"{repo}: not the name of a repository", "Write ORG/NAME.")
-    if not Path(adapter).expanduser().is_dir():
-        raise UsageError(f"{os.fspath(adapter)}: no such folder", "Give a run folder (such as runs/NAME) or an adapter folder.")
     found = find_adapter(os.fspath(adapter), show)
     chosen = adapter_base(found, base=None, quantization=None)
     name = base or hub_name(chosen["base"])
     if name is None or "/" not in name or parse_hub_id(name) is None:
         raise UsageError(f"{found.folder}: its base is {chosen['base']}, which nobody else can load",
                          "Name the base's Hub id: --base ORG/NAME")
-    folder = _tokenizer_folder(chosen, show)
-    card = _card(found, chosen, name, repo, license or _license(name, show, dry_run))
-    files = assemble(found.folder, folder, card)
-    told = {"files": {name: len(content) for name, content in sorted(files.items())}, "card": files[CARD_NAME].decode()}
+    try:
+        place, seen = look(repo, private=private, tell=show.note), True
+    except NetworkError as error:
+        if not dry_run:
+            raise
+        show.note(f"Whether it exists, and who sees it, is not known: {error.message}.")
+        place, seen = Place(repo, None), False
+    on_hub = _license(name, named=base is not None, show=show)
+    card = _card(found, chosen, name, place.repo, license or _own_license(found.folder) or on_hub)
+    files = assemble(found.folder, _tokenizer_folder(chosen, show), card)
+    told = {"repo": place.repo, "exists": place.private is not None if seen else None, "prompt": example_prompt(card.note),
+            "files": {name: len(content) for name, content in sorted(files.items())}, "card": files[CARD_NAME].decode()}
     if dry_run:
-        return {"repo": repo, "commit": None, "url": None, "private": private is not False, "changed": False, **told}
-    show.stage(f"pushing to {repo}")
-    done = publish(files, repo, private=private, message=message or f"LoRA adapter for {name}", tell=show.note)
-    return {"repo": done.repo, "commit": done.commit, "url": done.url, "private": done.private, "changed": done.changed, **told}
+        hidden = place.private is not False and private is not False
+        return {**told, "commit": None, "url": None, "private": hidden if seen else None, "changed": False}
+    show.stage(f"pushing to {place.repo}")
+    done = publish(files, place, private=private, message=message or f"LoRA adapter for {name}", keep_card=keep_card,
+                   tell=show.note)
+    return {**told, "commit": done.commit, "url": done.url, "private": done.private, "changed": done.changed}
 
 
 def _tokenizer_folder(chosen: dict[str, Any], show: Show) -> Path | None:
     """Where the base's tokenizer is, if it can be had."""
-    from tunesmith.errors import TunesmithError
     from tunesmith.model.files import locate_tokenizer
 
     try:
@@ -62,34 +77,45 @@ def _tokenizer_folder(chosen: dict[str, Any], show: Show) -> Path | None:
         return None
 
 
-def _card(found: AdapterFiles, chosen: dict[str, Any], name: str, repo: str, license: str | None) -> Any:
-    """The card of an adapter: from its run, where it stands in one; else from its own note."""
-    from tunesmith.rundir import RunFolder
-    from tunesmith.share.adapter import read_note
+def _card(found: AdapterFiles, chosen: dict[str, Any], name: str, repo: str, license: str | None) -> Card:
+    """The card of an adapter, from its note. Raises IntegrityError for one whose run is not finished."""
     from tunesmith.share.card import Card
+    from tunesmith.share.note import read_note
 
-    note = {"base": name, "revision": chosen["revision"], "quantization": chosen["quantization"], "prompt": "",
-            "messages": chosen["messages"]}
-    note |= {key: value for key, value in read_note(found.folder).items() if key not in ("base", "revision", "quantization")}
-    if found.run is None:
-        return Card(note, repo=repo, license=license)
-    run = RunFolder(found.run)
-    if not (found.run / "result.json").exists():
+    if found.run is not None and not RunFolder(found.run).finished():
         raise IntegrityError(f"{found.run}: this run is not finished", "Train it to its end, then push it.")
-    result = run.read_json(found.run / "result.json")
-    recipe = parse_recipe(run.recipe.read_text(encoding="utf-8"), name=str(run.recipe)).model_dump(mode="json")
-    return Card(note, result, result.get("judgement"), recipe, repo, license)
+    note = read_note(found.folder) | {"base": name, "revision": chosen["revision"], "quantization": chosen["quantization"]}
+    origin = repo_of(found.folder)
+    return Card(note, repo, license, f"{origin} at {found.folder.name[:12]}" if origin and origin != repo else None)
 
 
-def _license(base: str, show: Show, dry_run: bool) -> str | None:
-    """The base's licence as the Hub tells it: an adapter is a work on top of it. None where it does not say."""
+def _own_license(folder: Path) -> str | None:
+    """What the card in an adapter's folder says, if there is one."""
+    from huggingface_hub import ModelCard
+
+    path = folder / "README.md"
+    try:
+        found = getattr(ModelCard.load(path).data, "license", None) if path.is_file() else None
+    except Exception:  # a card is text of anybody's making
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _license(base: str, *, named: bool, show: Show) -> str | None:
+    """The base's licence as the Hub tells it: an adapter is a work on top of it. None where it does not say.
+
+    named: the user named this base for it, so it has to be there. Raises NetworkError where it is not.
+    """
     from huggingface_hub import HfApi
 
-    from tunesmith.errors import TunesmithError
-
+    if offline():
+        return None
     try:
-        info = call(base, lambda: HfApi().model_info(base), lambda text: None if dry_run else show.note(text))
-    except TunesmithError:
+        info = call(base, lambda: HfApi().model_info(base), show.note)
+    except TunesmithError as error:
+        if named and not_found(error):
+            raise NetworkError(f"--base {error.message}", error.hint) from None
+        show.note(f"The licence of the base is not known: {error.message}.")
         return None
     found = (info.card_data or {}).get("license") if info.card_data else None
     return found if isinstance(found, str) else None

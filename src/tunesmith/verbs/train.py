@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import Interrupted, RecipeError, TunesmithError
+from tunesmith.errors import DiskError, Interrupted, RecipeError, TunesmithError
 from tunesmith.plan import activation_bytes, native_activation_bytes
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder, check_seal
@@ -20,6 +22,7 @@ from tunesmith.verbs.prepare import Prepared, prepare
 from tunesmith.verbs.show import Show, Silent
 
 if TYPE_CHECKING:
+    from tunesmith.judge import Judgement
     from tunesmith.model.engine import Engine
     from tunesmith.train.step import Cut
 
@@ -32,7 +35,8 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
     overrides: `section.key=value` words. show: is told what happens.
     Returns run, engine, trainable_parameters, all_parameters, steps, train_loss, eval_loss_before, eval_loss_after,
     seconds (of training), tokens_per_second (without padding), peak_memory_bytes, adapter, verdict,
-    judgement (all that the judge measured; None when nothing was held out), and with share.repo what was pushed.
+    judgement (all that the judge measured; None when nothing was held out), prompt (one to try it with), and with share.repo
+    pushed (where to; None where that failed).
     Raises a TunesmithError for every expected failure; Interrupted after a signal, once the run is saved.
     """
     show = show or Silent()
@@ -45,31 +49,54 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
     with StopSignal() as stop:
         _refuse_another(folder, chosen)
         prepared = prepare(chosen, show)
-        with folder:
+        _warn_of_secrets(chosen, show)
+        with folder, _going_on(folder):
             _refuse_another(folder, chosen)
             if folder.finished():
                 damaged = check_seal(folder.path)
                 if not damaged:
                     show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
-                    return folder.read_json(folder.path / "result.json")
+                    return _shared(chosen, folder, folder.read_json(folder.path / "result.json"), show)
                 show.note(f"{damaged[0]}: damaged; the run ends again from its newest whole checkpoint.")
             _open(folder, chosen, prepared, show)
             result = _run(chosen, prepared, folder, stop, show)
-        return result | {"pushed": _push(chosen, folder, show)} if chosen.share.repo else result
+        return _shared(chosen, folder, result, show)
 
 
-def _push(recipe: Recipe, folder: RunFolder, show: Show) -> dict[str, Any] | None:
-    """Where the adapter was published; None where that failed, which does not fail the run."""
+@contextmanager
+def _going_on(folder: RunFolder) -> Iterator[None]:
+    """A full disk costs no more than the steps since the last checkpoint: say so."""
+    try:
+        yield
+    except DiskError as error:
+        if error.hint.endswith("the same command again.") and folder.checkpoints().paths():
+            raise DiskError(error.message, error.hint[:-1] + ": it goes on from the last whole checkpoint.") from None
+        raise
+
+
+def _warn_of_secrets(recipe: Recipe, show: Show) -> None:
+    """The adapter's note tells how prompts are written, so a prompt that may not leave keeps the adapter here."""
+    from tunesmith.share.scan import problems
+
+    for problem in problems("tunesmith.json", recipe.data.prompt.encode()):
+        show.note(f"data.prompt {problem}: an adapter that was trained with it cannot be pushed.")
+
+
+def _shared(recipe: Recipe, folder: RunFolder, result: dict[str, Any], show: Show) -> dict[str, Any]:
+    """The result, and with share.repo where the adapter was published; a push that fails does not fail the run."""
     from tunesmith.verbs.push import push
 
+    if not recipe.share.repo:
+        return result
     try:
-        done = push(folder.path, str(recipe.share.repo), private=recipe.share.private, message=recipe.share.message,
+        done = push(folder.path, recipe.share.repo, private=recipe.share.private, message=recipe.share.message, keep_card=True,
                     show=show)
     except TunesmithError as error:
         show.note(f"The run is whole, but was not pushed. {error}")
-        show.note(f"Push it with: tunesmith push {folder.path} {recipe.share.repo}")
-        return None
-    return {key: done[key] for key in ("repo", "commit", "url", "private")}
+        visible = "" if recipe.share.private else " --public"
+        show.note(f"Push it with: tunesmith push {shlex.quote(str(folder.path))} {recipe.share.repo}{visible}")
+        return result | {"pushed": None}
+    return result | {"pushed": {key: done[key] for key in ("repo", "commit", "url", "private", "changed")}}
 
 
 def _refuse_another(folder: RunFolder, recipe: Recipe) -> None:
@@ -120,9 +147,20 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
         "seconds": progress.seconds, "tokens_per_second": progress.tokens / progress.seconds,
         "peak_memory_bytes": peak_bytes, "adapter": str(folder.adapter),
         "verdict": judgement.verdict if judgement else None, "judgement": judgement.summary() if judgement else None,
+        "prompt": _example(recipe, judgement),
     }
     _write_results(recipe, folder, engine, result, judgement)
     return result
+
+
+def _example(recipe: Recipe, judgement: Judgement | None) -> str:
+    """A prompt to try the adapter with: a short held-out one, else the template with the columns' names in their places."""
+    from tunesmith.share.note import example_prompt
+
+    short = [sample.prompt for sample in (judgement.samples if judgement else []) if len(sample.prompt) <= 110]
+    if recipe.data.messages is None and short:
+        return short[0]
+    return example_prompt({"prompt": recipe.data.prompt, "messages": recipe.data.messages is not None})
 
 
 def _write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: dict[str, Any], judgement: Any) -> None:

@@ -6,16 +6,24 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tunesmith.hub import is_hub_id
 from tunesmith.rundir import verify_path
+from tunesmith.verbs.show import Show, Silent
 
 
-def verify(target: str | os.PathLike[str]) -> dict[str, Any]:
-    """Re-hash everything in a run, a checkpoint or an adapter folder.
+def verify(target: str | os.PathLike[str], *, show: Show | None = None) -> dict[str, Any]:
+    """Re-hash everything in a run, a checkpoint or an adapter, in a folder or by its Hub id.
 
     Returns whole (bool), checked (how many files), damaged (paths) and unsealed (paths of files that nothing vouches
     for: metrics of a run that is still going, or files that others put there).
-    Raises IntegrityError when nothing in the folder was ever sealed.
+    Raises UsageError when there is no such folder, IntegrityError when nothing in it was ever sealed, NetworkError.
     """
-    found = verify_path(Path(target))
+    if is_hub_id(os.fspath(target)):
+        from tunesmith.verbs.adapters import download_adapter
+
+        folder = download_adapter(os.fspath(target), show or Silent())  # which checks the Hub's hashes, and the adapter's own
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {"target": os.fspath(target), "whole": True, "checked": len(files), "damaged": [], "unsealed": []}
+    found = verify_path(Path(target).expanduser())
     return {"target": os.fspath(target), "whole": not found.damaged, "checked": len(found.checked),
             "damaged": [str(path) for path in found.damaged], "unsealed": [str(path) for path in found.unsealed]}

@@ -1,0 +1,101 @@
+"""A folder that is made beside its place and put there when it is whole; a signal or an error leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from tunesmith.errors import EnvironmentFault, Interrupted, UsageError
+from tunesmith.rundir.files import TEMPORARY_PREFIX, disk_errors, sync_folder
+
+
+@contextlib.contextmanager
+def workshop(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, empty, held by this process alone, and gone afterwards whatever happens.
+
+    Its name depends on `out` alone, so that the next command removes what a killed one left.
+    Raises DiskError, EnvironmentFault when another process is making `out`, Interrupted on SIGINT, SIGTERM or SIGHUP.
+    """
+    folder = out.with_name(TEMPORARY_PREFIX + out.name)
+    missing = [parent for parent in out.parents if not parent.exists()]
+    with contextlib.ExitStack() as undo:
+        undo.callback(_remove_empty, missing)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = os.open(folder, os.O_RDONLY)
+            except OSError:
+                _remove_empty([folder])
+                raise
+        undo.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not folder.exists():  # whoever held it has just removed it
+                raise BlockingIOError
+        except BlockingIOError:
+            raise EnvironmentFault(f"{out}: another process is writing it",
+                                   "Wait for it, or choose another folder.") from None
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        with _signals_as_errors(), disk_errors(out):
+            for leftover in folder.iterdir():
+                shutil.rmtree(leftover)
+            yield folder
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Innermost first; what holds something stays."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal came. As no Exception, it is not taken for a fault of the work that it ends."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_as_errors() -> Iterator[None]:
+    """These signals end the block as an error does, so that what is temporary is removed."""
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    except _Stopped as stopped:
+        raise Interrupted(stopped.number, "Stopped; nothing was written.", "The same command begins again.") from None
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def put_in_place(folder: Path, out: Path) -> None:
+    """Make a finished folder `out`, in one step. Raises DiskError, or UsageError when something was put there meanwhile."""
+    with disk_errors(out):
+        sync_folder(folder)
+        try:
+            os.rename(folder, out)  # onto nothing, or onto an empty folder
+        except OSError:
+            if not out.is_dir() or not any(out.iterdir()):
+                raise
+            raise UsageError(f"{out}: something was put there meanwhile",
+                             "Choose another folder.") from None
+        try:
+            sync_folder(out.parent)
+        except OSError:  # what fails leaves nothing
+            os.rename(out, folder)
+            raise
