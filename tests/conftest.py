@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["story"]
 settings.register_profile("here", deadline=None)  # no timing asserts
 settings.load_profile("here")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -149,5 +149,5 @@ def test_int8_steps_by_the_kernels_are_the_plain_ones(bases: Bases, quantization
     by_kernels(monkeypatch)
     losses, got = computed(engine_of(bases, "llama", quantization, 0.0, "int8"), rows, 0.0, passes)
     assert error(losses, want_losses) < 1e-3
-    for name, grad in want.items():  # a value between two steps may be rounded either way
-        assert error(got[name], grad) < 0.02, name
+    for name, grad in want.items():  # a value between two steps may be rounded either way: 1/127 of a row's largest, each time
+        assert error(got[name], grad) < 0.05, name

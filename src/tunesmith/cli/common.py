@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -126,7 +129,7 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
 
     An expected failure ends with its own code and no traceback; anything else is a bug of ours and shows one.
     """
-    terminal = Terminal(quiet)
+    terminal, interrupt = Terminal(quiet), _Interrupt()
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the Hub client's own
     try:
@@ -136,14 +139,29 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
     except MemoryError:
         _fail(terminal, OutOfMemory("this machine's memory is full", "Take a smaller base or shorter rows."), as_json)
     except KeyboardInterrupt:
-        _fail(terminal, Interrupted(2, "Stopped.", "The same command begins again."), as_json)
+        _fail(terminal, interrupt.error, as_json)
     except BrokenPipeError:
         raise typer.Exit(0) from None
     except Exception as error:  # the last resort of the command line
-        _fail(terminal, _expected(error) or _bug(terminal, error), as_json)
+        _fail(terminal, interrupt.error if interrupt.came else _expected(error) or _bug(terminal, error), as_json)
     terminal.close()
     print(json.dumps(result, ensure_ascii=False, indent=None) if as_json else tell(result), flush=True)
     raise typer.Exit(exit_code(result))
+
+
+class _Interrupt:
+    """Remembers that Ctrl-C came: libraries turn the exception that it raises in their middle into errors of their own."""
+
+    error = Interrupted(signal.SIGINT, "Stopped.", "The same command begins again.")
+
+    def __init__(self) -> None:
+        self.came = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._come)
+
+    def _come(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> NoReturn:

@@ -57,18 +57,22 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 class _Stopped(KeyboardInterrupt):
-    """A signal came. As no Exception, it is not taken for a fault of the work that it ends."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
+    """Of a class of its own: after a plain KeyboardInterrupt within an eval, Python ends as if by SIGINT, caught or not."""
 
 
 @contextlib.contextmanager
 def _signals_as_errors() -> Iterator[None]:
-    """These signals end the block as an error does, so that what is temporary is removed."""
+    """These signals end the block, so that what is temporary is removed.
+
+    The signal's exception is no Exception, yet libraries turn even that into errors of their own: whatever ends the block
+    after a signal is taken for its doing.
+    """
+    came = 0
+
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _Stopped(number)
+        nonlocal came
+        came = number
+        raise _Stopped
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -76,8 +80,10 @@ def _signals_as_errors() -> Iterator[None]:
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
-    except _Stopped as stopped:
-        raise Interrupted(stopped.number, "Stopped; nothing was written.", "The same command begins again.") from None
+    except BaseException:
+        if came:
+            raise Interrupted(came, "Stopped; nothing was written.", "The same command begins again.") from None
+        raise
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

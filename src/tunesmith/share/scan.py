@@ -29,8 +29,10 @@ _VOCABULARIES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens
 def refuse_private(files: dict[str, bytes]) -> None:
     """Raise IntegrityError naming every file that holds what should not leave, and what it is; a secret is not repeated."""
     if found := [f"{name}: {problem}" for name, content in sorted(files.items()) for problem in problems(name, content)]:
+        made = all(each.startswith(("README.md:", "tunesmith.json:")) for each in found)
         raise IntegrityError("not published:\n  " + "\n  ".join(found),
-                             "Take it out of these files (the card is made from the run's recipe and note), then push again.")
+                             "These files are made from the recipe: change data.prompt there, and train again." if made else
+                             "Take it out of these files, then push again.")
 
 
 def problems(name: str, content: bytes) -> list[str]:

@@ -92,7 +92,8 @@ def download_adapter(target: str, show: Show, *, named: bool = False) -> Path:
     def explain(error: Exception, what: str) -> TunesmithError:
         said = explained(error, what)
         nowhere = "" if named else ", and no folder here has it"
-        return NetworkError(f"{target}: the Hub shows you no model of this name{nowhere}", said.hint) if not_found(said) else said
+        missing = f"{target}: the Hub shows you no model of this name{nowhere}"
+        return NetworkError(missing, said.hint) if not_found(said) else said
 
     found = download(wanted.repo, wanted.revision, ADAPTER_PATTERNS, show.note, explain=explain)
     if (found.folder / SEAL_NAME).exists() and (damaged := check_seal(found.folder)):

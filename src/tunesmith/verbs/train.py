@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import DiskError, Interrupted, RecipeError, TunesmithError
+from tunesmith.errors import DiskError, IntegrityError, Interrupted, RecipeError, TunesmithError
 from tunesmith.plan import activation_bytes, native_activation_bytes
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder, check_seal
@@ -94,7 +94,8 @@ def _shared(recipe: Recipe, folder: RunFolder, result: dict[str, Any], show: Sho
     except TunesmithError as error:
         show.note(f"The run is whole, but was not pushed. {error}")
         visible = "" if recipe.share.private else " --public"
-        show.note(f"Push it with: tunesmith push {shlex.quote(str(folder.path))} {recipe.share.repo}{visible}")
+        if not isinstance(error, IntegrityError):  # what may not leave does not leave the next time either
+            show.note(f"Push it with: tunesmith push {shlex.quote(str(folder.path))} {recipe.share.repo}{visible}")
         return result | {"pushed": None}
     return result | {"pushed": {key: done[key] for key in ("repo", "commit", "url", "private", "changed")}}
 
