@@ -7,13 +7,18 @@ import fcntl
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tunesmith.errors import EnvironmentFault, Interrupted, UsageError
 from tunesmith.rundir.files import TEMPORARY_PREFIX, disk_errors, sync_folder
+
+#: How long after a signal its exception is raised once more [s].
+_AGAIN_S = 0.2
 
 
 @contextlib.contextmanager
@@ -64,29 +69,39 @@ class _Stopped(KeyboardInterrupt):
 def _signals_as_errors() -> Iterator[None]:
     """These signals end the block, so that what is temporary is removed.
 
-    The signal's exception is no Exception, yet libraries turn even that into errors of their own: whatever ends the block
-    after a signal is taken for its doing.
+    The signal's exception is no Exception, yet libraries turn even that into errors of their own, and Python drops it in a
+    callback. So whatever ends the block after a signal is taken for its doing, and what was dropped is raised again.
     """
     came = 0
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal came
-        came = number
+        if number != signal.SIGALRM:
+            came = number
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
         raise _Stopped
+
+    def hide(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, _Stopped):
+            tell(dropped)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    tell, sys.unraisablehook = sys.unraisablehook, hide
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
     try:
         yield
     except BaseException:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         if came:
             raise Interrupted(came, "Stopped; nothing was written.", "The same command begins again.") from None
         raise
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in old.items():
             signal.signal(number, handler)
+        sys.unraisablehook = tell
 
 
 def put_in_place(folder: Path, out: Path) -> None:
