@@ -35,8 +35,8 @@ def write_base(folder: Path) -> None:
     from tunesmith import embedded
 
     here = str(Path(__file__).resolve().parent)
-    code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import gpu; gpu.write_model('bloom-7b1', pathlib.Path(sys.argv[2]))"
-    subprocess.run([sys.executable, "-c", code, here, str(folder)], check=True)
+    code = f"import sys, pathlib; sys.path.insert(0, {here!r}); import gpu; gpu.write_model('bloom-7b1', pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
     small = embedded.path_of(embedded.BASE_NAME)
     assert small is not None
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quantization", default="int8")
+    parser.add_argument("--outtypes", nargs="+", default=["f16", "q8_0"], choices=["f16", "q8_0"])
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     import torch
@@ -96,14 +97,15 @@ def main() -> None:
         write_base(base)
     (chosen.folder / "r.yaml").write_text(RECIPE.format(base=base, quantization=chosen.quantization))
     measured("train", str(chosen.folder / "r.yaml"), "--run", str(run))
-    found: dict[str, list[dict[str, Any]]] = {"merge": [], "export f16": [], "export q8_0": [], "export adapter": []}
-    for turn in range(chosen.repeats):
+    exports = {"export adapter": (run, "--what", "adapter")}
+    exports |= {f"export {outtype}": (merged, "--outtype", outtype) for outtype in chosen.outtypes}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("merge", *exports)}
+    for _ in range(chosen.repeats):
         shutil.rmtree(merged, ignore_errors=True)
         found["merge"].append(measured("merge", str(run), str(merged)))
         print(json.dumps(found["merge"][-1]), flush=True)
-        exports = [("export f16", (str(merged), "--outtype", "f16")), ("export adapter", (str(run), "--what", "adapter"))]
-        for name, (target, *words) in [*exports, *([("export q8_0", (str(merged), "--outtype", "q8_0"))] if turn == 0 else [])]:
-            found[name].append(measured("export", target, str(gguf), *words))
+        for name, (target, *words) in exports.items():
+            found[name].append(measured("export", str(target), str(gguf), *words))
             shutil.rmtree(gguf)
             print(name, found[name][-1]["wall_s"], flush=True)
     last = found["merge"][-1]
