@@ -35,7 +35,7 @@ def write_base(folder: Path) -> None:
     from tunesmith import embedded
 
     here = str(Path(__file__).resolve().parent)
-    code = f"import sys, pathlib; sys.path.insert(0, {here!r}); import gpu; gpu.write_model('bloom-7b1', pathlib.Path(sys.argv[1]))"
+    code = f"import sys; sys.path.insert(0, {here!r}); import gpu; gpu.write_model('bloom-7b1', gpu.Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
     small = embedded.path_of(embedded.BASE_NAME)
     assert small is not None
@@ -103,21 +103,20 @@ def main() -> None:
     for _ in range(chosen.repeats):
         shutil.rmtree(merged, ignore_errors=True)
         found["merge"].append(measured("merge", str(run), str(merged)))
-        print(json.dumps(found["merge"][-1]), flush=True)
+        print("merge", found["merge"][-1]["wall_s"], flush=True)
         for name, (target, *words) in exports.items():
             found[name].append(measured("export", str(target), str(gguf), *words))
             shutil.rmtree(gguf)
             print(name, found[name][-1]["wall_s"], flush=True)
-    last = found["merge"][-1]
-    result = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "torch": torch.__version__,
-              "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None, "repeats": chosen.repeats,
-              "quantization": chosen.quantization,
-              "base_gb": sum(path.stat().st_size for path in base.glob("*.safetensors")) / 1e9,
-              "taken": last["taken"], "candidates": last["candidates"], "bare": last["bare"],
-              **{name: spread(each) for name, each in found.items()}}
-    print(json.dumps(result))
-    if chosen.out:
-        chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+        result = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "torch": torch.__version__,
+                  "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None, "repeats": len(found["merge"]),
+                  "quantization": chosen.quantization,
+                  "base_gb": sum(path.stat().st_size for path in base.glob("*.safetensors")) / 1e9,
+                  **{key: found["merge"][-1][key] for key in ("taken", "candidates", "bare")},
+                  **{name: spread(each) for name, each in found.items()}}
+        print(json.dumps(result), flush=True)
+        if chosen.out:  # after each turn: what was measured is not lost when the machine is
+            chosen.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
