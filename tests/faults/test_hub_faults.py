@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from hub.server import Fault, HubServer
+from tunesmith import embedded
 
 SERVER = """
 import json, sys, time, traceback
@@ -61,7 +62,9 @@ class Client:
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
     with HubServer() as hub:
-        hub.add("model", "maker/sprout", {"README.md": b"---\nlicense: apache-2.0\n---\n"})
+        folder = embedded.path_of(embedded.BASE_NAME)
+        assert folder is not None
+        hub.add("model", "maker/sprout", {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
         yield hub
 
 

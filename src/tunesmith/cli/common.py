@@ -202,5 +202,8 @@ def relative(path: str) -> str:
     """A path as short as it can be said from here."""
     from pathlib import Path
 
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except OSError:  # it was removed
+        return path
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

@@ -12,9 +12,8 @@ from tunesmith.cli.words import push_text
 
 def push(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run, an adapter folder or a Hub id.")],
          repo: Annotated[str, typer.Argument(metavar="REPO", help="ORG/NAME on the Hub, or NAME in your own account.")],
-         private: Annotated[bool | None, typer.Option(
-             "--private/--public", show_default=False,
-             help="Who sees it; by default a new one is private, another stays as it is.")] = None,
+         private: Annotated[bool, typer.Option("--private", help="For you alone, as every new repository is.")] = False,
+         public: Annotated[bool, typer.Option("--public", help="For everyone; else an existing one stays as it is.")] = False,
          message: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the commit.")] = None,
          base: Annotated[str | None, typer.Option(metavar="ORG/NAME", help="The base's Hub id, where a folder was trained on.")]
          = None,
@@ -24,6 +23,9 @@ def push(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run, 
     """Publish an adapter on the Hub, in one commit, with a card written from its run."""
     import tunesmith
 
-    run_verb(lambda terminal: tunesmith.push(adapter, repo, private=private, message=message, base=base, license=license,
+    if private and public:
+        raise typer.BadParameter("--private and --public exclude each other")
+    seen = True if private else False if public else None
+    run_verb(lambda terminal: tunesmith.push(adapter, repo, private=seen, message=message, base=base, license=license,
                                              dry_run=dry_run, show=terminal),
              lambda result: push_text(result, dry_run=dry_run), as_json=as_json, quiet=quiet)

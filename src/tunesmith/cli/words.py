@@ -115,7 +115,8 @@ def verify_text(result: dict[str, Any]) -> str:
         lines.append(f"{result['target']}: whole, {result['checked']} files checked.")
     else:
         lines.append(f"{result['target']}: {len(result['damaged'])} of {result['checked']} files are not what was written. "
-                     "In a run, the same train command falls back to the newest whole checkpoint.")
+                     + ("The same train command falls back to the newest whole checkpoint." if result["run"] else
+                        "Copy or pull it again."))
     return "\n".join(lines)
 
 
@@ -147,6 +148,8 @@ def push_text(result: dict[str, Any], *, dry_run: bool) -> str:
         return f"{_pushed_line(result)}\n\n{_try(result['repo'], result['prompt'])}"
     files = [f"  {name:<28} {size_text(size)}" for name, size in result["files"].items()]
     kind = {True: ", which is there already", False: ", which would be made", None: ""}[result["exists"]]
+    if result["private_before"] and not result["private"]:
+        kind = "; private now, it would be shown to everyone with its earlier commits"
     return "\n".join([f"Nothing was pushed. To {result['repo']} ({_who(result)}{kind}) would go:", *files, "", result["card"]])
 
 

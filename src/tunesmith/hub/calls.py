@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from tunesmith.errors import DiskError, NetworkError, TunesmithError
+from tunesmith.errors import DiskError, NetworkError, TunesmithError, UsageError
 
 Found = TypeVar("Found")
 #: Receives a line that the user should see.
@@ -259,6 +259,10 @@ def explained(error: Exception, what: str) -> TunesmithError:
 
     found = status(error)
     names = _kinds(error)
+    if "HFValidationError" in names:
+        return UsageError(f"{what}: not the name of a repository: {reason(error)}", "Write ORG/NAME.")
+    if found == 429 and (wait_s := _retry_after_s(error)):
+        return NetworkError(f"{what}: the Hub asks to wait {wait_s:.0f} s", "Run the same command after that.")
     if "GatedRepoError" in names:
         return NetworkError(f"{what}: the Hub asks you to accept its terms first", "Open its page on the Hub while logged in.")
     if "LocalTokenNotFoundError" in names or (found == 401 and not get_token()):

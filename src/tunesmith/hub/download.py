@@ -20,6 +20,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT = re.compile(r"[0-9a-f]{7,39}")
 #: How often the Hub is asked what a revision is now where the cache has an answer.
 _ATTEMPTS_WITH_CACHE = 2
+#: Which copies were named to the user: a base is looked for more than once.
+_TOLD: set[str] = set()
 _CHUNK_BYTES = 1 << 22
 
 
@@ -64,7 +66,8 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
     from huggingface_hub import snapshot_download
 
     explain = explain or explained
-    commit, by_hub = current_commit(repo, revision, tell, kind=kind, explain=explain)
+    whole = _Whole(repo, kind, revision, (*patterns, *ignore))
+    commit, by_hub = current_commit(repo, revision, tell, kind=kind, explain=explain, last=whole.commit())
 
     def fetch() -> Path:
         chosen = {"repo_type": kind, "allow_patterns": list(patterns), "ignore_patterns": list(ignore)}
@@ -81,6 +84,7 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
         folder = call(repo, fetch, tell, explain=explain)
         damaged = [path for path in sorted(folder.rglob("*")) if path.is_file() and not intact(path)]
         if not damaged:
+            whole.note(folder.name)
             return Snapshot(folder, folder.name)
         for path in damaged:  # the client would take it for whole for ever
             path.resolve().unlink(missing_ok=True)
@@ -91,17 +95,49 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
                          "Something between the Hub and this machine changes what it passes on. Nothing of it was kept.")
 
 
-def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "model",
-                   explain: Any = explained) -> tuple[str | None, bool]:
+@dataclass(frozen=True)
+class _Whole:
+    """Which commit's files were last all here: the cache itself does not tell a snapshot that broke off from a whole one."""
+
+    repo: str
+    kind: str
+    revision: str | None
+    patterns: tuple[str, ...]
+
+    @property
+    def _path(self) -> Path:
+        from huggingface_hub import constants
+
+        key = json.dumps([str(constants.HF_HUB_CACHE), self.repo, self.kind, self.revision, self.patterns])
+        return Path(constants.HF_HOME, "tunesmith", "whole", hashlib.sha256(key.encode()).hexdigest())
+
+    def note(self, commit: str) -> None:
+        """Remember it."""
+        with suppress(OSError):  # a cache that cannot be written to
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(commit)
+
+    def commit(self) -> str | None:
+        """The commit, where its snapshot is still in the cache."""
+        with suppress(OSError):
+            commit = self._path.read_text().strip()
+            if _COMMIT.fullmatch(commit) and (_cache_of(self.repo, self.kind) / "snapshots" / commit).is_dir():
+                return commit
+        return None
+
+
+def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "model", explain: Any = explained,
+                   last: str | None = None) -> tuple[str | None, bool]:
     """(the commit that a revision means now, True), by the Hub; or, while that is down, (by the cache, False), which is told.
 
-    A commit may be given by its first seven digits or more. The commit is None where there is no network by the user's own
-    wish and the cache does not know the revision. Raises what `explain` says when the Hub does not tell and the cache cannot.
+    A commit may be given by its first seven digits or more. last: the commit whose files were all in the cache before.
+    The commit is None where there is no network by the user's own wish and the cache does not know the revision.
+    Raises what `explain` says when the Hub does not tell and the cache cannot.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
 
-    api, cached = HfApi(), _cached_commit(repo, revision, kind)
+    api, cached = HfApi(), last or _cached_commit(repo, revision, kind)
     if offline():
         return cached, False
 
@@ -122,16 +158,24 @@ def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "
     except NetworkError as error:
         if cached is None or not re.search("cannot be reached|does not answer|the Hub answers", error.message):
             raise
-        tell(f"{error.message}; taking the copy in the cache, commit {cached[:12]}.")
+        told = f"{error.message}; taking the copy in the cache, commit {cached[:12]}."
+        if told not in _TOLD:
+            tell(told)
+            _TOLD.add(told)
         return cached, False
+
+
+def _cache_of(repo: str, kind: str) -> Path:
+    """A repository's folder in the client's cache."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind))
 
 
 def _cached_commit(repo: str, revision: str | None, kind: str) -> str | None:
     """What a revision meant when it was last downloaded, or the one commit in the cache that begins so; else None."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo, repo_type=kind))
+    folder = _cache_of(repo, kind)
     with suppress(OSError):
         return (folder / "refs" / (revision or "main")).read_text().strip()
     if revision and (_SHORT.fullmatch(revision) or _COMMIT.fullmatch(revision)):

@@ -71,6 +71,13 @@ def require_free(folder: Path) -> None:
     """Raise UsageError where something is that a new folder would replace; an empty one is nothing."""
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder}: there is something there already", "Choose another folder, or remove it.")
+    refuse_where_we_are(folder)
+
+
+def refuse_where_we_are(folder: Path) -> None:
+    """Raise UsageError for the current folder or one around it: it would be swapped from under whoever stands in it."""
+    if Path.cwd().is_relative_to(folder.absolute()):
+        raise UsageError(f"{folder}: you are in it, and it would be replaced", "Name another folder.")
 
 
 def write_folder_atomically(folder: Path, files: dict[str, bytes]) -> None:

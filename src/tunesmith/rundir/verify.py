@@ -43,7 +43,7 @@ def verify_path(path: Path) -> Damage:
     checkpoints = Checkpoints(path / "checkpoints", keep=1)
     if not (path / SEAL_NAME).exists() and not checkpoints.paths():
         raise IntegrityError(f"{path}: has no {SEAL_NAME}, so nothing says what its files should be",
-                             "Adapters made by other tools carry no hashes; tunesmith evaluate can still judge them.")
+                             "Give a run, a checkpoint, an adapter or a merged model; what others wrote has no hashes.")
     found.add_sealed(path)  # a run is sealed before its first checkpoint, so here a missing seal is damage
     for checkpoint in checkpoints.paths():
         found.add_sealed(checkpoint)

@@ -22,7 +22,7 @@ _LOADING = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells. note: as `read_note` gives it, base and quantization in it.
+    """What a card tells. note: as `read_note` gives it, base in it.
 
     repo: where it is published, None for a folder. license: of the adapter, None where nobody said. origin: the repository
     and commit that it is a copy of. files: names of the files beside the card.
@@ -56,7 +56,8 @@ def render_card(card: Card) -> str:
 
 
 def _front(card: Card) -> dict[str, Any]:
-    front: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "tunesmith"]}
+    tags = ["lora", *(["tunesmith"] if card.trained else [])]
+    front: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
     if card.on_hub:
         front |= {"base_model": card.note["base"], "base_model_relation": "adapter"}
     if card.license:
@@ -83,7 +84,8 @@ def _measured(card: Card) -> dict[str, Any]:
 def _text(card: Card) -> str:
     note, lines = card.note, [f"# A LoRA adapter for {card.note['base']}", ""]
     at = f" at revision `{note['revision']}`" if note.get("revision") else ""
-    base = f"Trained on the base{at}, kept in {note['quantization']}"
+    kept = {None: "", "none": ", not quantised"}.get(note.get("quantization"), f", kept in {note.get('quantization')}")
+    base = f"Trained on the base{at}{kept}"
     if card.trained:
         base += f", for {card.trained['steps']} steps; {card.trained['trainable_parameters']:,} parameters"
     lines += [base + ".", "", _verdict(card), ""]
@@ -129,7 +131,7 @@ def _experiment(trained: dict[str, Any]) -> list[str]:
 
 def _loading(card: Card) -> list[str]:
     """Three lines that load it in stock PEFT, and three that ask it something."""
-    words, more = _LOADING.get(card.note["quantization"], _LOADING["none"])
+    words, more = _LOADING.get(card.note.get("quantization", "none"), _LOADING["none"])
     where, here = f'"{card.note["base"]}"', f'"{card.repo or "THIS-FOLDER"}"'
     settings = "generation_config.json" in card.files
     imports = ["from peft import PeftModel",
@@ -141,12 +143,14 @@ def _loading(card: Card) -> list[str]:
     elif card.note.get("revision"):
         revision = f', revision="{card.note["revision"]}"'
     tokenizer = here if "tokenizer_config.json" in card.files else where + revision
-    stop = f", generation_config=GenerationConfig.from_pretrained({here})" if settings else ""
+    length = "max_new_tokens=64"
+    if settings:
+        length = f"generation_config=GenerationConfig.from_pretrained({here}, {length})"
     return ["```python", *imports, f"base = AutoModelForCausalLM.from_pretrained({where}{revision}, {words})",
             f"model = PeftModel.from_pretrained(base, {here})", "",
             f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
             f"tokens = {_asking(card.note)}.to(model.device)",
-            f"print(tokenizer.decode(model.generate(**tokens, max_new_tokens=64{stop})[0]))", "```"]
+            f"print(tokenizer.decode(model.generate(**tokens, {length})[0]))", "```"]
 
 
 def _asking(note: dict[str, Any]) -> str:

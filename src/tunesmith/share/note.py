@@ -114,8 +114,10 @@ def _dataset(source: str) -> str | None:
 
 
 def example_prompt(note: dict[str, Any]) -> str:
-    """A prompt with each column's name, in capitals, where its text goes; `...` where nothing is known of prompts."""
-    if note.get("messages") or not note.get("prompt"):
+    """A prompt with each column's name, in capitals, where its text goes; for chats a greeting; `...` if unknown."""
+    if note.get("messages"):
+        return "Hello!"
+    if not note.get("prompt"):
         return "..."
     template = Template(note["prompt"], "prompt")
     return template.fill(Row({column: column.upper() for column in template.columns}, "the note"))

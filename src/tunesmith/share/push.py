@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith.errors import NetworkError, UsageError
 from tunesmith.hub import call
-from tunesmith.hub.calls import Tell, TryAgain, offline, reason, status
+from tunesmith.hub.calls import Tell, TryAgain, offline, reason, redacted, status
 from tunesmith.hub.download import git_sha1
 from tunesmith.rundir import SEAL_NAME, canonical_seal
 from tunesmith.share.adapter import json_bytes
@@ -73,10 +73,11 @@ def _without_places(tokenizer_config: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a push would go. private: who sees it now; None for a repository that does not exist yet."""
+    """Where a push would go. private: who sees it now; None for a repository that does not exist yet. license: its card's."""
 
     repo: str
     private: bool | None
+    license: str | None = None
 
 
 def look(repo: str, *, private: bool | None, tell: Tell) -> Place:
@@ -91,20 +92,27 @@ def look(repo: str, *, private: bool | None, tell: Tell) -> Place:
         raise NetworkError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked", "Unset it, then push again.")
     api = HfApi()
     if "/" not in repo:
-        repo = f"{call('the Hub', api.whoami, tell)['name']}/{repo}"
+        repo = f"{call('your account', api.whoami, tell)['name']}/{repo}"
 
-    def ask() -> bool | None:
+    def ask() -> Any:
         try:
-            return bool(api.repo_info(repo).private)
+            return api.repo_info(repo)
         except RepositoryNotFoundError as error:
             if status(error) == 404:
                 return None
             raise  # 401: it may be there, but not for this token
 
     found = call(repo, ask, tell)
-    if private and found is False:
-        raise UsageError(f"{repo} is public; nothing was pushed to it", "Say --public, or choose another name.")
-    return Place(repo, found)
+    if private and found is not None and not found.private:
+        raise UsageError(f"{repo} is public, and was asked to be private; nothing was pushed to it",
+                         "Say --public (in a recipe share.private: false), or choose another name.")
+    return Place(repo, None, None) if found is None else Place(repo, bool(found.private), license_of(found))
+
+
+def license_of(info: Any) -> str | None:
+    """The licence in a repository's card, as the Hub lists it."""
+    found = (info.card_data or {}).get("license")
+    return found if isinstance(found, str) else None
 
 
 def publish(files: dict[str, bytes], place: Place, *, private: bool | None, message: str, keep_card: bool,
@@ -114,22 +122,27 @@ def publish(files: dict[str, bytes], place: Place, *, private: bool | None, mess
     private: None leaves a repository that exists as it is, and makes a new one private. A new one is private until its
     files are there. keep_card: a card that someone changed since is no reason for a commit.
     Every attempt begins with a look at what is there, so an answer that was lost on its way does no harm.
-    Raises NetworkError, or UsageError where the repository became public meanwhile.
+    Raises NetworkError, or UsageError where the Hub refuses the card or the repository became public meanwhile.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api, repo = HfApi(), place.repo
+    _validate(files[CARD_NAME], tell)
     if place.private is None:
         call(repo, lambda: api.create_repo(repo, private=True, exist_ok=True), tell)
     before = look(repo, private=True if place.private is None else private, tell=tell)
     if before.private is False:
         tell(f"{repo} is public: whoever looks sees what is pushed.")
+    elif private is False and place.private:
+        tell(f"{repo} is private until now: all of it, with its earlier commits, is shown to everyone.")
     wanted = {name: content for name, content in files.items() if not (keep_card and name == CARD_NAME)}
 
     def commit() -> tuple[str, bool]:
         head = str(api.repo_info(repo).sha)
         if _same(api, repo, head, wanted):
             return head, False
+        if place.private is not None and not _same(api, repo, head, {CARD_NAME: files[CARD_NAME]}):
+            tell(f"{repo}: the card there is replaced; it stays in the history.")
         operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
         try:
             made = api.create_commit(repo, operations, commit_message=message, parent_commit=head)
@@ -148,6 +161,30 @@ def publish(files: dict[str, bytes], place: Place, *, private: bool | None, mess
         call(repo, lambda: api.update_repo_settings(repo, private=False), tell)
     is_private = before.private is not False and private is not False
     return Published(repo, oid, f"{api.endpoint}/{repo}", is_private, changed)
+
+
+def _validate(card: bytes, tell: Tell) -> None:
+    """Raise UsageError where the Hub does not take the card, before anything is made there."""
+    from huggingface_hub import ModelCard
+
+    def ask() -> None:
+        try:
+            ModelCard(card.decode()).validate()
+        except ValueError as error:
+            if status(error) == 400:
+                raise UsageError(f"the Hub does not take this card: {redacted(_complaint(str(error)))}",
+                                 "push --dry-run shows it; --license names another licence.") from None
+            raise
+
+    call("the card", ask, tell)
+
+
+def _complaint(answer: str) -> str:
+    """What the Hub says against a card, in a line."""
+    try:
+        return "; ".join(str(error["message"]) for error in json.loads(answer)["errors"])
+    except (ValueError, KeyError, TypeError):
+        return answer.strip().splitlines()[-1] if answer.strip() else "it does not say why"
 
 
 def _same(api: Any, repo: str, revision: str, files: dict[str, bytes]) -> bool:

@@ -41,8 +41,8 @@ class AdapterFiles:
 def find_adapter(target: str, show: Show) -> AdapterFiles:
     """The adapter behind a run folder, an adapter folder or a Hub id (`ORG/NAME` or `ORG/NAME@REVISION`).
 
-    Its hashes are checked if it has any. Raises UsageError when there is no such folder, IntegrityError when it has no
-    adapter or a damaged one, NetworkError when the Hub does not give it.
+    Its hashes are checked if it has any, but for the card's. Raises UsageError when there is no such folder, IntegrityError
+    when it has no adapter or a damaged one, NetworkError when the Hub does not give it.
     """
     if is_hub_id(target):
         return AdapterFiles(download_adapter(target, show), None)
@@ -58,11 +58,16 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
             raise IntegrityError(f"{target}: this run has no adapter yet", "Train it to its end first.")
     else:
         found = AdapterFiles(path, path.parent if (path.parent / "recipe.yaml").exists() else None)
-    if (found.folder / SEAL_NAME).exists() and (damaged := check_seal(found.folder)):
-        raise IntegrityError("\n".join(f"{file}: damaged" for file in damaged),
+    sealed = (found.folder / SEAL_NAME).exists()
+    damaged = [file for file in check_seal(found.folder) if file.name != "README.md"] if sealed else []  # cards may be edited
+    if damaged:
+        raise IntegrityError("\n".join(f"{file}: {'damaged' if file.exists() else 'missing'}" for file in damaged),
                              "The newest checkpoint of its run may still be whole; tunesmith verify says." if found.run else
                              "Copy or pull it again.")
     if not any((found.folder / name).exists() for name in _ADAPTER_SIGNS):
+        if (path / "config.json").exists():
+            raise UsageError(f"{target}: a whole model, not an adapter",
+                             "transformers loads it as it is, tunesmith export takes it, a recipe can name it as model.base.")
         raise UsageError(f"{target}: neither a run nor an adapter: it has no adapter_config.json",
                          "Give a run folder (such as runs/NAME) or an adapter folder.")
     return found

@@ -32,6 +32,8 @@ def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, form
                                (outtype, _OUTTYPES, "--outtype")):
         if value not in known:
             raise UsageError(f"{name} is {value}: {' or '.join(known)}")
+    if what == "adapter" and outtype != "f16":
+        raise UsageError(f"--outtype is {outtype}: it is of a model's weights, and --what is adapter, which is in f16")
     require_choices(device=device)
     target = target.resolve()
     require_free(target)
@@ -74,6 +76,7 @@ def _model(adapter: str | os.PathLike[str], folder: Path, outtype: str, recipe: 
     if not ((path / "config.json").exists() and not (path / "adapter_config.json").exists()):
         checkpoint = folder / "merged"
         measured = merge(adapter, checkpoint, recipe=recipe, base=base, device=device, show=show)
+        measured = {key: value for key, value in measured.items() if key not in ("out", "files", "bytes")}  # gone in the end
         note_folder = find_adapter(os.fspath(adapter), show).folder
     show.stage(f"writing the model in {outtype}")
     written = write_model_gguf(checkpoint, folder / "model.gguf", outtype,

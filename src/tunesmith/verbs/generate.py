@@ -39,7 +39,7 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     choose_device(device)
     files = locate_base(chosen["base"], chosen["revision"], show.note)
     require_base(found, files, show, named=base is not None)
-    show.stage(f"loading {chosen['base']} in {chosen['quantization']}")
+    show.stage(f"loading {chosen['base']}")
     engine = build_with_adapter(files, load_tokenizer(files), found.folder, engine=choose_engine("auto", files.config)[0],
                                 quantization=chosen["quantization"], dtype="auto", device=device)
     show.stage("answering")

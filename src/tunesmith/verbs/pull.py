@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import UsageError
+from tunesmith.errors import IntegrityError, UsageError
 from tunesmith.hub import parse_hub_id
-from tunesmith.rundir import SEAL_NAME, check_seal, write_sealed_folder
+from tunesmith.rundir import SEAL_NAME, read_seal, refuse_where_we_are, require_free, write_sealed_folder
 from tunesmith.verbs.adapters import download_adapter
 from tunesmith.verbs.show import Show, Silent
 
@@ -24,15 +25,18 @@ def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = No
 
     show = show or Silent()
     target, wanted = Path(folder).expanduser().absolute(), parse_hub_id(repo)
-    if wanted is None or (wanted.revision and revision):
+    if wanted is None:
         raise UsageError(f"{repo}: not the name of a repository", "Write ORG/NAME, or ORG/NAME@REVISION.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not _is_adapter(target):
-        raise UsageError(f"{target}: holds something else", "Name a folder that does not exist yet.")
+    if wanted.revision and revision:
+        raise UsageError(f"{repo}: the revision is given twice", "Leave out --revision, or what stands behind the @.")
+    if not _is_adapter(target):
+        require_free(target)
+    refuse_where_we_are(target)
     found = download_adapter(f"{wanted.repo}@{revision}" if revision else repo, show, named=True)
     config = check_adapter(found)
     files = {path.name: path.read_bytes() for path in sorted(found.iterdir()) if path.is_file() and path.name != SEAL_NAME}
-    if _is_adapter(target) and not _same(target, files):
-        raise UsageError(f"{target}: holds another adapter", "Name a folder that does not exist yet.")
+    if _is_adapter(target):
+        _refuse_another(target, files)
     write_sealed_folder(target, files)
     return {"repo": wanted.repo, "commit": found.name, "folder": str(target), "base": config.get("base_model_name_or_path"),
             "prompt": example_prompt(read_note(found)), "files": {name: len(content) for name, content in files.items()}}
@@ -42,7 +46,19 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists() and (folder / SEAL_NAME).exists()
 
 
-def _same(folder: Path, files: dict[str, bytes]) -> bool:
-    """Whether a folder that was pulled before has these files; a damaged one may be written again."""
-    return bool(check_seal(folder)) or all(
-        (folder / name).is_file() and (folder / name).read_bytes() == content for name, content in files.items())
+def _refuse_another(folder: Path, files: dict[str, bytes]) -> None:
+    """Raise UsageError for a folder that holds anything but these files, whole or damaged since they were pulled."""
+    try:
+        pulled = read_seal(folder)
+    except IntegrityError:
+        pulled = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if name == SEAL_NAME:
+            continue
+        if name not in files or not path.is_file():
+            raise UsageError(f"{folder}: holds {name} too, which would be lost", "Name a folder that does not exist yet.")
+        same = path.read_bytes() == files[name]
+        if not same and (name == "README.md" or pulled.get(name) != hashlib.sha256(files[name]).hexdigest()):
+            raise UsageError(f"{folder}: its {name} is another one, which would be lost",
+                             "Name a folder that does not exist yet.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, UsageError
-from tunesmith.hub import call, parse_hub_id
-from tunesmith.hub.calls import offline
-from tunesmith.hub.download import not_found, repo_of
+from tunesmith.hub import parse_hub_id
+from tunesmith.hub.download import repo_of
 from tunesmith.rundir import RunFolder
 from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter, hub_name
 from tunesmith.verbs.show import Show, Silent
@@ -26,12 +26,13 @@ def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = N
     adapter: a run, an adapter folder, or the Hub id of one to copy. repo: ORG/NAME, or a name in your own account.
     private: None makes a new repository private and leaves another as it is. message: of the commit. base: the Hub id of the
     base, where the adapter was trained on a local folder of it. license: of the adapter; by default what its folder's card
-    says, else the base's, where the Hub says it. dry_run: only show what would be published. keep_card: where nothing but the
-    card differs, leave the one that is there.
-    Returns repo, commit, url, private (dry_run: what it would be), exists (each None where it is not known), changed (False:
-    all was there already), files (name to bytes), prompt (an example) and card.
+    says, else the repository's, else the base's, where the Hub says it. dry_run: only show what would be published.
+    keep_card: where nothing but the card differs, leave the one that is there.
+    Returns repo, commit, url, private (dry_run: what it would be), exists (each None where it is not known), private_before,
+    changed (False: all was there already), files (name to bytes), prompt (an example) and card.
     Raises UsageError, IntegrityError (a damaged adapter; a secret or a local path in a file), NetworkError.
     """
+    from tunesmith.share.hub_base import find_hub_base
     from tunesmith.share.note import example_prompt
     from tunesmith.share.push import CARD_NAME, Place, assemble, look, publish
 
@@ -39,7 +40,11 @@ def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = N
     wanted = parse_hub_id(repo)
     if wanted is None or wanted.revision:
         raise UsageError(f"{repo}: not the name of a repository", "Write ORG/NAME.")
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
+        raise UsageError(f"--license is {license!r}: not an id of a licence", "Such as apache-2.0, mit, or other.")
     found = find_adapter(os.fspath(adapter), show)
+    if (found.folder / "state.json").exists():
+        raise UsageError(f"{found.folder}: a checkpoint, which nothing has judged", "Push its run, once that is finished.")
     chosen = adapter_base(found, base=None, quantization=None)
     name = base or hub_name(chosen["base"])
     if name is None or "/" not in name or parse_hub_id(name) is None:
@@ -52,11 +57,15 @@ def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = N
             raise
         show.note(f"Whether it exists, and who sees it, is not known: {error.message}.")
         place, seen = Place(repo, None), False
-    on_hub = _license(name, named=base is not None, show=show)
-    card = _card(found, chosen, name, place.repo, license or _own_license(found.folder) or on_hub)
+    hub_base = find_hub_base(name, chosen["base"], chosen["revision"], named=base is not None, tell=show.note, stage=show.stage)
+    if hub_base.commit:
+        chosen["revision"] = hub_base.commit
+    card = _card(found, chosen, name, place.repo,
+                 license or _own_license(found.folder) or place.license or hub_base.license)
     files = assemble(found.folder, _tokenizer_folder(chosen, show), card)
-    told = {"repo": place.repo, "exists": place.private is not None if seen else None, "prompt": example_prompt(card.note),
-            "files": {name: len(content) for name, content in sorted(files.items())}, "card": files[CARD_NAME].decode()}
+    told = {"repo": place.repo, "exists": place.private is not None if seen else None, "private_before": place.private,
+            "prompt": example_prompt(card.note), "files": {name: len(content) for name, content in sorted(files.items())},
+            "card": files[CARD_NAME].decode()}
     if dry_run:
         hidden = place.private is not False and private is not False
         return {**told, "commit": None, "url": None, "private": hidden if seen else None, "changed": False}
@@ -84,7 +93,7 @@ def _card(found: AdapterFiles, chosen: dict[str, Any], name: str, repo: str, lic
 
     if found.run is not None and not RunFolder(found.run).finished():
         raise IntegrityError(f"{found.run}: this run is not finished", "Train it to its end, then push it.")
-    note = read_note(found.folder) | {"base": name, "revision": chosen["revision"], "quantization": chosen["quantization"]}
+    note = read_note(found.folder) | {"base": name, "revision": chosen["revision"]}
     origin = repo_of(found.folder)
     return Card(note, repo, license, f"{origin} at {found.folder.name[:12]}" if origin and origin != repo else None)
 
@@ -98,24 +107,4 @@ def _own_license(folder: Path) -> str | None:
         found = getattr(ModelCard.load(path).data, "license", None) if path.is_file() else None
     except Exception:  # a card is text of anybody's making
         return None
-    return found if isinstance(found, str) else None
-
-
-def _license(base: str, *, named: bool, show: Show) -> str | None:
-    """The base's licence as the Hub tells it: an adapter is a work on top of it. None where it does not say.
-
-    named: the user named this base for it, so it has to be there. Raises NetworkError where it is not.
-    """
-    from huggingface_hub import HfApi
-
-    if offline():
-        return None
-    try:
-        info = call(base, lambda: HfApi().model_info(base), show.note)
-    except TunesmithError as error:
-        if named and not_found(error):
-            raise NetworkError(f"--base {error.message}", error.hint) from None
-        show.note(f"The licence of the base is not known: {error.message}.")
-        return None
-    found = (info.card_data or {}).get("license") if info.card_data else None
     return found if isinstance(found, str) else None

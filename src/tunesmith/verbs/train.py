@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import DiskError, IntegrityError, Interrupted, RecipeError, TunesmithError
+from tunesmith.errors import DiskError, IntegrityError, Interrupted, RecipeError, TunesmithError, UsageError
 from tunesmith.plan import activation_bytes, native_activation_bytes
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder, check_seal
 from tunesmith.train.signals import StopSignal
-from tunesmith.verbs.adapters import weight_hashes
+from tunesmith.verbs.adapters import hub_name, weight_hashes
 from tunesmith.verbs.prepare import Prepared, prepare
 from tunesmith.verbs.show import Show, Silent
 
@@ -49,11 +49,11 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
     with StopSignal() as stop:
         _refuse_another(folder, chosen)
         prepared = prepare(chosen, show)
-        _warn_of_secrets(chosen, show)
+        _warn_of_sharing(chosen, show)
         with folder, _going_on(folder):
             _refuse_another(folder, chosen)
             if folder.finished():
-                damaged = check_seal(folder.path)
+                damaged = [file for file in check_seal(folder.path) if file.name != "README.md"]  # cards may be edited
                 if not damaged:
                     show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
                     return _shared(chosen, folder, folder.read_json(folder.path / "result.json"), show)
@@ -74,12 +74,18 @@ def _going_on(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _warn_of_secrets(recipe: Recipe, show: Show) -> None:
-    """The adapter's note tells how prompts are written, so a prompt that may not leave keeps the adapter here."""
+def _warn_of_sharing(recipe: Recipe, show: Show) -> None:
+    """What will keep the adapter from being pushed is told before it is trained.
+
+    Its note tells how prompts are written, so a prompt that may not leave keeps the adapter here.
+    """
     from tunesmith.share.scan import problems
 
     for problem in problems("tunesmith.json", recipe.data.prompt.encode()):
         show.note(f"data.prompt {problem}: an adapter that was trained with it cannot be pushed.")
+    if recipe.share.repo and hub_name(recipe.model.base) is None:
+        show.note(f"share.repo: the base is {recipe.model.base}, which nobody else can load. Push the run when it is finished, "
+                  f"and name the base's Hub id: tunesmith push RUN {recipe.share.repo} --base ORG/NAME")
 
 
 def _shared(recipe: Recipe, folder: RunFolder, result: dict[str, Any], show: Show) -> dict[str, Any]:
@@ -94,7 +100,7 @@ def _shared(recipe: Recipe, folder: RunFolder, result: dict[str, Any], show: Sho
     except TunesmithError as error:
         show.note(f"The run is whole, but was not pushed. {error}")
         visible = "" if recipe.share.private else " --public"
-        if not isinstance(error, IntegrityError):  # what may not leave does not leave the next time either
+        if not isinstance(error, IntegrityError | UsageError):  # the same command would be refused again
             show.note(f"Push it with: tunesmith push {shlex.quote(str(folder.path))} {recipe.share.repo}{visible}")
         return result | {"pushed": None}
     return result | {"pushed": {key: done[key] for key in ("repo", "commit", "url", "private", "changed")}}
@@ -157,7 +163,10 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
 def _example(recipe: Recipe, judgement: Judgement | None) -> str:
     """A prompt to try the adapter with: a short held-out one, else the template with the columns' names in their places."""
     from tunesmith.share.note import example_prompt
+    from tunesmith.share.scan import problems
 
+    if problems("", recipe.data.prompt.encode()):
+        return "..."
     short = [sample.prompt for sample in (judgement.samples if judgement else []) if len(sample.prompt) <= 110]
     if recipe.data.messages is None and short:
         return short[0]
@@ -258,7 +267,8 @@ def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, 
     targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in engine.trainable()})
     total = everything - trainable
     show.facts({
-        "base": f"{recipe.model.base} ({total / 1e6:,.1f} M parameters) in {recipe.model.quantization}",
+        "base": f"{recipe.model.base} ({total / 1e6:,.1f} M parameters), "
+                + ("not quantised" if recipe.model.quantization == "none" else f"in {recipe.model.quantization}"),
         "data": f"{counts['learn'] + counts['held_out']:,} rows · {counts['learn']:,} to learn from, "
                 f"{counts['held_out']:,} held out",
         "adapter": f"LoRA r={recipe.lora.r} on {', '.join(targets)} · {trainable:,} of {everything / 1e6:,.1f} M "

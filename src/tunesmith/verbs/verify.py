@@ -15,7 +15,7 @@ def verify(target: str | os.PathLike[str], *, show: Show | None = None) -> dict[
     """Re-hash everything in a run, a checkpoint or an adapter, in a folder or by its Hub id.
 
     Returns whole (bool), checked (how many files), damaged (paths) and unsealed (paths of files that nothing vouches
-    for: metrics of a run that is still going, or files that others put there).
+    for: metrics of a run that is still going, or files that others put there), run (whether it is a run, or part of one).
     Raises UsageError when there is no such folder, IntegrityError when nothing in it was ever sealed, NetworkError.
     """
     if is_hub_id(os.fspath(target)):
@@ -23,7 +23,10 @@ def verify(target: str | os.PathLike[str], *, show: Show | None = None) -> dict[
 
         folder = download_adapter(os.fspath(target), show or Silent())  # which checks the Hub's hashes, and the adapter's own
         files = [path for path in folder.rglob("*") if path.is_file()]
-        return {"target": os.fspath(target), "whole": True, "checked": len(files), "damaged": [], "unsealed": []}
-    found = verify_path(Path(target).expanduser())
+        return {"target": os.fspath(target), "whole": True, "checked": len(files), "damaged": [], "unsealed": [],
+                "run": False}
+    path = Path(target).expanduser()
+    found = verify_path(path)
     return {"target": os.fspath(target), "whole": not found.damaged, "checked": len(found.checked),
-            "damaged": [str(path) for path in found.damaged], "unsealed": [str(path) for path in found.unsealed]}
+            "damaged": [str(file) for file in found.damaged], "unsealed": [str(file) for file in found.unsealed],
+            "run": (path / "recipe.yaml").exists() or path.parent.name == "checkpoints"}

@@ -1,0 +1,85 @@
+"""The base of an adapter as the Hub has it: its licence, and whether it is the one that the adapter was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith import embedded
+from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, UsageError
+from tunesmith.hub import call, parse_hub_id
+from tunesmith.hub.calls import Tell, offline
+from tunesmith.hub.download import not_found
+from tunesmith.rundir.seal import sha256_file
+
+
+@dataclass(frozen=True)
+class HubBase:
+    """What the Hub says of a base. commit: its head, where that is known to be what was trained on; else None."""
+
+    license: str | None = None
+    commit: str | None = None
+
+
+def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bool, tell: Tell,
+                  stage: Callable[[str], None]) -> HubBase:
+    """Look a base up. name: its Hub id. trained_on, revision: what the adapter's note names: a folder, or a Hub id.
+
+    named: the user gave the id, so it has to be there, to be a base, and, where that can be told, to have the same weights.
+    Raises NetworkError where it is not there, UsageError where it is no base, IntegrityError where its weights are others.
+    """
+    from tunesmith.share.push import license_of
+
+    if offline():
+        return HubBase()
+    try:
+        info = _info(name, None, tell)
+    except TunesmithError as error:
+        if named and not_found(error):
+            raise NetworkError(f"--base {error.message}", error.hint) from None
+        tell(f"The licence of the base is not known: {error.message}.")
+        return HubBase()
+    if not named or name == trained_on:
+        return HubBase(license_of(info))
+    there = _weights(info)
+    files = {entry.rfilename for entry in info.siblings or []}
+    if "config.json" not in files or "adapter_config.json" in files:
+        raise UsageError(f"--base {name}: not a base: " + ("it is an adapter" if "adapter_config.json" in files else
+                                                           "it has no config.json"), "Name the model that it was trained on.")
+    stage(f"comparing the base with {name}")
+    here = _trained_weights(trained_on, revision, tell)
+    if here is None:
+        tell(f"Whether {name} is the base that it was trained on is not known: {trained_on} is not here.")
+        return HubBase(license_of(info))
+    if here != there:
+        different = sorted(file for file in here | there if here.get(file) != there.get(file))
+        raise IntegrityError(f"--base {name}: other weights than those it was trained on, {trained_on} ({different[0]})",
+                             "Name the repository that has these, or publish them.")
+    return HubBase(license_of(info), str(info.sha))
+
+
+def _info(name: str, revision: str | None, tell: Tell) -> Any:
+    from huggingface_hub import HfApi
+
+    return call(name, lambda: HfApi().model_info(name, revision=revision, files_metadata=True), tell)
+
+
+def _weights(info: Any) -> dict[str, str]:
+    """SHA-256 of the files of weights that the Hub lists, by name; a small one's git hash."""
+    return {entry.rfilename: entry.lfs.sha256 if entry.lfs else f"git {entry.blob_id}" for entry in info.siblings or []
+            if entry.rfilename.endswith(".safetensors") and "/" not in entry.rfilename}
+
+
+def _trained_weights(trained_on: str, revision: str | None, tell: Tell) -> dict[str, str] | None:
+    """The same of what an adapter was trained on; None where that cannot be had."""
+    folder = embedded.path_of(trained_on) or Path(trained_on).expanduser()
+    if folder.is_dir():
+        return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+    if parse_hub_id(trained_on) is None:
+        return None
+    try:
+        return _weights(_info(trained_on, revision, tell))
+    except TunesmithError:
+        return None
