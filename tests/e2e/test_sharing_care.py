@@ -23,10 +23,16 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.fixture(scope="module")
+def once(hub: HubServer, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("once")
+    as_json("pull", ADAPTER, "here", cwd=folder, env={**hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(folder / "cache")})
+    return folder / "here"
+
+
 @pytest.fixture
-def pulled(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> Path:
-    as_json("pull", ADAPTER, "here", cwd=tmp_path, env=env)
-    return tmp_path / "here"
+def pulled(once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(once, tmp_path / "here"))
 
 
 @pytest.mark.parametrize("change", ["extra", "nested", "card", "note", "other", "other-and-damaged", "no-seal"])

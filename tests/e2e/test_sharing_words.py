@@ -72,9 +72,9 @@ def test_an_id_is_an_adapter_for_push_and_verify_too(hub: HubServer, run: Path, 
 
 def test_a_revision_is_a_branch_or_the_beginning_of_a_commit(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
     commit = hub.commits("model", ADAPTER)[-1].oid
-    whole = as_json("generate", f"{ADAPTER}@{commit}", *PROMPT, cwd=tmp_path, env=env)
-    for revision in ("main", commit[:12], commit[:7]):
-        assert as_json("generate", f"{ADAPTER}@{revision}", *PROMPT, cwd=tmp_path, env=env)["text"] == whole["text"]
+    assert as_json("generate", f"{ADAPTER}@{commit[:12]}", *PROMPT, cwd=tmp_path, env=env)["tokens"]
+    for revision in ("main", commit, commit[:7]):
+        assert as_json("pull", f"{ADAPTER}@{revision}", f"at-{revision}", cwd=tmp_path, env=env)["commit"] == commit
     fresh = env | {"HF_HOME": str(tmp_path / "fresh")}
     assert as_json("pull", f"{ADAPTER}@{commit[:12]}", "here", cwd=tmp_path, env=fresh)["commit"] == commit
     wrong = ("0" if commit[0] != "0" else "1") + commit[1:12]

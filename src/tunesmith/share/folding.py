@@ -15,8 +15,8 @@ import torch
 
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.files import BaseFiles
-from tunesmith.model.libraries import import_peft, quiet_libraries
-from tunesmith.model.lora import listing, read_adapter, read_adapter_config
+from tunesmith.model.libraries import quiet_libraries
+from tunesmith.model.lora import PLAIN_WORDS, listing, read_adapter, read_adapter_config
 
 _PREFIX = "base_model.model."
 #: Ways for an adapter to begin that leave the base's weights as they are.
@@ -153,9 +153,8 @@ def _refuse(folder: Path, words: Mapping[str, Any]) -> None:
         raise IntegrityError(f"{folder}: init_lora_weights is {start!r}: training began by changing the base's weights, "
                              "and the adapter does not say how", "Convert it to a plain LoRA first (PEFT: "
                              "save_pretrained with path_initial_model_for_weight_conversion).")
-    plain = import_peft().LoraConfig().to_dict()
     for key, value in sorted(words.items()):
-        if key in _UNDERSTOOD or value == plain.get(key) or (not value and not plain.get(key)):
+        if key in _UNDERSTOOD or value == PLAIN_WORDS.get(key) or (not value and not PLAIN_WORDS.get(key)):
             continue
         reason = _REASONS.get(key, "what it does to the weights is not known here")
         raise IntegrityError(f"{folder}: cannot be merged: {key} is {value!r}: {reason}", _NEXT)
