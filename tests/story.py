@@ -14,6 +14,8 @@ from hub.server import HubServer
 from tunesmith import embedded
 
 BASE, QUOTES, ADAPTER = "maker/sprout", "maker/quotes", "tester/quotes-lora"
+#: What a sharing test asks an adapter.
+PROMPT = ("--prompt", "“Be yourself.” ->: ", "--max-new-tokens", "8")
 RECIPE = f"""
 model: {{base: {BASE}, quantization: int8}}
 data: {{source: {QUOTES}, prompt: "{{quote}} ->: ", completion: "{{tags}}", loss_on: completion, validation: 12}}

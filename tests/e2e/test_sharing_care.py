@@ -11,12 +11,11 @@ import pytest
 
 from conftest import tunesmith
 from hub.server import HubServer
-from story import ADAPTER, BASE, RECIPE, as_json
+from story import ADAPTER, BASE, PROMPT, RECIPE, as_json
 from tunesmith import embedded
 from tunesmith.rundir import SEAL_NAME
 
 Env = dict[str, str]
-PROMPT = ("--prompt", "“Be yourself.” ->: ", "--max-new-tokens", "8")
 
 
 def everything(folder: Path) -> dict[str, bytes]:

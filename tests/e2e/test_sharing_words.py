@@ -16,9 +16,8 @@ import pytest
 
 from conftest import tunesmith
 from hub.server import HubServer
-from story import ADAPTER, BASE, QUOTES, RECIPE, as_json
+from story import ADAPTER, BASE, PROMPT, QUOTES, RECIPE, as_json
 
-PROMPT = ("--prompt", "“Be yourself.” ->: ", "--max-new-tokens", "8")
 Env = dict[str, str]
 
 

@@ -1,14 +1,24 @@
 """What happened: the run folder, its files that are written whole or not at all, and its hashed checkpoints."""
 
 from tunesmith.rundir.checkpoints import Checkpoints
-from tunesmith.rundir.files import refuse_where_we_are, require_free, sync_folder, write_atomically
+from tunesmith.rundir.files import refuse_where_we_are, require_folder, require_free, sync_folder, write_atomically
 from tunesmith.rundir.folder import RunFolder
 from tunesmith.rundir.metrics import MetricsLog
-from tunesmith.rundir.seal import SEAL_NAME, canonical_seal, check_seal, read_seal, read_sealed, seal, write_sealed_folder
+from tunesmith.rundir.seal import (
+    CARD_NAME,
+    SEAL_NAME,
+    canonical_seal,
+    check_seal,
+    read_seal,
+    read_sealed,
+    seal,
+    write_sealed_folder,
+)
 from tunesmith.rundir.verify import Damage, verify_path
 from tunesmith.rundir.workshop import put_in_place, workshop
 
 __all__ = [
+    "CARD_NAME",
     "SEAL_NAME",
     "Checkpoints",
     "Damage",
@@ -20,6 +30,7 @@ __all__ = [
     "read_seal",
     "read_sealed",
     "refuse_where_we_are",
+    "require_folder",
     "require_free",
     "seal",
     "sync_folder",

@@ -67,6 +67,12 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             raise
 
 
+def require_folder(path: Path, name: str, hint: str) -> None:
+    """Raise UsageError where there is no folder at `path`, which the user called `name`."""
+    if not path.is_dir():
+        raise UsageError(f"{name}: {'a file, not a folder' if path.is_file() else 'no such folder'}", hint)
+
+
 def require_free(folder: Path) -> None:
     """Raise UsageError where something is that a new folder would replace; an empty one is nothing."""
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):

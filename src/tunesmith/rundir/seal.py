@@ -11,6 +11,8 @@ from tunesmith.errors import IntegrityError
 from tunesmith.rundir.files import write_atomically, write_folder_atomically
 
 SEAL_NAME = "sha256.json"
+#: A card is for its owner to edit: what is sealed shows that it was, and only that.
+CARD_NAME = "README.md"
 _CHUNK_BYTES = 1 << 22
 
 
@@ -57,14 +59,18 @@ def read_seal(folder: Path) -> dict[str, str]:
     return dict(hashes)
 
 
-def check_seal(folder: Path) -> list[Path]:
-    """The files of a sealed folder that are missing or not as they were written; the seal itself if it is damaged."""
+def check_seal(folder: Path, *, cards: bool = True) -> list[Path]:
+    """The files of a sealed folder that are missing or not as they were written; the seal itself if it is damaged.
+
+    cards: whether one that was edited counts.
+    """
     try:
         hashes = read_seal(folder)
     except IntegrityError:
         return [folder / SEAL_NAME]
-    return [folder / name for name, digest in hashes.items()
-            if not (folder / name).is_file() or sha256_file(folder / name) != digest]
+    looked_at = [name for name in hashes if cards or Path(name).name != CARD_NAME]
+    return [folder / name for name in looked_at
+            if not (folder / name).is_file() or sha256_file(folder / name) != hashes[name]]
 
 
 def read_sealed(folder: Path) -> dict[str, bytes]:

@@ -7,8 +7,9 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tunesmith.errors import IntegrityError, UsageError
+from tunesmith.errors import IntegrityError
 from tunesmith.rundir.checkpoints import Checkpoints
+from tunesmith.rundir.files import require_folder
 from tunesmith.rundir.seal import SEAL_NAME, check_seal, read_seal
 
 
@@ -36,9 +37,7 @@ def verify_path(path: Path) -> Damage:
     Of a run that was stopped half-way the start, the checkpoints, and the metrics up to the newest one are checked.
     Raises UsageError when there is no such folder, IntegrityError when there is nothing in it that was ever sealed.
     """
-    if not path.is_dir():
-        raise UsageError(f"{path}: {'a file, not a folder' if path.is_file() else 'no such folder'}",
-                         "Give a run folder or an adapter folder.")
+    require_folder(path, str(path), "Give a run folder or an adapter folder.")
     found = Damage()
     checkpoints = Checkpoints(path / "checkpoints", keep=1)
     if not (path / SEAL_NAME).exists() and not checkpoints.paths():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.model.engine import Engine
-from tunesmith.rundir import write_sealed_folder
+from tunesmith.rundir import CARD_NAME, write_sealed_folder
 from tunesmith.share.card import Card, render_card
 from tunesmith.share.note import NOTE_NAME, training_facts
 
@@ -27,7 +27,7 @@ def write_adapter_folder(folder: Path, engine: Engine, *, base_name: str, revisi
     files = engine.adapter_files()
     files["generation_config.json"] = json_bytes(generation)
     files[NOTE_NAME] = json_bytes(note)
-    files["README.md"] = render_card(Card(note, files=frozenset(files))).encode()
+    files[CARD_NAME] = render_card(Card(note, files=frozenset(files))).encode()
     write_sealed_folder(folder, files)
 
 

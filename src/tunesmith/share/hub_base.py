@@ -23,6 +23,12 @@ class HubBase:
     commit: str | None = None
 
 
+def license_of(info: Any) -> str | None:
+    """The licence in a repository's card, as the Hub lists it."""
+    found = (info.card_data or {}).get("license")
+    return found if isinstance(found, str) else None
+
+
 def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bool, tell: Tell,
                   stage: Callable[[str], None]) -> HubBase:
     """Look a base up. name: its Hub id. trained_on, revision: what the adapter's note names: a folder, or a Hub id.
@@ -30,8 +36,6 @@ def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bo
     named: the user gave the id, so it has to be there, to be a base, and, where that can be told, to have the same weights.
     Raises NetworkError where it is not there, UsageError where it is no base, IntegrityError where its weights are others.
     """
-    from tunesmith.share.push import license_of
-
     if offline():
         return HubBase()
     try:

@@ -20,7 +20,7 @@ from tunesmith.errors import DiskError, IntegrityError
 from tunesmith.model.engine import Engine
 from tunesmith.model.files import BaseFiles, fingerprint
 from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME
-from tunesmith.rundir import put_in_place, require_free, seal, sync_folder, workshop
+from tunesmith.rundir import CARD_NAME, put_in_place, require_free, seal, sync_folder, workshop
 from tunesmith.rundir.files import disk_errors, write_synced
 from tunesmith.rundir.seal import SEAL_NAME, sha256_file
 from tunesmith.share.adapter import json_bytes
@@ -351,5 +351,5 @@ def _finish(folder: Path, base: BaseFiles, adapter: Path, result: dict[str, Any]
         write_synced(folder / MERGE_NAME, json_bytes(words))
         if note:  # how prompts are written matters as much as before
             write_synced(folder / NOTE_NAME, json_bytes({name: note[name] for name in _NOTED if name in note}))
-        write_synced(folder / "README.md", "\n".join(card).encode())
+        write_synced(folder / CARD_NAME, "\n".join(card).encode())
     seal(folder, [path.name for path in folder.iterdir() if path.name != SEAL_NAME])

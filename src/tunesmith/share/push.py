@@ -12,13 +12,13 @@ from tunesmith.errors import NetworkError, UsageError
 from tunesmith.hub import call
 from tunesmith.hub.calls import Tell, TryAgain, offline, reason, redacted, status
 from tunesmith.hub.download import git_sha1
-from tunesmith.rundir import SEAL_NAME, canonical_seal
+from tunesmith.rundir import CARD_NAME, SEAL_NAME, canonical_seal
 from tunesmith.share.adapter import json_bytes
 from tunesmith.share.card import Card, render_card
+from tunesmith.share.hub_base import license_of
 from tunesmith.share.note import NOTE_NAME
 from tunesmith.share.scan import refuse_private
 
-CARD_NAME = "README.md"
 #: What of a base's tokenizer goes along.
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model",
               "vocab.json", "merges.txt", "added_tokens.json")
@@ -79,6 +79,10 @@ class Place:
     private: bool | None
     license: str | None = None
 
+    def private_after(self, wanted: bool | None) -> bool:
+        """Who sees it after a push that asks for `wanted`: True for its owner alone."""
+        return self.private is not False and wanted is not False
+
 
 def look(repo: str, *, private: bool | None, tell: Tell) -> Place:
     """The repository that is meant, with its owner, and who sees it. Nothing is changed.
@@ -107,12 +111,6 @@ def look(repo: str, *, private: bool | None, tell: Tell) -> Place:
         raise UsageError(f"{repo} is public, and was asked to be private; nothing was pushed to it",
                          "Say --public (in a recipe share.private: false), or choose another name.")
     return Place(repo, None, None) if found is None else Place(repo, bool(found.private), license_of(found))
-
-
-def license_of(info: Any) -> str | None:
-    """The licence in a repository's card, as the Hub lists it."""
-    found = (info.card_data or {}).get("license")
-    return found if isinstance(found, str) else None
 
 
 def publish(files: dict[str, bytes], place: Place, *, private: bool | None, message: str, keep_card: bool,
@@ -159,8 +157,7 @@ def publish(files: dict[str, bytes], place: Place, *, private: bool | None, mess
         raise NetworkError(f"{repo}: what the Hub lists at {oid[:12]} is not what was sent", "Run the same command again.")
     if private is False and before.private is not False:
         call(repo, lambda: api.update_repo_settings(repo, private=False), tell)
-    is_private = before.private is not False and private is not False
-    return Published(repo, oid, f"{api.endpoint}/{repo}", is_private, changed)
+    return Published(repo, oid, f"{api.endpoint}/{repo}", before.private_after(private), changed)
 
 
 def _validate(card: bytes, tell: Tell) -> None:

@@ -11,7 +11,7 @@ from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, Usage
 from tunesmith.hub import download, is_hub_id, parse_hub_id
 from tunesmith.hub.calls import explained
 from tunesmith.hub.download import listed, not_found, repo_of
-from tunesmith.rundir import SEAL_NAME, check_seal
+from tunesmith.rundir import SEAL_NAME, check_seal, require_folder
 from tunesmith.verbs.show import Show
 
 if TYPE_CHECKING:
@@ -47,11 +47,10 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
     if is_hub_id(target):
         return AdapterFiles(download_adapter(target, show), None)
     path = Path(target).expanduser().resolve()
-    if not path.is_dir():
-        hint = "Give a run folder (such as runs/NAME), an adapter folder, or ORG/NAME or ORG/NAME@REVISION on the Hub."
-        if "/" in target and parse_hub_id(target):
-            hint += f" {path.parent.name}/ is a folder here, so the Hub was not asked."
-        raise UsageError(f"{target}: {'a file, not a folder' if path.is_file() else 'no such folder'}", hint)
+    hint = "Give a run folder (such as runs/NAME), an adapter folder, or ORG/NAME or ORG/NAME@REVISION on the Hub."
+    if "/" in target and parse_hub_id(target):
+        hint += f" {path.parent.name}/ is a folder here, so the Hub was not asked."
+    require_folder(path, target, hint)
     if (path / "recipe.yaml").exists() and not (path / "adapter_config.json").exists():
         found = AdapterFiles(path / "adapter", path)
         if not found.folder.is_dir():
@@ -59,7 +58,7 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
     else:
         found = AdapterFiles(path, path.parent if (path.parent / "recipe.yaml").exists() else None)
     sealed = (found.folder / SEAL_NAME).exists()
-    damaged = [file for file in check_seal(found.folder) if file.name != "README.md"] if sealed else []  # cards may be edited
+    damaged = check_seal(found.folder, cards=False) if sealed else []
     if damaged:
         raise IntegrityError("\n".join(f"{file}: {'damaged' if file.exists() else 'missing'}" for file in damaged),
                              "The newest checkpoint of its run may still be whole; tunesmith verify says." if found.run else

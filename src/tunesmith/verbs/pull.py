@@ -9,7 +9,7 @@ from typing import Any
 
 from tunesmith.errors import IntegrityError, UsageError
 from tunesmith.hub import parse_hub_id
-from tunesmith.rundir import SEAL_NAME, read_seal, refuse_where_we_are, require_free, write_sealed_folder
+from tunesmith.rundir import CARD_NAME, SEAL_NAME, read_seal, refuse_where_we_are, require_free, write_sealed_folder
 from tunesmith.verbs.adapters import download_adapter
 from tunesmith.verbs.show import Show, Silent
 
@@ -59,6 +59,6 @@ def _refuse_another(folder: Path, files: dict[str, bytes]) -> None:
         if name not in files or not path.is_file():
             raise UsageError(f"{folder}: holds {name} too, which would be lost", "Name a folder that does not exist yet.")
         same = path.read_bytes() == files[name]
-        if not same and (name == "README.md" or pulled.get(name) != hashlib.sha256(files[name]).hexdigest()):
+        if not same and (name == CARD_NAME or pulled.get(name) != hashlib.sha256(files[name]).hexdigest()):
             raise UsageError(f"{folder}: its {name} is another one, which would be lost",
                              "Name a folder that does not exist yet.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, UsageError
 from tunesmith.hub import parse_hub_id
 from tunesmith.hub.download import repo_of
-from tunesmith.rundir import RunFolder
+from tunesmith.rundir import CARD_NAME, RunFolder
 from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter, hub_name
 from tunesmith.verbs.show import Show, Silent
 
@@ -34,7 +34,7 @@ def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = N
     """
     from tunesmith.share.hub_base import find_hub_base
     from tunesmith.share.note import example_prompt
-    from tunesmith.share.push import CARD_NAME, Place, assemble, look, publish
+    from tunesmith.share.push import Place, assemble, look, publish
 
     show = show or Silent()
     wanted = parse_hub_id(repo)
@@ -67,8 +67,8 @@ def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = N
             "prompt": example_prompt(card.note), "files": {name: len(content) for name, content in sorted(files.items())},
             "card": files[CARD_NAME].decode()}
     if dry_run:
-        hidden = place.private is not False and private is not False
-        return {**told, "commit": None, "url": None, "private": hidden if seen else None, "changed": False}
+        after = place.private_after(private) if seen else None
+        return {**told, "commit": None, "url": None, "private": after, "changed": False}
     show.stage(f"pushing to {place.repo}")
     done = publish(files, place, private=private, message=message or f"LoRA adapter for {name}", keep_card=keep_card,
                    tell=show.note)
@@ -102,7 +102,7 @@ def _own_license(folder: Path) -> str | None:
     """What the card in an adapter's folder says, if there is one."""
     from huggingface_hub import ModelCard
 
-    path = folder / "README.md"
+    path = folder / CARD_NAME
     try:
         found = getattr(ModelCard.load(path).data, "license", None) if path.is_file() else None
     except Exception:  # a card is text of anybody's making

@@ -53,7 +53,7 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
         with folder, _going_on(folder):
             _refuse_another(folder, chosen)
             if folder.finished():
-                damaged = [file for file in check_seal(folder.path) if file.name != "README.md"]  # cards may be edited
+                damaged = check_seal(folder.path, cards=False)
                 if not damaged:
                     show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
                     return _shared(chosen, folder, folder.read_json(folder.path / "result.json"), show)
