@@ -47,6 +47,17 @@ def test_merge_keeps_the_nearer_and_plain_transformers_loads_it(run: Path, tmp_p
     assert set(gguf["files"]) == {"model.gguf", "Modelfile"}
 
 
+def test_rows_that_the_run_dropped_do_not_stop_a_merge(tmp_path: Path) -> None:
+    """One row's prompt alone fills max_length: the run drops it, and so does the merge of that run."""
+    rows = [{"quote": f"Be {n} times yourself.", "tags": ["self"]} for n in range(40)] + [{"quote": "very " * 300, "tags": ["long"]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "my.yaml").write_text(RECIPE.replace("embedded:quotes", "rows.jsonl").replace(
+        "validation: 12", "validation: 12, max_length: 64, overlong: drop"))
+    tunesmith_json("train", "my.yaml", cwd=tmp_path)
+    found: dict[str, Any] = tunesmith_json("merge", "runs/my", "one", cwd=tmp_path)
+    assert "held-out rows" in found["measured_on"]
+
+
 def test_export_writes_what_llama_cpp_reads(run: Path, tmp_path: Path) -> None:
     from gguf import GGUFReader
 

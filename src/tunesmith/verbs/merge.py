@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +80,12 @@ def _rows(found: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os
         chosen = load_recipe(os.fspath(path))
         if chosen.data.validation:
             show.stage("reading held-out rows")
-            rules = Rules(chosen.data.loss_on, chosen.data.append_eos, min(chosen.data.max_length, longest), "truncate")
-            rows = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules).held_out[:_ROWS]
+            # By the run's own rules, which its rows have passed; of them those that are not too long to measure on.
+            most = min(chosen.data.max_length, base.positions or chosen.data.max_length)
+            rules = Rules(chosen.data.loss_on, chosen.data.append_eos, most, chosen.data.overlong)
+            held_out = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules).held_out
+            cut = [replace(row, ids=row.ids[:longest], learnt=row.learnt[:longest]) for row in held_out]
+            rows = ([row for row in held_out if len(row.ids) <= longest] or [row for row in cut if any(row.learnt)])[:_ROWS]
             if rows:
                 return rows, f"{len(rows)} held-out rows"
     plain = parse_recipe('data: {source: "embedded:quotes", prompt: "{quote}", completion: " ({author})", validation: 64}\n'
