@@ -143,6 +143,7 @@ def load_ours(cell: Cell, folder: Path) -> tuple[Any, Callable[[list[Row]], Any]
     import torch
 
     from tunesmith.model.build import build_for_training
+    from tunesmith.model.dropout import sample_seeds
     from tunesmith.model.files import locate_base
     from tunesmith.model.lora import LoraSettings
     from tunesmith.model.tokenizer import load_tokenizer
@@ -163,7 +164,8 @@ def load_ours(cell: Cell, folder: Path) -> tuple[Any, Callable[[list[Row]], Any]
     scaler, cut = build_scaler(engine.dtype, engine.device), Cut(None, cell.micro_tokens, 512)
 
     def take_step(rows: list[Row]) -> Any:
-        return optimiser_step(engine, optimizer, scaler, rows, step=1, cut=cut, max_grad_norm=1.0)
+        return optimiser_step(engine, optimizer, scaler, rows, step=1, cut=cut, max_grad_norm=1.0,
+                              dropout_seeds=sample_seeds(0, 0, len(rows)))
 
     return engine, take_step, load_s
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tunesmith.model.dropout import sample_seeds
 from tunesmith.model.lora import LoraSettings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")]
@@ -71,7 +72,7 @@ def step(engine: Any, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     """(each row's loss, every gradient one after another), on the CPU."""
     for parameter in engine.trainable().values():
         parameter.grad = None
-    losses = engine.accumulate(rows, torch.full((), 1e-2, device=engine.device)).clone()
+    losses = engine.accumulate(rows, torch.full((), 1e-2, device=engine.device), sample_seeds(0, 0, len(rows))).clone()
     return losses.cpu(), torch.cat([parameter.grad.flatten() for parameter in engine.trainable().values()]).cpu()
 
 
@@ -194,3 +195,39 @@ judge: {{stop_rows: 0, samples: 0}}
     result = tunesmith.train(recipe, run=tmp_path / "run")
     assert result["engine"] == "native"
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize("name", ["native", "hf"])
+def test_a_cut_draws_the_same_dropout_on_a_gpu_and_a_cpu(family: str, name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(family)
+    rows = [Row(length) for length in (90, 20, 1, 333, 70)]
+    seeds = sample_seeds(3, 10, 5)
+    found = []
+    for device, parts in (("cpu", [[0, 1, 2, 3, 4]]), ("cuda", [[0, 1, 2, 3, 4]]), ("cuda", [[4, 0], [3], [1, 2]])):
+        engine = engine_of(folder, "float32", device=device, dropout=0.3, name=name)
+        losses = torch.zeros(5)
+        for part in parts:
+            weight = torch.full((), 1e-2, device=engine.device)
+            losses[part] = engine.accumulate([rows[i] for i in part], weight, [seeds[i] for i in part]).cpu()
+        found.append((losses, torch.cat([p.grad.flatten().cpu() for p in engine.trainable().values()])))
+    for losses, gradient in found[1:]:
+        assert torch.allclose(losses, found[0][0], rtol=2e-3)
+        assert cosine(gradient, found[0][1]) > 0.9999
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("lengths", [(600, 20, 1, 333), (1024, 1024)], ids=["ragged", "one length"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_the_second_gpu_computes_what_the_first_does(llama: Path, quantization: str, lengths: tuple[int, ...]) -> None:
+    """Kernels and graphs belong to the tensors' device, which is not the current one here."""
+    rows = [Row(length) for length in lengths]
+    for name in ("native", "hf"):
+        engines = [engine_of(llama, "bfloat16", quantization, f"cuda:{i}", dropout=0.1, name=name) for i in (0, 1)]
+        for _ in range(3):  # by itself, captured, replayed
+            first, second = (step(engine, rows) for engine in engines)
+            assert torch.allclose(first[0], second[0], rtol=1e-3)
+            assert cosine(first[1], second[1]) > 0.9999
+        answers = [engine.generate([rows[0].ids[:9]], 8) for engine in engines]
+        assert len(answers[0][0].ids) == len(answers[1][0].ids)
+    assert torch.cuda.current_device() == 0

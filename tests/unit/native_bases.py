@@ -18,6 +18,7 @@ import transformers
 
 from tunesmith import embedded
 from tunesmith.model.build import build_for_training
+from tunesmith.model.dropout import sample_seeds
 from tunesmith.model.files import BaseFiles, locate_base
 from tunesmith.model.lora import LoraSettings
 
@@ -181,11 +182,12 @@ def pair(base: BaseFiles, **settings: Any) -> tuple[Any, Any]:
     return hf, native
 
 
-def gradients(engine: Any, rows: Sequence[Any], weight: float = 0.1) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(each row's loss, each gradient) of one `accumulate`."""
+def gradients(engine: Any, rows: Sequence[Any], weight: float = 0.1,
+              seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(each row's loss, each gradient) of one `accumulate`. seeds: of the rows' dropout; by default those of a first step."""
     for parameter in engine.trainable().values():
         parameter.grad = None
-    losses = engine.accumulate(rows, torch.tensor(weight)).clone()
+    losses = engine.accumulate(rows, torch.tensor(weight), seeds or sample_seeds(0, 0, len(rows))).clone()
     return losses, {name: parameter.grad.clone() for name, parameter in engine.trainable().items()}
 
 

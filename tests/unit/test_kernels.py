@@ -20,6 +20,7 @@ pytest.importorskip("triton")
 import numpy as np
 import torch.nn.functional as F
 
+from tunesmith.model.dropout import sample_seeds, token_keys
 from tunesmith.model.native.kernels import activations, cross_entropy, dequantize, dropout, fp8, norm, rope
 from tunesmith.model.native.kernels import activations_triton as activations_t
 from tunesmith.model.native.kernels import cross_entropy_triton as cross_entropy_t
@@ -124,7 +125,7 @@ def test_public_functions_go_to_the_device_s_kernel() -> None:
     y = x.clone().view(3, 5, 4)
     rope.rotate_(y, w[:6].view(3, 2), w[6:12].view(3, 2), False)
     assert not torch.equal(y.view(3, 20), x)
-    assert torch.equal(dropout.dropout(x, 0.5, torch.tensor([7], device=DEVICE), 1), dropout.dropout_plain(x, 0.5, torch.tensor([7], device=DEVICE), 1))
+    assert torch.equal(dropout.dropout(x, 0.5, keys_of(3), 1), dropout.dropout_plain(x, 0.5, keys_of(3), 1))
     check(cross_entropy.cross_entropy(x, torch.tensor([1, -100, 19], device=DEVICE), None), cross_entropy.cross_entropy_plain(x, torch.tensor([1, -100, 19], device=DEVICE), None), x.dtype, "loss")
     q = torch.ones(3, 20, dtype=torch.int8, device=DEVICE)
     assert torch.equal(dequantize.dequantize_int8(q, w[:3], torch.empty_like(x)), w[:3, None].expand(3, 20))
@@ -328,8 +329,8 @@ def test_rotate_takes_heads_in_front_of_tokens() -> None:
 # ---- dropout
 
 
-def kept_by_formula(count: int, p: float, seed: int, salt: int, start: int = 0) -> np.ndarray:
-    """The mask again in numpy's unsigned numbers; `start` a multiple of 2**32."""
+def kept_by_formula(keys: Tensor, columns: int, p: float, salt: int) -> np.ndarray:
+    """The mask again in numpy's unsigned numbers [N, C]."""
     def mix(h: np.ndarray) -> np.ndarray:
         h = (h ^ h >> 16) * np.uint32(0x7FEB352D)
         h = (h ^ h >> 15) * np.uint32(0x846CA68B)
@@ -340,52 +341,54 @@ def kept_by_formula(count: int, p: float, seed: int, salt: int, start: int = 0) 
 
     salt_1 = mix(one(salt + 0x9E3779B9))
     salt_2 = mix(salt_1 + one(0x9E3779B9))
-    key_1 = mix(one(seed) ^ salt_1)
-    key_2 = mix(key_1 + (one(seed >> 32) ^ salt_2))
-    return mix(mix(np.arange(count, dtype=np.uint32) ^ key_1) ^ key_2 ^ mix(one(start >> 32))) >= int(p * 2**32)
+    rows = []
+    for key in keys.tolist():
+        key_1 = mix(one(key) ^ salt_1)
+        key_2 = mix(key_1 + (one(key >> 32) ^ salt_2))
+        rows.append(mix(mix(np.arange(columns, dtype=np.uint32) ^ key_1) ^ key_2) >= int(p * 2**32))
+    return np.stack(rows)
 
 
-def seed_tensor(value: int) -> Tensor:
-    return torch.tensor([value], dtype=torch.int64, device=DEVICE)
+def keys_of(tokens: int, value: int = seed, number: int = 0) -> Tensor:
+    """The keys of a sample's tokens."""
+    return torch.from_numpy(token_keys(sample_seeds(value, number, 1), [tokens], tokens)).to(DEVICE)
 
 
 @each_dtype
-@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (2, 4099), (17, 1000)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (2, 4099), (17, 1000), (5, 9000)], ids=str)
 def test_dropout_is_the_same_everywhere(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     x = randn(*shape, dtype=dtype, outliers=True)
     for p, salt in ((0.05, 0), (0.5, 1), (0.9, 2**32 - 1), (1e-12, 77)):
-        value = random.Random(seed + salt).randrange(-(2**63), 2**63)
-        plain = dropout.dropout_plain(x, p, seed_tensor(value), salt)
-        triton = dropout_t.dropout_triton(x, p, seed_tensor(value), salt)
+        keys = keys_of(shape[0], seed + salt)
+        plain = dropout.dropout_plain(x, p, keys, salt)
+        triton = dropout_t.dropout_triton(x, p, keys, salt)
         assert plain.dtype == triton.dtype == dtype
         assert torch.equal(plain.view(torch.uint8), triton.view(torch.uint8)), f"p {p}, salt {salt}, seed {seed}"
-        assert torch.equal(plain, dropout.dropout_plain(x, p, seed_tensor(value), salt)), seed
-        kept = torch.from_numpy(kept_by_formula(x.numel(), p, value, salt)).view(shape).to(DEVICE)
+        assert torch.equal(plain, dropout.dropout_plain(x, p, keys, salt)), seed
+        kept = torch.from_numpy(kept_by_formula(keys, shape[1], p, salt)).to(DEVICE)
         want = torch.where(kept, x.double() / (1 - p), 0)
         check(plain, want, dtype, f"p {p}, salt {salt}")
         assert torch.equal((plain != 0) | (x == 0), kept | (x == 0)), seed
 
 
-@pytest.mark.parametrize("start", [0, 2**32, 5 * 2**32])
-def test_dropout_masks_of_numpy_and_torch_are_one_formula(start: int) -> None:
+def test_dropout_masks_of_numpy_and_torch_are_one_formula() -> None:
     for p, salt in ((0.05, 0), (0.7, 12345)):
-        value = random.Random(seed + salt).randrange(-(2**63), 2**63)
-        want = torch.from_numpy(~kept_by_formula(1000, p, value, salt, start))
-        where = torch.tensor([value])
-        assert torch.equal(dropout._numpy_masks(1024, p, where, salt)(start, 1000), want), seed
-        assert torch.equal(dropout._torch_masks(1024, p, where, salt)(start, 1000), want), seed
-        assert torch.equal(dropout._torch_masks(256, p, where, salt)(start + 512, 256), want[512:768]), seed
-        assert torch.equal(dropout._numpy_masks(256, p, where, salt)(start + 512, 256), want[512:768]), seed
+        keys = keys_of(40, seed + salt).cpu()
+        want = torch.from_numpy(~kept_by_formula(keys, 999, p, salt))
+        assert torch.equal(dropout._numpy_mask(keys, 999, p, salt), want), seed
+        assert torch.equal(dropout._torch_mask(keys, 999, p, salt), want), seed
+        assert torch.equal(dropout._torch_mask(keys[7:9], 999, p, salt), want[7:9]), seed
 
 
 def test_dropout_keeps_its_share_and_masks_are_unlike() -> None:
     rows, columns, p = 64, 4096, 0.3
-    ones, base = torch.ones(rows, columns, device=DEVICE), random.Random(seed).randrange(2**62)
+    ones = torch.ones(rows, columns, device=DEVICE)
 
-    def mask(value: int, salt: int) -> Tensor:
-        return (dropout.dropout(ones, p, seed_tensor(value), salt) != 0).double()
+    def mask(value: int, salt: int, number: int = 0) -> Tensor:
+        return (dropout.dropout(ones, p, keys_of(rows, value, number), salt) != 0).double()
 
-    masks = [mask(base, 3), mask(base, 4), mask(base, 3 + 2**31), mask(base + 1, 3), mask(base + 2**32, 3), mask(base ^ 2**63 - 1, 3)]
+    masks = [mask(seed, 3), mask(seed, 4), mask(seed, 3 + 2**31), mask(seed + 1, 3), mask(seed + 2**32, 3), mask(seed, 3, 1),
+             mask(seed, 3, 2**32)]
     sigma = (p * (1 - p) / ones.numel()) ** 0.5
     for one in masks:
         assert abs(float(one.mean()) - (1 - p)) < 5 * sigma, seed
@@ -399,21 +402,34 @@ def test_dropout_keeps_its_share_and_masks_are_unlike() -> None:
         assert abs(pair) < 6 / ones.numel() ** 0.5, (lag, seed)
 
 
+def test_token_keys_belong_to_the_sample_wherever_it_lies() -> None:
+    seeds, lengths = sample_seeds(seed, 7, 3), [5, 1, 9]
+    together = token_keys(seeds, lengths, 20)
+    assert not together[15:].any(), "padding"
+    alone = np.concatenate([token_keys([each], [length], length) for each, length in zip(seeds, lengths, strict=True)])
+    assert (together[:15] == alone).all()
+    assert (token_keys(seeds[::-1], lengths[::-1], 15)[9:10] == alone[5:6]).all()
+    assert (token_keys([seeds[2]], [30], 30)[:9] == alone[6:]).all(), "a longer row begins with the same keys"
+    assert len({*together[:15].tolist()}) == 15
+    assert sample_seeds(seed, 0, 10)[7:] == seeds, "the number counts, not the call"
+    many = {each for number in range(3) for each in sample_seeds(2**63 - 1 - number, 0, 1000)}
+    assert len(many) == 3000
+
+
 def test_dropout_chunks_are_seamless(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = randn(3, 1000)
-    whole = dropout.dropout_plain(x, 0.4, seed_tensor(9), 5)
-    monkeypatch.setattr(dropout, "_CHUNK_CPU", 64)
-    monkeypatch.setattr(dropout, "_CHUNK_GPU", 64)
-    assert torch.equal(dropout.dropout_plain(x, 0.4, seed_tensor(9), 5), whole)
+    x = randn(7, 1000)
+    whole = dropout.dropout_plain(x, 0.4, keys_of(7), 5)
+    monkeypatch.setattr(dropout, "_CHUNK_CPU", 2000)
+    monkeypatch.setattr(dropout, "_CHUNK_GPU", 2000)
+    assert torch.equal(dropout.dropout_plain(x, 0.4, keys_of(7), 5), whole)
 
 
 def test_dropout_of_nothing_and_out_of_range() -> None:
     x = randn(3, 5)
-    assert dropout.dropout(x, 0.0, seed_tensor(1), 1) is x
+    assert dropout.dropout(x, 0.0, keys_of(3), 1) is x
     for p, salt in ((1.0, 0), (-0.1, 0), (0.5, -1), (0.5, 2**32)):
         with pytest.raises(ValueError, match="dropout"):
-            dropout.dropout(x, p, seed_tensor(1), salt)
-    assert dropout.dropout(x, 0.5, torch.tensor(1, device=DEVICE), 1).shape == x.shape
+            dropout.dropout(x, p, keys_of(3), salt)
 
 
 # ---- cross-entropy

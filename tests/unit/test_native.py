@@ -39,6 +39,7 @@ from typer.testing import CliRunner
 from tunesmith.cli.main import app
 from tunesmith.errors import EnvironmentFault, IntegrityError, RecipeError, TunesmithError
 from tunesmith.model.build import build_for_training, build_with_adapter
+from tunesmith.model.dropout import sample_seeds
 from tunesmith.model.engines import choose_engine
 from tunesmith.model.files import BaseFiles, locate_base
 from tunesmith.model.lora import LoraSettings
@@ -46,7 +47,6 @@ from tunesmith.model.native import adapter as native_adapter
 from tunesmith.model.native import support
 from tunesmith.model.native.engine import NativeEngine, load_decoder
 from tunesmith.model.native.int8_products import CALIBRATION_PASSES
-from tunesmith.model.native.kernels.dropout import dropout
 from tunesmith.train.optim import build_optimizer, build_scaler
 from tunesmith.train.resume import Progress, checkpoint_files, restore, seed_everything
 from tunesmith.train.step import Cut, optimiser_step
@@ -460,19 +460,22 @@ def test_gradients_add_up_and_scale_with_the_weight(bases: Bases, family: str) -
         assert error(parameter.grad, 4 * once[name]) < 1e-5
 
 
-@settings(max_examples=6)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_any_cut_gives_the_same_step(bases: Bases, data: st.DataObject) -> None:
-    engine = _CACHED.setdefault(family := data.draw(st.sampled_from(SOME)), None) or build(bases(family), "native")
-    _CACHED[family] = engine
+    """With dropout too: its masks belong to the samples."""
+    family, share = data.draw(st.sampled_from(SOME)), data.draw(st.sampled_from([0.0, 0.4]))
+    engine = _CACHED.setdefault((family, share), None) or build(bases(family), "native", dropout=share)
+    _CACHED[family, share] = engine
     torch.manual_seed(data.draw(st.integers(0, 2**31)))
     randomise(engine)
     rows = samples(data.draw(st.lists(st.integers(1, 60), min_size=2, max_size=9).filter(lambda found: max(found) > 1)))
     scaler = build_scaler(torch.float32, engine.device)
+    seeds = sample_seeds(data.draw(st.integers(0, 2**63 - 1)), data.draw(st.integers(0, 10**6)), len(rows))
 
     def step(cut: Cut) -> tuple[float, torch.Tensor]:
         optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.0, weight_decay=0.0)
-        result = optimiser_step(engine, optimizer, scaler, rows, step=1, cut=cut, max_grad_norm=0)
+        result = optimiser_step(engine, optimizer, scaler, rows, step=1, cut=cut, max_grad_norm=0, dropout_seeds=seeds)
         return result.loss, torch.cat([p.grad.flatten().clone() for p in engine.trainable().values()])
 
     loss, whole = step(Cut(rows=None, max_tokens=10**9, overhead_tokens=10**6))
@@ -483,7 +486,7 @@ def test_any_cut_gives_the_same_step(bases: Bases, data: st.DataObject) -> None:
         assert error(other, whole) < 1e-5
 
 
-_CACHED: dict[str, Any] = {}
+_CACHED: dict[tuple[str, float], Any] = {}
 
 
 @each_way
@@ -492,73 +495,53 @@ def test_recomputed_activations_give_the_same_gradients(bases: Bases, family: st
     native = build(bases(family), "native", quantization=quantization, dropout=0.3)
     randomise(native)
     rows = samples(row_lengths())
-    torch.manual_seed(7)
     losses, kept = gradients(native, rows)
     for share in (0.5, 1.0):
         native.checkpoint_gradients(share)
-        torch.manual_seed(7)
         again, recomputed = gradients(native, rows)
         assert torch.allclose(again, losses, rtol=1e-6)
         assert_same_gradients(recomputed, kept, bound=1e-5)
 
 
 @some
-def test_dropout_is_a_matter_of_training_and_of_torchs_seed(bases: Bases, family: str) -> None:
+def test_dropout_is_a_matter_of_training_and_of_the_samples_seeds(bases: Bases, family: str) -> None:
     native, plain = (build(bases(family), "native", dropout=share) for share in (0.3, 0.0))
     randomise(native, plain)
-    rows = samples([20, 3, 9])
+    rows, state = samples([20, 3, 9]), torch.get_rng_state()
+    seeds, others = sample_seeds(1, 0, 3), sample_seeds(1, 3, 3)
     _, without = gradients(plain, rows)
-    state = torch.get_rng_state()
-    losses, first = gradients(native, rows)
-    after_one = torch.get_rng_state()
-    other_losses, second = gradients(native, rows)
-    torch.set_rng_state(state)
-    again_losses, again = gradients(native, rows)
-    assert torch.equal(torch.get_rng_state(), after_one)
+    losses, first = gradients(native, rows, seeds=seeds)
+    other_losses, second = gradients(native, rows, seeds=others)
+    again_losses, again = gradients(native, rows, seeds=seeds)
     assert torch.equal(losses, again_losses)
     assert (losses != other_losses).all()
     for name, grad in first.items():
         assert torch.equal(grad, again[name]), name
         assert error(second[name], grad) > 1e-2, name
         assert error(without[name], grad) > 1e-2, name
-    # Judging drops nothing and draws nothing, even in the midst of training.
-    state = torch.get_rng_state()
+    # Judging drops nothing, even in the midst of training; and nothing here draws from torch's generator.
     assert torch.equal(native.losses(rows), plain.losses(rows))
     assert torch.equal(native.logits([rows[0].ids])[0], plain.logits([rows[0].ids])[0])
+    with pytest.raises(ValueError, match="dropout_seeds"):
+        native.accumulate(rows, torch.tensor(0.1))
     native.training(False)
     _, off = gradients(native, rows)
     assert all(torch.equal(off[name], without[name]) for name in off)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-class _Masked(torch.nn.Module):
-    """The native engine's dropout of one adapter, for a single row in the hf engine."""
-
-    def __init__(self, p: float, seed: torch.Tensor, salt: int) -> None:
-        super().__init__()
-        self.p, self.seed, self.salt = p, seed, salt
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * dropout(torch.ones(x.shape[-2:]), self.p, self.seed, self.salt)
-
-
 @each_way
 @some
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_with_dropout_are_the_hf_engines_with_the_same_masks(bases: Bases, family: str, quantization: str,
-                                                                       checkpointing: bool) -> None:
+def test_gradients_with_dropout_are_the_hf_engines(bases: Bases, family: str, quantization: str, checkpointing: bool) -> None:
+    """Both engines draw the same masks, however each lays the samples out."""
     hf, native = pair(bases(family), quantization=quantization, dropout=0.4)
     if checkpointing:
         native.checkpoint_gradients()
-    state = torch.get_rng_state()
-    seed = torch.randint(2**62, (1,))  # as `accumulate` draws it
-    for adapter in native_adapter.adapters(native.model):
-        layer = hf.model.get_base_model().get_submodule(adapter.part.name)
-        layer.lora_dropout["default"] = _Masked(0.4, seed, adapter.salt)
-    rows = samples([25])
-    want_losses, want = gradients(hf, rows)
-    torch.set_rng_state(state)
-    losses, got = gradients(native, rows)
+        hf.checkpoint_gradients()
+    rows = samples([25, 3, 12])
+    want_losses, want = gradients(hf, rows, seeds=sample_seeds(5, 90, 3))
+    losses, got = gradients(native, rows, seeds=sample_seeds(5, 90, 3))
     assert error(losses, want_losses) < 1e-5
     assert_same_gradients(got, want)
 
@@ -571,7 +554,7 @@ def test_over_many_seeds_dropout_changes_nothing(bases: Bases, family: str, p: f
     rows = samples([25, 4, 11])
     _, without = gradients(plain, rows)
     names, count = [name for name in without if ".lora_B." in name], 40
-    drawn = [gradients(native, rows)[1] for _ in range(count)]
+    drawn = [gradients(native, rows, seeds=sample_seeds(SEED, 3 * i, 3))[1] for i in range(count)]
     for name in names:
         grads = torch.stack([draw[name] for draw in drawn])
         # The squared error of a mean of `count` draws is their variance / count on average; the sum over a matrix, whose
@@ -584,7 +567,7 @@ def test_over_many_seeds_dropout_changes_nothing(bases: Bases, family: str, p: f
         for name in names:
             engine.trainable()[name].data *= 0.1
     _, without = gradients(plain, rows)
-    drawn = [gradients(native, rows)[1] for _ in range(count)]
+    drawn = [gradients(native, rows, seeds=sample_seeds(SEED, 3 * i, 3))[1] for i in range(count)]
     mean = torch.cat([torch.stack([draw[name] for draw in drawn]).mean(dim=0).flatten() for name in without])
     assert torch.cosine_similarity(mean, torch.cat([grad.flatten() for grad in without.values()]), dim=0) > 0.8
 
@@ -605,7 +588,8 @@ def test_a_restored_checkpoint_goes_on_bit_identically(bases: Bases) -> None:
         return engine, build_optimizer(engine.trainable().values(), learning_rate=1e-2, weight_decay=0.01)
 
     def go_on(engine: Any, optimizer: Any) -> tuple[dict[str, bytes], list[float]]:
-        losses = [optimiser_step(engine, optimizer, scaler, rows, step=i, cut=whole, max_grad_norm=1).loss for i in range(3)]
+        losses = [optimiser_step(engine, optimizer, scaler, rows, step=i, cut=whole, max_grad_norm=1,
+                                 dropout_seeds=sample_seeds(3, 6 * i, 6)).loss for i in range(3)]
         return engine.adapter_files(), losses
 
     engine, optimizer = begin(0)

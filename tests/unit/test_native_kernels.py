@@ -115,7 +115,7 @@ def test_a_norm_with_room_spares_the_copy(bases: Bases, monkeypatch: pytest.Monk
     layer.gate_up_proj(longer[:9, :wide.shape[1]])
     assert torch.equal(longer, kept)
     engine.training(True)
-    engine.model.mode.dropout_seed = torch.zeros(1, dtype=torch.int64)
+    engine.model.mode.dropout_keys_N = torch.zeros(9, dtype=torch.int64)
     layer.gate_up_proj.lora.dropout = 0.1
     assert layer.gate_up_proj.room == 0, "what is dropped needs an input without gaps"
 

@@ -11,6 +11,7 @@ from tunesmith.data import TokenRow
 from tunesmith.data.batches import cut_step
 from tunesmith.errors import OutOfMemory
 from tunesmith.model.engine import Engine
+from tunesmith.model.memory import in_parts
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,16 @@ class RowLosses:
 def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) -> RowLosses:
     """The loss of each row, in the order of `rows`. The engine must be out of training.
 
-    max_tokens: tokens computed at once; halved when memory runs out.
+    max_tokens: tokens computed at once; fewer when memory runs out. Raises OutOfMemory when a row alone does not fit.
     """
     nats = np.zeros(len(rows))
     cuts = cut_step([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens, overhead_tokens=64,
                     padded=engine.padded)
-    try:
-        for indices in cuts:
-            nats[indices] = engine.losses([rows[i] for i in indices]).cpu().numpy()
-    except torch.OutOfMemoryError:
-        longest = max(len(row.ids) for row in rows)
-        if max_tokens <= longest:
-            raise OutOfMemory(f"a held-out row of {longest} tokens alone does not fit in the GPU's memory",
-                              "Lower data.max_length, quantise the base (nf4), or take a smaller one.") from None
-        torch.cuda.empty_cache()
-        return row_losses(engine, rows, max_tokens=max_tokens // 2)
+
+    def too_large(row: int) -> OutOfMemory:
+        return OutOfMemory(f"a held-out row of {len(rows[row].ids)} tokens alone does not fit in the GPU's memory",
+                           "Lower data.max_length, quantise the base (nf4), or take a smaller one.")
+
+    for indices, found in in_parts(cuts, lambda part: engine.losses([rows[i] for i in part]).cpu(), too_large):
+        nats[indices] = found.numpy()
     return RowLosses(nats, np.array([row.loss_tokens for row in rows]))

@@ -71,10 +71,12 @@ class Engine(Protocol):
     quantization: str
     positions: int | None
 
-    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor) -> torch.Tensor:
+    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor,
+                   dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss) to the adapter's; returns what `losses` does.
 
-        weight: a scalar on the engine's device. Nothing here waits for the device.
+        weight: a scalar on the engine's device. dropout_seeds: what each row's dropout is drawn from (64 bits), see
+        `model.dropout`; needed where the adapter has dropout and training is on. Nothing here waits for the device.
         """
         ...
 

@@ -15,6 +15,7 @@ from tunesmith.data import TokenRow
 from tunesmith.data.batches import cut_step
 from tunesmith.errors import DataError, OutOfMemory
 from tunesmith.model.engine import Answer, Engine
+from tunesmith.model.memory import in_parts
 
 #: How much of the live adapter's log-probabilities is kept, in bytes, and at most how many positions of them: more
 #: would say nothing new.
@@ -161,12 +162,14 @@ def _log_probabilities(engine: Engine, rows: Sequence[TokenRow], places: list[tu
     # A row is read as far as its last position; what follows changes nothing before it.
     lengths = [positions[-1] + 1 for _, positions in places]
     together = max(1, _KEPT_BYTES // (4 * vocabulary))
-    for chosen in cut_step(lengths, rows=None, max_tokens=together, overhead_tokens=64, padded=engine.padded):
-        try:
-            found = engine.logits([rows[places[k][0]].ids[:lengths[k]] for k in chosen])
-        except torch.OutOfMemoryError:
-            raise OutOfMemory(f"the logits of held-out rows ({max(lengths)} tokens at most) do not fit in memory",
-                              "Compare on shorter rows, or on the CPU.") from None
+
+    def too_large(k: int) -> OutOfMemory:
+        return OutOfMemory(f"the logits of a held-out row of {lengths[k]} tokens do not fit in memory",
+                           "Compare on shorter rows, or on the CPU.")
+
+    parts = cut_step(lengths, rows=None, max_tokens=together, overhead_tokens=64, padded=engine.padded)
+    for chosen, found in in_parts(parts, lambda part: engine.logits(
+            [rows[places[k][0]].ids[:lengths[k]] for k in part]), too_large):
         for k, logits_TV in zip(chosen, found, strict=True):
             at_P = torch.tensor(places[k][1], device=logits_TV.device)
             yield slice(starts[k], starts[k + 1]), logits_TV[at_P].float().log_softmax(-1).cpu()
@@ -179,14 +182,13 @@ def _answers(engine: Engine, prompts: Sequence[list[int]], max_new_tokens: int) 
 def _mean_loss(engine: Engine, rows: Sequence[TokenRow]) -> float:
     """Nats a loss-bearing token over all rows."""
     rows = [row for row in rows if any(row.learnt[1:])]
-    nats, most = 0.0, max(_LOSS_TOKENS, max(len(row.ids) for row in rows))
-    for chosen in cut_step([len(row.ids) for row in rows], rows=None, max_tokens=most, overhead_tokens=64,
-                           padded=engine.padded):
-        try:
-            nats += engine.losses([rows[k] for k in chosen]).double().sum().item()
-        except torch.OutOfMemoryError:
-            try:
-                nats += sum(engine.losses([rows[k]]).item() for k in chosen)
-            except torch.OutOfMemoryError:
-                raise OutOfMemory("a held-out row alone does not fit in memory", "Compare on shorter rows.") from None
+    parts = cut_step([len(row.ids) for row in rows], rows=None, max_tokens=_LOSS_TOKENS, overhead_tokens=64,
+                     padded=engine.padded)
+
+    def too_large(k: int) -> OutOfMemory:
+        return OutOfMemory(f"a held-out row of {len(rows[k].ids)} tokens alone does not fit in memory",
+                           "Compare on shorter rows.")
+
+    nats = sum(found for _, found in in_parts(
+        parts, lambda part: engine.losses([rows[k] for k in part]).double().sum().item(), too_large))
     return nats / sum(sum(row.learnt[1:]) for row in rows)

@@ -15,6 +15,7 @@ import torch
 
 from tunesmith.data import SampleOrder, TokenRow
 from tunesmith.errors import DivergedError, Interrupted
+from tunesmith.model.dropout import sample_seeds
 from tunesmith.model.engine import Engine
 from tunesmith.rundir import RunFolder
 from tunesmith.train.optim import AdamW, build_optimizer, build_scaler, learning_rate_at
@@ -68,7 +69,8 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
             group["lr"] = rate
         batch = [rows[i] for i in order.take(progress.samples, settings.batch_size)]
         result = step_that_fits(engine, optimizer, scaler, batch, step=progress.step + 1, cut=cut,
-                                max_grad_norm=settings.max_grad_norm)
+                                max_grad_norm=settings.max_grad_norm,
+                                dropout_seeds=sample_seeds(settings.seed, progress.samples, len(batch)))
         seconds = time.perf_counter() - started
 
         progress.step += 1

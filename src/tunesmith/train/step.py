@@ -13,6 +13,7 @@ from tunesmith.data import TokenRow
 from tunesmith.data.batches import cut_step
 from tunesmith.errors import DivergedError, OutOfMemory
 from tunesmith.model.engine import Engine
+from tunesmith.model.memory import attempt
 from tunesmith.train.optim import AdamW
 
 #: What to do when a run diverged. A checkpoint is only written while the adapter is finite, so it is from before.
@@ -80,18 +81,22 @@ class StepResult:
 
 
 def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler,
-                   rows: Sequence[TokenRow], *, step: int, cut: Cut, max_grad_norm: float) -> StepResult:
+                   rows: Sequence[TokenRow], *, step: int, cut: Cut, max_grad_norm: float,
+                   dropout_seeds: Sequence[int] | None = None) -> StepResult:
     """Accumulate the gradient of `rows` over micro-batches, clip it, and step.
 
     The loss of every micro-batch is divided by the loss-bearing tokens of the whole step, so any cut gives the same
-    step. Raises DivergedError with the step and the rows when the loss or the gradient is not finite.
+    step. dropout_seeds: of each row, see `model.dropout`. Raises DivergedError with the step and the rows when the loss or
+    the gradient is not finite.
     """
     loss_tokens = sum(row.loss_tokens for row in rows)
     optimizer.zero_grad(set_to_none=False)
     weight = scaler.scale(torch.full((), 1 / loss_tokens, device=engine.device))
     cuts = cut_step([len(row.ids) for row in rows], rows=cut.rows, max_tokens=cut.max_tokens,
                     overhead_tokens=cut.overhead_tokens, padded=engine.padded)
-    losses = torch.cat([engine.accumulate([rows[i] for i in indices], weight) for indices in cuts])
+    losses = torch.cat([
+        engine.accumulate([rows[i] for i in indices], weight, dropout_seeds and [dropout_seeds[i] for i in indices])
+        for indices in cuts])
 
     scaler.unscale_(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -120,21 +125,23 @@ def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
 
 
 def step_that_fits(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler,
-                   rows: Sequence[TokenRow], *, step: int, cut: Cut, max_grad_norm: float) -> StepResult:
+                   rows: Sequence[TokenRow], *, step: int, cut: Cut, max_grad_norm: float,
+                   dropout_seeds: Sequence[int] | None = None) -> StepResult:
     """The same step, cut smaller each time memory runs out. Raises OutOfMemory when one row alone does not fit."""
-    while True:
-        try:
-            return optimiser_step(engine, optimizer, scaler, rows, step=step, cut=cut, max_grad_norm=max_grad_norm)
-        except torch.OutOfMemoryError:
-            longest = max(len(row.ids) for row in rows)
-            if not cut.shrink(longest):
-                raise OutOfMemory(f"step {step}: one row of {longest} tokens alone does not fit in the GPU's memory",
-                                  "Lower data.max_length, quantise the base (nf4), or take a smaller one.") from None
+    def once() -> StepResult:
+        return optimiser_step(engine, optimizer, scaler, rows, step=step, cut=cut, max_grad_norm=max_grad_norm,
+                              dropout_seeds=dropout_seeds)
+
+    while (result := attempt(once)) is None:
+        longest = max(len(row.ids) for row in rows)
+        if not cut.shrink(longest):
+            raise OutOfMemory(f"step {step}: one row of {longest} tokens alone does not fit in the GPU's memory",
+                              "Lower data.max_length, quantise the base (nf4), or take a smaller one.")
         optimizer.zero_grad(set_to_none=True)
         scaler.update(scaler.get_scale())  # forgets that this step's gradients may be unscaled already
-        torch.cuda.empty_cache()
         if cut.checkpointing:
             engine.checkpoint_gradients(cut.checkpointing, offload=cut.offloading)
+    return result
 
 
 def _diverged(what: str, step: int, rows: Sequence[TokenRow]) -> DivergedError:

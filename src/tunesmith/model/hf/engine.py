@@ -12,10 +12,13 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from tunesmith.errors import OutOfMemory
+from tunesmith.model.dropout import require_seeds
 from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf import adapter as lora
-from tunesmith.model.hf.padded import IGNORED, collate
+from tunesmith.model.hf.dropout import draw_by_sample
+from tunesmith.model.hf.padded import IGNORED, collate, padded_keys
+from tunesmith.model.memory import in_parts
 
 #: Prompts answered at once; more only pads more.
 _GENERATE_ROWS = 32
@@ -31,6 +34,7 @@ class HfEngine:
         self.quantization, self.dtype, self.positions = quantization, dtype, base.positions
         self.device = model.get_input_embeddings().weight.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, model.get_base_model().generation_config.eos_token_id)
+        self._token_keys = draw_by_sample(model)
         base_model = model.get_base_model()
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
 
@@ -43,10 +47,17 @@ class HfEngine:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor) -> torch.Tensor:
+    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor,
+                   dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
-        losses_B = self._losses(rows)
-        (losses_B.sum() * weight.to(losses_B.device)).backward()
+        if self._token_keys is not None and self.model.training:
+            self._token_keys.keys_BT = padded_keys(rows, require_seeds(dropout_seeds)).to(self.device)
+        try:
+            losses_B = self._losses(rows)
+            (losses_B.sum() * weight.to(losses_B.device)).backward()  # which may run layers again, with the same keys
+        finally:
+            if self._token_keys is not None:
+                self._token_keys.keys_BT = None
         return losses_B.detach()
 
     @torch.no_grad()
@@ -90,19 +101,14 @@ class HfEngine:
                                   eos_token_id=self.stop_ids or None, use_cache=True)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         answers: dict[int, Answer] = {}
-        rows = _GENERATE_ROWS
-        while order:
-            chosen = order[:rows]
-            try:
-                answers |= zip(chosen, self._generate([prompts[i] for i in chosen], config), strict=True)
-            except torch.OutOfMemoryError:
-                if rows == 1:
-                    raise OutOfMemory(f"answering a prompt of {len(prompts[chosen[0]])} tokens does not fit in memory",
-                                      "Lower judge.max_new_tokens, or quantise the base (nf4).") from None
-                rows = len(chosen) // 2 or 1
-                torch.cuda.empty_cache()
-                continue
-            order = order[rows:]
+
+        def too_large(prompt: int) -> OutOfMemory:
+            return OutOfMemory(f"answering a prompt of {len(prompts[prompt])} tokens does not fit in memory",
+                               "Lower judge.max_new_tokens, or quantise the base (nf4).")
+
+        parts = [order[start:start + _GENERATE_ROWS] for start in range(0, len(order), _GENERATE_ROWS)]
+        for part, found in in_parts(parts, lambda part: self._generate([prompts[i] for i in part], config), too_large):
+            answers |= zip(part, found, strict=True)
         return [answers[i] for i in range(len(prompts))]
 
     def _generate(self, prompts: Sequence[list[int]], config: GenerationConfig) -> list[Answer]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tunesmith.model.dropout import token_keys
 from tunesmith.model.engine import LabelledRow
 
 IGNORED = -100
@@ -38,3 +39,13 @@ def collate(rows: Sequence[LabelledRow], pad_id: int) -> MicroBatch:
         attention_mask_BT[i, : len(ids)] = 1
         labels_BT[i, : len(ids)] = torch.where(learnt, ids, IGNORED)
     return MicroBatch(input_ids_BT, attention_mask_BT, labels_BT)
+
+
+def padded_keys(rows: Sequence[LabelledRow], dropout_seeds: Sequence[int]) -> torch.Tensor:
+    """The dropout key of each token [B, T], int64, as `collate` lays the rows; 0 for padding."""
+    lengths = [len(row.ids) for row in rows]
+    keys_BT = torch.zeros((len(rows), max(lengths)), dtype=torch.int64)
+    keys = torch.from_numpy(token_keys(dropout_seeds, lengths, sum(lengths)))
+    for i, part in enumerate(keys.split(lengths)):
+        keys_BT[i, :len(part)] = part
+    return keys_BT

@@ -54,13 +54,12 @@ def settings_of(config: LoraConfig) -> LoraSettings:
 
 def attach_as(model: Decoder, settings: LoraSettings) -> None:
     """Put adapters of zeros on the modules that are named."""
-    device, targets, salt = model.embedding.device, settings.target_modules, 0
+    device, targets = model.embedding.device, settings.target_modules
     for linear in model.linears():
         chosen = []
         for part in linear.parts:
-            salt += 1
             if any(part.name == target or part.name.endswith("." + target) for target in targets):
-                chosen.append(Adapter(part, linear.weight.inputs, settings.r, salt, device))
+                chosen.append(Adapter(part, linear.weight.inputs, settings.r, device))
         if chosen:
             linear.lora = Adapters(linear.weight, chosen, settings.alpha / settings.r, settings.dropout)
 

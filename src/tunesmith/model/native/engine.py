@@ -12,9 +12,11 @@ import torch
 
 from tunesmith.errors import OutOfMemory, RecipeError
 from tunesmith.model import lora
+from tunesmith.model.dropout import require_seeds
 from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.lora import LoraSettings
+from tunesmith.model.memory import in_parts
 from tunesmith.model.native import adapter
 from tunesmith.model.native.bloom import Bloom, completed
 from tunesmith.model.native.decoder import Decoder
@@ -98,16 +100,17 @@ class NativeEngine:
         self.model.offload = Offload(self.device) if offload else None
         self._graphs.forget()
 
-    def _pack(self, rows: Sequence[LabelledRow]) -> Stream:
-        return pack(rows, bucket=self._bucket, window=self.model.window)
+    def _pack(self, rows: Sequence[LabelledRow], dropout_seeds: Sequence[int] | None = None) -> Stream:
+        return pack(rows, bucket=self._bucket, window=self.model.window, dropout_seeds=dropout_seeds)
 
-    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor) -> torch.Tensor:
+    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor,
+                   dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
         self._give_gradients()
-        stream = self._pack(rows)
-        seed = torch.randint(2**62, (1,)) if self._training and self.settings.dropout else None
+        drops = self._training and self.settings.dropout > 0
+        stream = self._pack(rows, require_seeds(dropout_seeds) if drops else None)
         capture = not self._calibrating and self.model.offload is None
-        nats_L, sample_L = self._graphs.run(stream, weight, seed, capture=capture)
+        nats_L, sample_L = self._graphs.run(stream, weight, capture=capture)
         if self._calibrating and all(products.calibrated for products in self._calibrating):
             for products in self._calibrating:
                 products.settle()
@@ -123,16 +126,16 @@ class NativeEngine:
                     self._gradients[name] = torch.empty_like(parameter)
                 parameter.grad = self._gradients[name].zero_()
 
-    def _forward_backward(self, stream: Stream, weight: torch.Tensor, seed: torch.Tensor | None) -> torch.Tensor:
+    def _forward_backward(self, stream: Stream, weight: torch.Tensor) -> torch.Tensor:
         """The nats of each learnt token [L]; the gradient goes to the adapter's. All tensors on the device."""
-        self.model.mode.dropout_seed, self.model.mode.rounded = seed, True
+        self.model.mode.dropout_keys_N, self.model.mode.rounded = stream.dropout_keys_N, True
         try:
             with torch.enable_grad():
                 adapter.refresh(self.model)
                 nats_L = self._nats(stream)
                 (nats_L.sum() * weight).backward()
         finally:
-            self.model.mode.dropout_seed, self.model.mode.rounded = None, False
+            self.model.mode.dropout_keys_N, self.model.mode.rounded = None, False
         return nats_L.detach()
 
     def _nats(self, stream: Stream) -> torch.Tensor:
@@ -159,20 +162,18 @@ class NativeEngine:
         adapter.refresh(self.model)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         answers: dict[int, Answer] = {}
-        rows = _GENERATE_ROWS
-        while order:
-            chosen = order[:rows]
-            try:
-                found = generate(self.model, [prompts[i] for i in chosen], max_new_tokens, self.stop_ids)
-            except torch.OutOfMemoryError:
-                if rows == 1:
-                    raise OutOfMemory(f"answering a prompt of {len(prompts[chosen[0]])} tokens does not fit in memory",
-                                      "Lower judge.max_new_tokens, or quantise the base (nf4).") from None
-                rows = len(chosen) // 2 or 1
-                torch.cuda.empty_cache()
-                continue
-            answers |= zip(chosen, found, strict=True)
-            order = order[rows:]
+
+        def too_large(prompt: int) -> OutOfMemory:
+            return OutOfMemory(f"answering a prompt of {len(prompts[prompt])} tokens does not fit in memory",
+                               "Lower judge.max_new_tokens, or quantise the base (nf4).")
+
+        parts = [order[start:start + _GENERATE_ROWS] for start in range(0, len(order), _GENERATE_ROWS)]
+
+        def answer(part: Sequence[int]) -> list[Answer]:
+            return generate(self.model, [prompts[i] for i in part], max_new_tokens, self.stop_ids)
+
+        for part, found in in_parts(parts, answer, too_large):
+            answers |= zip(part, found, strict=True)
         return [answers[i] for i in range(len(prompts))]
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:

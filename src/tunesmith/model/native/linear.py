@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunesmith.model.dropout import module_salt
 from tunesmith.model.native.kernels.activations import gelu, gelu_backward, swiglu, swiglu_backward
 from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.kernels.dropout import dropout
@@ -28,13 +29,14 @@ _FRONTS: dict[str, Any] = {"gelu": (gelu, gelu_backward), "swiglu": (swiglu, swi
 class Mode:
     """How the whole model runs just now, shared by its layers.
 
-    adapter: whether LoRA is on. dropout_seed: int64 [1] on the device while training, None otherwise.
+    adapter: whether LoRA is on. dropout_keys_N: each token's, int64, on the device while training with
+    dropout, None otherwise.
     rounded: whether layers that have a weight for 8-bit products use it.
     recomputing: a layer runs again for what its backward pass needs; what it gives to the next one is not wanted.
     """
 
     adapter: bool = True
-    dropout_seed: torch.Tensor | None = None
+    dropout_keys_N: torch.Tensor | None = None
     rounded: bool = False
     recomputing: bool = False
 
@@ -63,9 +65,9 @@ class Adapter(nn.Module):
     A [r, I] and B [O, r] learn in fp32. salt: makes its dropout differ from every other's.
     """
 
-    def __init__(self, part: Part, inputs: int, r: int, salt: int, device: torch.device) -> None:
+    def __init__(self, part: Part, inputs: int, r: int, device: torch.device) -> None:
         super().__init__()
-        self.part, self.salt = part, salt
+        self.part, self.salt = part, module_salt(part.name)
         self.A = nn.Parameter(torch.zeros(r, inputs, device=device))
         self.B = nn.Parameter(torch.zeros(part.stop - part.start, r, device=device))
 
@@ -117,7 +119,7 @@ class Linear(nn.Module):
     def _call(self, front: str | None = None, last: bool = False) -> _Call:
         lora = self.lora if self.mode.adapter else None
         weight = self.rounded if self.rounded is not None and self.mode.rounded else self.weight
-        return _Call(weight, self.bias, lora, front, self.mode.dropout_seed, last and self.mode.recomputing)
+        return _Call(weight, self.bias, lora, front, self.mode.dropout_keys_N, last and self.mode.recomputing)
 
     @property
     def room(self) -> int:
@@ -138,13 +140,13 @@ class _Call:
     bias_O: torch.Tensor | None
     lora: Adapters | None
     front: str | None
-    seed: torch.Tensor | None
+    dropout_keys_N: torch.Tensor | None
     discarded: bool
 
     @property
     def drops(self) -> bool:
         """Whether the adapters see less than the whole input."""
-        return self.seed is not None and self.lora is not None and self.lora.dropout > 0
+        return self.dropout_keys_N is not None and self.lora is not None and self.lora.dropout > 0
 
     @property
     def joins(self) -> bool:
@@ -159,13 +161,13 @@ class _Call:
         if not self.drops or use_triton(x):
             return []
         ones = x.new_ones(len(x), self.weight.inputs)
-        return [dropout(ones, self.lora.dropout, self.seed, adapter.salt) for adapter in self.lora.adapters]
+        return [dropout(ones, self.lora.dropout, self.dropout_keys_N, adapter.salt) for adapter in self.lora.adapters]
 
     def dropped(self, x: torch.Tensor, number: int, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """The dropout of one adapter; the same places in forward and backward."""
         if masks:
             return x * masks[number]
-        return dropout(x, self.lora.dropout, self.seed, self.lora.adapters[number].salt)
+        return dropout(x, self.lora.dropout, self.dropout_keys_N, self.lora.adapters[number].salt)
 
     def low(self, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """A dropout(h) of every adapter [N, R]."""

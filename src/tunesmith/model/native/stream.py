@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
+from tunesmith.model.dropout import token_keys
 from tunesmith.model.engine import LabelledRow
 
 IGNORED = -100
@@ -23,6 +24,7 @@ class Stream:
     learnt_L: where in the stream the next token is learnt; targets_L: that token, IGNORED in padding; sample_L: whose.
     spans: where each sample begins and ends (padding is the last), on the host, for the plain path alone.
     length: of every sample where all have the same and nothing is padded; else 0.
+    dropout_keys_N: what each token's dropout is drawn from, int64; None where nothing is dropped. See `model.dropout`.
     """
 
     ids_N: torch.Tensor
@@ -35,6 +37,7 @@ class Stream:
     samples: int
     spans: tuple[tuple[int, int], ...]
     length: int
+    dropout_keys_N: torch.Tensor | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors by field."""
@@ -54,11 +57,12 @@ def round_up(count: int, bucket: int) -> int:
     return -(-count // bucket) * bucket
 
 
-def pack(rows: Sequence[LabelledRow], *, bucket: int = 1, window: int | None = None) -> Stream:
+def pack(rows: Sequence[LabelledRow], *, bucket: int = 1, window: int | None = None,
+         dropout_seeds: Sequence[int] | None = None) -> Stream:
     """Lay rows one after another.
 
     bucket: N and L are padded to multiples of it, L to more than it has. window: how many tokens back a token sees at most,
-    itself counted.
+    itself counted. dropout_seeds: of each row, where something is to be dropped.
     """
     lengths = np.array([len(row.ids) for row in rows])
     total = int(lengths.sum())
@@ -90,4 +94,5 @@ def pack(rows: Sequence[LabelledRow], *, bucket: int = 1, window: int | None = N
     return Stream(
         torch.from_numpy(ids), torch.from_numpy(at - begin), torch.from_numpy(first.astype(np.int32)),
         torch.from_numpy(last.astype(np.int32)), torch.from_numpy(learnt_L), torch.from_numpy(targets_L),
-        torch.from_numpy(sample_L), len(rows), tuple(spans), length)
+        torch.from_numpy(sample_L), len(rows), tuple(spans), length,
+        None if dropout_seeds is None else torch.from_numpy(token_keys(dropout_seeds, lengths.tolist(), padded)))

@@ -164,9 +164,10 @@ def attention_forward_triton(q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: to
     launch = _launch(q_NHD, k_NHD, slopes_H)
     o_NHD = torch.empty((N, heads, width), dtype=q_NHD.dtype, device=q_NHD.device)
     lse_HN = torch.empty((heads, N), dtype=torch.float32, device=q_NHD.device)
-    _forward_kernel[(triton.cdiv(N, launch["BM"]), heads)](
-        q_NHD, k_NHD, v_NHD, o_NHD, lse_HN, first_key_N, slopes_H, N, width ** -0.5 * _LOG2E, *q_NHD.stride()[:2],
-        *k_NHD.stride()[:2], *v_NHD.stride()[:2], **launch)
+    with torch.cuda.device_of(q_NHD):
+        _forward_kernel[(triton.cdiv(N, launch["BM"]), heads)](
+            q_NHD, k_NHD, v_NHD, o_NHD, lse_HN, first_key_N, slopes_H, N, width ** -0.5 * _LOG2E, *q_NHD.stride()[:2],
+            *k_NHD.stride()[:2], *v_NHD.stride()[:2], **launch)
     return o_NHD, lse_HN
 
 
@@ -181,10 +182,11 @@ def attention_backward_triton(do_NHD: torch.Tensor, q_NHD: torch.Tensor, k_NHD: 
     strides = (*q_NHD.stride()[:2], *k_NHD.stride()[:2], *v_NHD.stride()[:2])
     scale = width ** -0.5
     delta_HN = torch.empty_like(lse_HN)
-    _delta_kernel[(triton.cdiv(N, 64), heads)](o_NHD, do_NHD, delta_HN, N, heads, D=width, BD=launch["BD"], BM=64)
-    _key_kernel[(triton.cdiv(N, launch["BN"]), k_NHD.shape[1])](
-        q_NHD, k_NHD, v_NHD, do_NHD, lse_HN, delta_HN, dk_NHD, dv_NHD, last_query_N, slopes_H, N, scale * _LOG2E, scale,
-        *strides, heads, **launch)
-    _query_kernel[(triton.cdiv(N, launch["BM"]), heads)](
-        q_NHD, k_NHD, v_NHD, do_NHD, lse_HN, delta_HN, dq_NHD, first_key_N, slopes_H, N, scale * _LOG2E, scale, *strides,
-        **launch)
+    with torch.cuda.device_of(q_NHD):
+        _delta_kernel[(triton.cdiv(N, 64), heads)](o_NHD, do_NHD, delta_HN, N, heads, D=width, BD=launch["BD"], BM=64)
+        _key_kernel[(triton.cdiv(N, launch["BN"]), k_NHD.shape[1])](
+            q_NHD, k_NHD, v_NHD, do_NHD, lse_HN, delta_HN, dk_NHD, dv_NHD, last_query_N, slopes_H, N, scale * _LOG2E, scale,
+            *strides, heads, **launch)
+        _query_kernel[(triton.cdiv(N, launch["BM"]), heads)](
+            q_NHD, k_NHD, v_NHD, do_NHD, lse_HN, delta_HN, dq_NHD, first_key_N, slopes_H, N, scale * _LOG2E, scale, *strides,
+            **launch)

@@ -72,8 +72,9 @@ def quantise_rows_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tu
     q_NC = torch.empty((N, C), dtype=FP8, device=x_NC.device)
     scale_N1 = torch.empty((N, 1), dtype=torch.float32, device=x_NC.device)
     block, whole = row_block(C)
-    _rows_kernel[(N,)](x_NC, scale_C, q_NC, scale_N1, C, SCALED=scale_C is not None, LARGEST=LARGEST, BLOCK=block,
-                       WHOLE=whole, num_warps=warps(block, per_warp=512))
+    with torch.cuda.device_of(x_NC):
+        _rows_kernel[(N,)](x_NC, scale_C, q_NC, scale_N1, C, SCALED=scale_C is not None, LARGEST=LARGEST, BLOCK=block,
+                           WHOLE=whole, num_warps=warps(block, per_warp=512))
     return q_NC, scale_N1
 
 
@@ -83,7 +84,8 @@ def cast_weight_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, tr
     outputs, inputs = weight_OI.shape
     q = torch.empty((inputs, outputs) if transposed else (outputs, inputs), dtype=FP8, device=weight_OI.device)
     bo, bi = (128, 128) if transposed else (16, 512)
-    _cast_kernel[(triton.cdiv(inputs, bi), triton.cdiv(outputs, bo))](
-        weight_OI, scale_O, q, outputs, inputs, weight_OI.stride(0), SCALED=scale_O is not None, TRANSPOSED=transposed,
-        LARGEST=LARGEST, BO=bo, BI=bi, num_warps=8)
+    with torch.cuda.device_of(weight_OI):
+        _cast_kernel[(triton.cdiv(inputs, bi), triton.cdiv(outputs, bo))](
+            weight_OI, scale_O, q, outputs, inputs, weight_OI.stride(0), SCALED=scale_O is not None, TRANSPOSED=transposed,
+            LARGEST=LARGEST, BO=bo, BI=bi, num_warps=8)
     return q
