@@ -19,12 +19,10 @@ _MOST_TOKENS = 16384
 class _Captured:
     """A graph, and the tensors that it reads and writes."""
 
-    def __init__(self, run: Pass, stream: Stream, weight: torch.Tensor, pool: Any) -> None:
+    def __init__(self, run: Pass, stream: Stream, weight: torch.Tensor, pool: Any, side: torch.cuda.Stream) -> None:
         self.stream, self.weight, self.graph = stream, weight.clone(), torch.cuda.CUDAGraph()
         # What another thread does meanwhile (an import that looks at the GPU) is no part of the graph, and may be done.
-        # A side stream of our own: torch's default for captures is one for all GPUs, on the one that was current first.
-        with torch.cuda.graph(self.graph, pool=pool, stream=torch.cuda.Stream(weight.device),
-                              capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             self.nats_L = run(self.stream, self.weight)
 
     def replay(self, stream: Stream, weight: torch.Tensor) -> torch.Tensor:
@@ -40,12 +38,15 @@ class StepGraphs:
     """Runs passes: by itself the first time that a size comes, as a graph from the second.
 
     The first time compiles what is to be compiled, so nothing but launches is left to capture. All graphs share one
-    pool of memory: no two run at once, and what one leaves behind is read before the next is launched.
+    pool of memory: no two run at once, and what one leaves behind is read before the next is launched. They share the
+    stream that they are captured on, too, since a pool's memory belongs to one stream. It is our own: torch's default for
+    captures is one for all GPUs, on the one that was current first.
     """
 
     def __init__(self, run: Pass, device: torch.device, *, enabled: bool) -> None:
         """enabled: whether passes may be captured; the plain path, which asks the host for lengths, may not."""
         self._run, self._device, self._enabled = run, device, enabled
+        self._side = torch.cuda.Stream(device) if enabled else None
         self.forget()
 
     def forget(self) -> None:
@@ -69,8 +70,9 @@ class StepGraphs:
                     return self._plain(stream, weight)
                 torch.cuda.synchronize(self._device)
                 torch.cuda.empty_cache()  # what the pass outside the graph left behind is of no use inside
+                assert self._side is not None
                 with torch.cuda.device(self._device):
-                    self._captured[key] = _Captured(self._run, self._static(stream), weight, self._pool)
+                    self._captured[key] = _Captured(self._run, self._static(stream), weight, self._pool, self._side)
             captured = self._captured[key]
             return captured.replay(stream, weight), captured.stream.sample_L
         except torch.OutOfMemoryError:
