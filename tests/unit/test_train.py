@@ -354,3 +354,18 @@ def test_nf4_on_widths_that_32_does_not_divide(assets: Path) -> None:
     for on in (True, False, True):
         engine.training(on)
         assert torch.isfinite(engine.logits(ids.tolist())[0]).all()
+
+
+def test_dropout_of_the_base_s_own_is_known(base: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tunesmith.model.hf.dropout import dropout_of_base
+
+    def of(**more: float) -> dict[str, float]:
+        model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8, **more))
+        return dropout_of_base(get_peft_model(model, LoraConfig(target_modules=["c_attn"], lora_dropout=0.3)))
+
+    assert of() == {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+    assert of(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0) == {}
+    assert engine_of(base, dropout=0.3).dropout_of_base == {}

@@ -56,6 +56,8 @@ class Engine(Protocol):
     Shapes: B rows, T tokens of a row, V entries of the vocabulary.
     padded: whether rows that are computed together cost as much as the longest of them.
     offloads: whether activations can wait in the host's memory. selective: whether some layers alone can be recomputed.
+    dropout_of_base: settings of the base by which it drops something of its own in training. Those masks are drawn for a
+    micro-batch, so they change with how a step is cut; the adapter's are drawn for each sample.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Engine(Protocol):
     dtype: torch.dtype
     quantization: str
     positions: int | None
+    dropout_of_base: dict[str, float]
 
     def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor,
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:

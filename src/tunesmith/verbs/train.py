@@ -277,6 +277,10 @@ def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, 
                   + ("" if recipe.train.matmul == "exact" else f", products in {recipe.train.matmul}"),
         "steps": f"{steps} of {recipe.train.batch_size} samples",
     })
+    if engine.dropout_of_base:
+        named = ", ".join(f"{key} {value:g}" for key, value in engine.dropout_of_base.items())
+        show.note(f"The base drops something of its own in training ({named}). Those masks depend on how a step is cut into "
+                  "micro-batches, so another cut gives another run, if only by chance.")
     if recipe.train.warmup_steps >= steps:
         show.note(f"train.warmup_steps is {recipe.train.warmup_steps}, the run has {steps}: "
                   "the learning rate never reaches its peak.")

@@ -16,7 +16,7 @@ from tunesmith.model.dropout import require_seeds
 from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf import adapter as lora
-from tunesmith.model.hf.dropout import draw_by_sample
+from tunesmith.model.hf.dropout import draw_by_sample, dropout_of_base
 from tunesmith.model.hf.padded import IGNORED, collate, padded_keys
 from tunesmith.model.memory import in_parts
 
@@ -35,6 +35,7 @@ class HfEngine:
         self.device = model.get_input_embeddings().weight.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, model.get_base_model().generation_config.eos_token_id)
         self._token_keys = draw_by_sample(model)
+        self.dropout_of_base = dropout_of_base(model)
         base_model = model.get_base_model()
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
 

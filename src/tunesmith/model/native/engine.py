@@ -76,6 +76,7 @@ class NativeEngine:
         self.quantization, self.positions = quantization, base.positions
         self.dtype, self.device = model.embedding.dtype, model.embedding.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, _generation_eos(base))
+        self.dropout_of_base: dict[str, float] = {}  # such bases are not taken
         self._training = False
         self._gradients: dict[str, torch.Tensor] = {}
         self._calibrating: list[Int8Products] = []
