@@ -5,8 +5,8 @@ peft takes seconds to import, so it is only where it is needed.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
+import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,17 @@ from safetensors import SafetensorError
 
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.libraries import import_peft
+from tunesmith.model.peft_config import understood
+from tunesmith.rundir.ordinary import read_json_object, require_ordinary
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-#: What PEFT 0.21.2 writes into the config of a LoRA adapter that has the settings of a recipe alone.
+#: What PEFT writes into the config of a LoRA adapter that has the settings of a recipe alone.
 _PEFT_CONFIG = {
-    "peft_type": "LORA", "task_type": "CAUSAL_LM", "peft_version": "0.21.2", "bias": "none", "init_lora_weights": True,
+    "peft_type": "LORA", "task_type": "CAUSAL_LM", "peft_version": importlib.metadata.version("peft"),
+    "bias": "none", "init_lora_weights": True,
     "megatron_core": "megatron.core", "qalora_group_size": 16, "alpha_pattern": {}, "rank_pattern": {}, "loftq_config": {},
     **dict.fromkeys("ensure_weight_tying fan_in_fan_out lora_bias use_dora use_qalora use_rslora".split(), False),
     **dict.fromkeys("alora_invocation_tokens arrow_config auto_mapping corda_config eva_config exclude_modules kasa_config "
@@ -123,21 +126,22 @@ def adapter_files(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """An adapter folder's config, checked to be a LoRA for a causal model, with safetensors weights beside it.
 
-    Raises IntegrityError naming what is missing, damaged or of another kind.
+    Raises IntegrityError naming what is missing, damaged, of another kind, or not understood (see `peft_config`).
     """
     path = folder / CONFIG_NAME
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json_object(path, infinite=True)  # a number that is none is named with its setting
     except FileNotFoundError:
         raise IntegrityError(f"{folder}: not an adapter: it has no {CONFIG_NAME}",
                              "Give the folder of a PEFT adapter, such as runs/NAME/adapter.") from None
-    except (ValueError, OSError):
-        raise IntegrityError(f"{path}: damaged: not JSON") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise IntegrityError(f"{path}: an adapter of the kind {kind}; only LoRA is supported")
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read: {error.strerror}") from None
+    if config.get("peft_type") != "LORA":
+        raise IntegrityError(f"{path}: an adapter of the kind {config.get('peft_type')}; only LoRA is supported")
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise IntegrityError(f"{path}: made for {config['task_type']}, not for CAUSAL_LM")
+    understood(config, path)
+    require_ordinary(folder / WEIGHTS_NAME)
     if not (folder / WEIGHTS_NAME).exists():
         if (folder / "adapter_model.bin").exists():
             raise IntegrityError(f"{folder}: its weights are a pickle (adapter_model.bin), which is refused: "
@@ -148,10 +152,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     """A saved adapter: its config and its tensors. Raises IntegrityError when it is none, or one that cannot be trusted."""
-    check_adapter(folder)
+    words = understood(check_adapter(folder), folder / CONFIG_NAME)
+    words.pop("peft_type")
     try:
-        config = import_peft().LoraConfig.from_pretrained(str(folder))
-        return config, safetensors.torch.load_file(folder / WEIGHTS_NAME)
+        return import_peft().LoraConfig(**words), safetensors.torch.load_file(folder / WEIGHTS_NAME)
     except (SafetensorError, TypeError, ValueError, OSError) as error:
         raise IntegrityError(f"{folder}: not readable as a LoRA adapter: {error}") from None
 
@@ -162,7 +166,6 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     Raises IntegrityError naming the word or the tensor.
     """
     config = read_adapter_config(folder)
-    _check_words(config, folder / CONFIG_NAME)
     try:
         state = safetensors.torch.load_file(folder / WEIGHTS_NAME)
     except (SafetensorError, ValueError, OSError) as error:
@@ -170,22 +173,6 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     if problems := _tensor_problems(config, state):
         raise IntegrityError(f"{folder / WEIGHTS_NAME}: cannot be used:\n  " + listing(problems))
     return config
-
-
-def _check_words(config: Mapping[str, Any], path: Path) -> None:
-    """Words that PEFT does not know and that say something, and ranks that are none."""
-    strange = {key for key, value in config.items() if key not in PLAIN_WORDS and value not in (None, False, [], {}, "")}
-    if strange:  # the peft that is here may be newer than the table
-        strange -= {field.name for field in dataclasses.fields(import_peft().LoraConfig)}
-    if strange:
-        hint = "Old adapters of this kind (MergedLinear) have to be saved again with a current peft." \
-            if "enable_lora" in strange else "A newer peft may have written it: what it asks for would be left out here."
-        raise IntegrityError(f"{path}: {', '.join(sorted(strange))}: not known to this version of peft", hint)
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise IntegrityError(f"{path}: r is {rank!r}: a rank is a whole number from 1")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise IntegrityError(f"{path}: lora_alpha is {alpha!r}: a number is needed")
 
 
 def _tensor_problems(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> list[str]:

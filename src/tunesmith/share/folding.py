@@ -16,7 +16,8 @@ import torch
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.libraries import quiet_libraries
-from tunesmith.model.lora import PLAIN_WORDS, listing, read_adapter, read_adapter_config
+from tunesmith.model.lora import CONFIG_NAME, PLAIN_WORDS, listing, read_adapter, read_adapter_config
+from tunesmith.model.peft_config import require_bounded
 
 _PREFIX = "base_model.model."
 #: Ways for an adapter to begin that leave the base's weights as they are.
@@ -119,6 +120,7 @@ def read_changes(folder: Path, skeleton: Skeleton) -> Changes:
     words = read_adapter_config(folder)
     _refuse(folder, words)
     config, state = read_adapter(folder)
+    require_bounded(words, list(skeleton.kinds), folder / CONFIG_NAME)
     found, problems = Changes(), list[str]()
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     if words.get("ensure_weight_tying") and skeleton.tied:

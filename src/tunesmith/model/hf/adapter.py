@@ -10,7 +10,8 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 
 from tunesmith.errors import IntegrityError
 from tunesmith.model import lora
-from tunesmith.model.lora import LoraSettings, build_config, copy_state, read_adapter, resolve_targets
+from tunesmith.model.lora import CONFIG_NAME, LoraSettings, build_config, copy_state, read_adapter, resolve_targets
+from tunesmith.model.peft_config import require_bounded
 
 
 def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str, seed: int) -> PeftModel:
@@ -42,13 +43,24 @@ def load_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
     """
     config, state = read_adapter(folder)
     config.inference_mode = False
+    path = folder / CONFIG_NAME
+    require_bounded(config.to_dict(), [name for name, _ in model.named_modules()], path)
+    _require_tokens(config.trainable_token_indices, len(model.get_input_embeddings().weight), path)
     try:
         peft_model = get_peft_model(model, config)
-    except ValueError as error:
-        raise IntegrityError(f"{folder}: does not fit this base: {str(error).splitlines()[0]}",
-                             "Is it an adapter for another base?") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise IntegrityError(f"{folder}: does not fit this base: {reason}", "Is it an adapter for another base?") from None
     copy_state(state, get_peft_model_state_dict(peft_model), str(folder))
     return peft_model
+
+
+def _require_tokens(indices: list[int] | dict[str, list[int]] | None, vocabulary: int, path: Path) -> None:
+    """Raise IntegrityError for tokens that the base does not have."""
+    every = [each for part in indices.values() for each in part] if isinstance(indices, dict) else indices or []
+    if every and max(every) >= vocabulary:
+        raise IntegrityError(f"{path}: trainable_token_indices has {max(every)}; this base has {vocabulary} tokens",
+                             "Is it an adapter for another base?")
 
 
 def set_state(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:

@@ -35,13 +35,15 @@ def write_adapter_gguf(adapter: Path, base: BaseFiles, out: Path, *, outtype: st
     Returns {path, architecture, outtype, alpha, modules, bytes, notes}. Raises IntegrityError for an adapter that is damaged
     or does not fit the base, RecipeError naming what LoRA in llama.cpp cannot hold, DiskError.
     """
-    from tunesmith.model.lora import check_adapter
+    from tunesmith.model.lora import CONFIG_NAME, check_adapter
+    from tunesmith.model.peft_config import require_bounded
 
     check_outtype(outtype, ("f32", "f16"))
     config = check_adapter(adapter)
     _check_config(adapter, config)
     layout = layout_of(base)
     pairs = _read_pairs(adapter, layout)
+    require_bounded(config, list(pairs), adapter / CONFIG_NAME)
     alpha = float(config.get("lora_alpha") or 0) or 1.0  # llama.cpp takes 0 for "no scale"
     entries = []
     for module, (a_RI, b_OR) in pairs.items():

@@ -1,0 +1,109 @@
+"""Files that are what they seem: ordinary files of their own folder, of bounded size; JSON that is read without surprises.
+
+A folder may come from anybody. A link in it may lead to a file that is none of the folder's, a device or a pipe never ends,
+and JSON may be too deep or too long for its reader.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import IntegrityError
+
+#: JSON that describes something (a config, a state, a note) is far smaller than this.
+MOST_JSON_BYTES = 32 << 20
+_COPY = "Copy the file itself into its folder, if you trust it."
+
+
+def require_ordinary(path: Path, *, written: bool = False) -> None:
+    """Raise IntegrityError where `path` is there and is no ordinary file of its folder.
+
+    A link of the Hub client's cache, from a snapshot to a blob of the same repository, counts as ordinary. written: the file
+    will be changed in place, so that one with a second name (a hard link) is refused, too.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except ValueError:
+        raise IntegrityError(f"{str(path)!r}: no name of a file") from None
+    if stat.S_ISLNK(found.st_mode):
+        if not in_hub_cache(path):
+            raise IntegrityError(f"{path}: a link to {os.readlink(path)}, not a file of this folder", _COPY)
+    elif not stat.S_ISREG(found.st_mode):
+        raise IntegrityError(f"{path}: {_kind(found.st_mode)}, not a file", "Remove it.")
+    elif written and found.st_nlink > 1:
+        raise IntegrityError(f"{path}: has a second name elsewhere (a hard link), and would be changed there as well", _COPY)
+
+
+def require_ordinary_folder(folder: Path, written: frozenset[str] = frozenset()) -> None:
+    """Raise IntegrityError where anything below `folder` is neither a folder nor an ordinary file. The folder itself may be
+    reached by a link.
+
+    written: names of files directly in it that will be changed in place, see `require_ordinary`.
+    """
+    for place, folders, files in os.walk(folder, onerror=_not_readable):
+        here = Path(place)
+        for name in folders:
+            if (here / name).is_symlink():
+                raise IntegrityError(f"{here / name}: a link to {os.readlink(here / name)}, not a folder of its own", _COPY)
+        for name in files:
+            require_ordinary(here / name, written=here == folder and name in written)
+
+
+def _not_readable(error: OSError) -> None:
+    raise error
+
+
+def in_hub_cache(path: Path) -> bool:
+    """Whether a link is one that the Hub's client made: from snapshots/COMMIT/... to blobs/ of the same repository."""
+    repository = next((parent.parent for parent in path.absolute().parents if parent.name == "snapshots"), None)
+    return repository is not None and path.resolve().parent == (repository / "blobs").resolve()
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+             stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+def read_ordinary(path: Path, most_bytes: int | None = None) -> bytes:
+    """The content of an ordinary file. Raises IntegrityError where it is none, or longer than `most_bytes`; OSError."""
+    require_ordinary(path)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if most_bytes is not None and os.fstat(file.fileno()).st_size > most_bytes:
+            raise IntegrityError(f"{path}: larger than {most_bytes:,} bytes", "A file of this kind never is.")
+        return file.read()
+
+
+def parse_json(content: bytes | str, name: str, *, infinite: bool = False) -> Any:
+    """JSON as Python's objects. infinite: NaN and Infinity, which Python's JSON writes, are taken.
+
+    Raises IntegrityError: not JSON, not UTF-8, too deep, a number of thousands of digits, NaN or Infinity.
+    """
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is no number of JSON's")
+
+    try:
+        return json.loads(content, **({} if infinite else {"parse_constant": refuse}))
+    except RecursionError:
+        raise IntegrityError(f"{name}: damaged: JSON that is nested too deep") from None
+    except ValueError as error:
+        raise IntegrityError(f"{name}: damaged: not JSON: {str(error).splitlines()[0]}") from None
+
+
+def read_json(path: Path, *, infinite: bool = False) -> Any:
+    """A JSON file of the kind that describes something. Raises IntegrityError, FileNotFoundError, OSError."""
+    return parse_json(read_ordinary(path, MOST_JSON_BYTES), str(path), infinite=infinite)
+
+
+def read_json_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
+    """The same, where it must be an object."""
+    found = read_json(path, infinite=infinite)
+    if not isinstance(found, dict):
+        raise IntegrityError(f"{path}: damaged: not a JSON object")
+    return found
