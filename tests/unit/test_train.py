@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tunesmith.rundir import write_sealed_folder
 from tunesmith.train import step as step_module
 from tunesmith.train.optim import build_optimizer, build_scaler, learning_rate_at
 from tunesmith.train.resume import Progress, checkpoint_files, restore, seed_everything
+from tunesmith.train.state import CutState
 from tunesmith.train.step import Cut, optimiser_step, step_that_fits
 
 WHOLE = Cut(rows=None, max_tokens=10**9, overhead_tokens=10**6)
@@ -252,7 +253,8 @@ def test_the_host_s_memory_comes_last() -> None:
 
 
 def test_a_cut_from_a_gpu_goes_on_where_nothing_can_wait_on_the_host(base: Any) -> None:
-    saved = asdict(Cut(None, 400, 512, checkpointing=0.5, may_checkpoint=True, offloading=True, may_offload=True, selective=True))
+    saved = CutState(rows=None, max_tokens=400, overhead_tokens=512, checkpointing=0.5, may_checkpoint=True, offloading=True,
+                     may_offload=True, selective=True)
     here = Cut(None, 9000, 96, may_checkpoint=True)
     here.take_over(saved)
     assert (here.max_tokens, here.checkpointing) == (400, 0.5)

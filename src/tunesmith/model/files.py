@@ -15,10 +15,14 @@ from tunesmith.errors import IntegrityError, NetworkError, RecipeError, Tunesmit
 from tunesmith.hub import download, parse_hub_id
 from tunesmith.hub.calls import Tell, explained, quiet
 from tunesmith.hub.download import commit_of, listed, not_found
+from tunesmith.rundir.ordinary import read_json_object, require_ordinary
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_NOT_NEEDED = ["original/*", "onnx/*", "consolidated*", "*.gguf", "*/*"]
+_NOT_NEEDED = ["adapter_config.json", "adapter_model*", "original/*", "onnx/*", "consolidated*", "*.gguf", "*/*"]
+#: Of a base's files, besides its weights: what says what it is, how text becomes tokens, and where an answer ends.
+_MAKES_IT = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+             "merges.txt", "chat_template.*", "*.model", "*.tiktoken")
 #: Above this size only the headers and samples of the weights are hashed for the manifest.
 _HASH_WHOLE_BYTES = 2 << 30
 
@@ -62,15 +66,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A base folder's config.json. Raises RecipeError when it is missing or broken."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json_object(path, infinite=True)
     except FileNotFoundError:
         if (folder / "adapter_config.json").exists():
             raise RecipeError(f"model.base: {folder} is an adapter, not a base",
                               "Name the base that it was trained on (base_model_name_or_path in its config).") from None
         raise RecipeError(f"model.base: {folder} has no config.json", "Is this the folder of a model?") from None
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"{path}: not readable: {error}") from None
-    if not isinstance(config, dict) or "model_type" not in config:
+    except IntegrityError as error:
+        raise RecipeError(f"model.base: {error.message}", error.hint or "Copy or download the base again.") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: not readable: {error.strerror}") from None
+    if not isinstance(config.get("model_type"), str):
         raise RecipeError(f"{path}: names no model_type, so this is not a transformers model")
     return config
 
@@ -89,6 +95,7 @@ def locate_base(base: str, revision: str | None, tell: Tell = quiet) -> BaseFile
     folder = _local_folder(base) or _download(base, revision, _DOWNLOAD, tell)
     config = read_config(folder)
     found = BaseFiles(base, revision, folder, config)
+    _require_own_files(found)
     if not found.weights:
         names = listed(base, commit_of(folder), tell) if commit_of(folder) else [path.name for path in sorted(folder.iterdir())]
         pickles = [name for name in names if any(fnmatch(name, pattern) for pattern in _PICKLES)]
@@ -102,8 +109,10 @@ def locate_base(base: str, revision: str | None, tell: Tell = quiet) -> BaseFile
 
 def locate_tokenizer(base: str, revision: str | None, tell: Tell = quiet) -> Path:
     """The folder with a base's tokenizer, its weights left where they are. Raises RecipeError, NetworkError, IntegrityError."""
-    return _local_folder(base) or _download(base, revision, [pattern for pattern in _DOWNLOAD if "safetensors" not in pattern],
-                                            tell)
+    words = [pattern for pattern in _DOWNLOAD if "safetensors" not in pattern]
+    folder = _local_folder(base) or _download(base, revision, words, tell)
+    _require_no_links(folder)
+    return folder
 
 
 def _local_folder(base: str) -> Path | None:
@@ -143,6 +152,42 @@ def explain_base(error: Exception, what: str) -> TunesmithError:
     return NetworkError(f"model.base: {found.message}", found.hint)
 
 
+def _require_own_files(base: BaseFiles) -> None:
+    """Raise IntegrityError where the base's folder leads somewhere else, whatever would follow it there.
+
+    Links out of the folder; an index that names other files than safetensors in the folder; a config that names the file of
+    the weights; an adapter in the same folder, which transformers would put on the base by itself.
+    """
+    folder, hint = base.folder, "Copy or download the base again."
+    _require_no_links(folder)
+    if (folder / "adapter_config.json").exists():
+        raise IntegrityError(f"model.base: {folder} also holds an adapter (adapter_config.json), so whether it is meant with "
+                             "or without that is not clear", "Move the adapter's files to another folder, or merge it first.")
+    named = base.config.get("transformers_weights")
+    if named is not None and not _is_own_safetensors(folder, named):
+        raise IntegrityError(f"{folder / 'config.json'}: transformers_weights is {named!r}, not a safetensors file of this "
+                             "folder", hint)
+    for path in sorted(folder.glob("*.safetensors.index.json")):
+        places = read_json_object(path).get("weight_map")
+        if not isinstance(places, dict):
+            raise IntegrityError(f"{path}: has no weight_map", hint)
+        for tensor, place in places.items():
+            if not _is_own_safetensors(folder, place):
+                raise IntegrityError(f"{path}: {tensor!r} is said to be in {place!r}, which is no safetensors file of this "
+                                     "folder", hint)
+
+
+def _require_no_links(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if any(fnmatch(path.name, pattern) for pattern in _DOWNLOAD) and not path.is_dir():
+            require_ordinary(path)
+
+
+def _is_own_safetensors(folder: Path, name: Any) -> bool:
+    return (isinstance(name, str) and name.endswith(".safetensors") and "/" not in name and "\0" not in name
+            and (folder / name).is_file())
+
+
 def _check_headers(base: BaseFiles) -> None:
     """Every weight file begins with a safetensors header and is as long as that header says."""
     for path in base.weights:
@@ -153,7 +198,7 @@ def _check_headers(base: BaseFiles) -> None:
                 header = json.loads(file.read(header_bytes)) if header_bytes < min(size, 1 << 28) else None
             ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
             whole = header is not None and size == 8 + header_bytes + max(ends, default=0)
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             whole = False
         if not whole:
             raise IntegrityError(f"{path}: not a whole safetensors file", "Download or copy the base again.")
@@ -163,8 +208,9 @@ def fingerprint(base: BaseFiles) -> dict[str, str]:
     """A hash of each file that makes the base what it is, for the manifest. Large weights are sampled, and say so."""
     sampled = base.weight_bytes() > _HASH_WHOLE_BYTES
     hashes = {}
-    for path in [base.folder / "config.json", base.folder / "tokenizer.json", *base.weights]:
-        if path.exists():
+    words = [path for path in sorted(base.folder.iterdir()) if any(fnmatch(path.name, pattern) for pattern in _MAKES_IT)]
+    for path in [*words, *base.weights]:
+        if path.is_file():
             is_weight = path.suffix == ".safetensors"
             kind = "sha256-of-samples" if sampled and is_weight else "sha256"
             hashes[path.name] = f"{kind}:{_hash(path, sampled and is_weight)}"

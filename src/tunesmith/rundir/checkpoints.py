@@ -40,6 +40,10 @@ class Checkpoints:
         Returns its folder (None when there is none), its files, and what is wrong with each newer one; those are put
         aside, until the next time.
         """
+        with disk_errors(self.folder):
+            return self._newest_whole()
+
+    def _newest_whole(self) -> tuple[Path | None, dict[str, bytes], list[str]]:
         remove_leftovers(self.folder)
         for old in self.folder.glob(".damaged-*"):
             shutil.rmtree(old, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,9 +13,19 @@ from typing import Any
 
 from tunesmith.errors import DiskError, EnvironmentFault, IntegrityError, UsageError
 from tunesmith.rundir.checkpoints import Checkpoints
-from tunesmith.rundir.files import disk_errors, remove_leftovers, write_atomically
+from tunesmith.rundir.files import disk_errors, remove_leftovers, sync_folder, write_atomically
 from tunesmith.rundir.metrics import MetricsLog
-from tunesmith.rundir.seal import SEAL_NAME, check_seal, read_seal, seal
+from tunesmith.rundir.ordinary import read_json_object, require_ordinary_folder
+from tunesmith.rundir.seal import (
+    NEXT_RECIPE_NAME,
+    SEAL_NAME,
+    canonical_seal,
+    check_seal,
+    read_seal,
+    recipe_waits,
+    seal,
+    sha256_file,
+)
 
 
 class RunFolder:
@@ -38,21 +50,23 @@ class RunFolder:
         """Create the folder if need be and lock it. Raises DiskError, UsageError, or EnvironmentFault when taken."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file, not a run folder", "Choose another folder with --run.")
-        if self.path.is_dir() and not self.recipe.exists() and any(
+        if self.path.is_dir() and not os.path.lexists(self.recipe) and any(
                 p for p in self.path.iterdir() if not p.name.startswith(".")):
             raise UsageError(f"{self.path} holds other files and no recipe.yaml: it is not a run folder",
                              "Choose another folder with --run.")
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            require_ordinary_folder(self.path, written=frozenset({".lock", self.metrics.path.name}))
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = os.read(self._lock, 32).decode(errors="replace").strip() or "unknown"
+            owner = os.read(self._lock, 32).decode(errors="replace").strip()
             os.close(self._lock)
             self._lock = None
-            raise EnvironmentFault(f"{self.path}: another process (pid {owner}) is writing this run",
-                                   "Wait for it, or give this one its own folder with --run.") from None
+            raise EnvironmentFault(f"{self.path}: another process ({_process(owner)}) is writing this run",
+                                   "Wait for it or stop it (Ctrl-C there saves it), or give this one its own folder with "
+                                   "--run.") from None
         with disk_errors(self.path):
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, str(os.getpid()).encode(), 0)
@@ -60,16 +74,15 @@ class RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._lock is not None and [p.name for p in self.path.iterdir()] == [".lock"]:
-            (self.path / ".lock").unlink()  # it never began: leave nothing behind
-            self.path.rmdir()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
+        if self._lock is None:
+            return
+        with contextlib.suppress(OSError):  # what is written is written: that tidying up fails changes nothing
+            if [p.name for p in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()  # it never began: leave nothing behind
+                self.path.rmdir()
             os.ftruncate(self._lock, 0)
-            os.close(self._lock)
-            self._lock = None
+        os.close(self._lock)
+        self._lock = None
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write a JSON file of the run atomically. Raises DiskError."""
@@ -78,28 +91,65 @@ class RunFolder:
     def read_json(self, path: Path) -> dict[str, Any]:
         """Read a JSON file of the run. Raises IntegrityError when it is missing or not JSON."""
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            return read_json_object(path, infinite=True)  # a loss may have been NaN
         except FileNotFoundError:
             raise IntegrityError(f"{path}: missing", "Is this a run folder?") from None
-        except ValueError:
-            raise IntegrityError(f"{path}: damaged: not JSON",
-                                 f"tunesmith verify {self.path} checks every file.") from None
-        if not isinstance(value, dict):
-            raise IntegrityError(f"{path}: damaged: not a JSON object")
-        return value
+        except IntegrityError as error:
+            raise IntegrityError(error.message, error.hint or f"tunesmith verify {self.path} checks every file.") from None
 
     def begin(self) -> None:
         """Seal what the run starts from, its recipe and its manifest. Raises DiskError."""
         seal(self.path, [self.recipe.name, self.manifest.name])
 
+    @property
+    def _next_recipe(self) -> Path:
+        return self.path / NEXT_RECIPE_NAME
+
+    def replace_recipe(self, text: str) -> None:
+        """Write another recipe for a run that has begun, and seal it. Raises DiskError.
+
+        A crash at any moment leaves the old recipe with its seal, or the new one: it waits beside the old one until the seal
+        names it, and `begun` then puts it in its place.
+        """
+        write_atomically(self._next_recipe, text)
+        hashes = {self.recipe.name: hashlib.sha256(text.encode()).hexdigest(), self.manifest.name: sha256_file(self.manifest)}
+        write_atomically(self.path / SEAL_NAME, canonical_seal(hashes))
+        self._settle_recipe()
+
+    def _settle_recipe(self) -> None:
+        """End what `replace_recipe` began, or undo it."""
+        if not os.path.lexists(self._next_recipe):
+            return
+        with disk_errors(self.recipe):
+            if recipe_waits(self.path):
+                os.replace(self._next_recipe, self.recipe)
+            else:
+                self._next_recipe.unlink()
+            sync_folder(self.path)
+
     def begun(self) -> bool:
-        """Whether recipe and manifest are written and sealed. Raises IntegrityError when one of them is damaged."""
+        """Whether recipe and manifest are written and sealed. Raises IntegrityError when one of them is damaged or lost."""
         if not (self.path / SEAL_NAME).exists():
+            if self.checkpoints().paths():  # written after the seal, so it was there
+                raise IntegrityError(f"{self.path / SEAL_NAME}: missing, so nothing says what the checkpoints were made of",
+                                     "Copy the whole run folder again, or start another run with --run.")
             return False
+        if self._lock is not None:
+            self._settle_recipe()
         start = (self.recipe, self.manifest, self.path / SEAL_NAME)
-        if damaged := [path for path in check_seal(self.path) if path in start]:
-            raise IntegrityError(f"{damaged[0]}: damaged", "Put it back, or start another run with --run.")
+        wrong = [path for path in check_seal(self.path) if path in start
+                 and not (path == self.recipe and recipe_waits(self.path))]
+        if wrong:
+            what = "damaged" if os.path.lexists(wrong[0]) else "missing"
+            raise IntegrityError(f"{wrong[0]}: {what}, so nothing says what this run was made of",
+                                 f"Put it back from a copy, or start another run with --run. tunesmith verify {self.path} "
+                                 "says what else is damaged.")
         return True
+
+    def run_id(self) -> str | None:
+        """What tells this run from every other; None for one that has no manifest, or was begun before runs had it."""
+        found = self.read_json(self.manifest).get("run_id") if self.manifest.exists() else None
+        return found if isinstance(found, str) else None
 
     def finished(self) -> bool:
         """Whether the run went to its end. Raises IntegrityError when the seal that says so is damaged."""
@@ -119,3 +169,8 @@ class RunFolder:
         if free_bytes < needed_bytes:
             raise DiskError(f"{self.path}: the run needs about {needed_bytes / 1e6:,.0f} MB of disk, "
                             f"{free_bytes / 1e6:,.0f} MB are free", "Free some space or choose another disk with --run.")
+
+
+def _process(owner: str) -> str:
+    """The process that holds a run's lock, as the lock names it."""
+    return f"pid {owner}" if owner.isdecimal() else "its pid is not known"

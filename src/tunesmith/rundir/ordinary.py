@@ -89,7 +89,7 @@ def parse_json(content: bytes | str, name: str, *, infinite: bool = False) -> An
         raise ValueError(f"{constant} is no number of JSON's")
 
     try:
-        return json.loads(content, **({} if infinite else {"parse_constant": refuse}))
+        return json.loads(content, parse_constant=None if infinite else refuse)
     except RecursionError:
         raise IntegrityError(f"{name}: damaged: JSON that is nested too deep") from None
     except ValueError as error:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tunesmith.errors import IntegrityError
 from tunesmith.rundir.files import write_atomically, write_folder_atomically
+from tunesmith.rundir.ordinary import MOST_JSON_BYTES, parse_json, read_ordinary, require_ordinary
 
 SEAL_NAME = "sha256.json"
 #: A card is for its owner to edit: what is sealed shows that it was, and only that.
 CARD_NAME = "README.md"
+#: Where a run's next recipe waits until the seal names it.
+NEXT_RECIPE_NAME = ".next-recipe.yaml"
 _CHUNK_BYTES = 1 << 22
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's content, as hex."""
+    """The SHA-256 of an ordinary file's content, as hex. Raises IntegrityError where it is none."""
+    require_ordinary(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -47,20 +53,28 @@ def read_seal(folder: Path) -> dict[str, str]:
     """The hashes listed in a folder's seal. Raises IntegrityError when the list itself is missing or damaged."""
     path = folder / SEAL_NAME
     try:
-        content = path.read_bytes()
-        hashes = json.loads(content)["files"]
-        whole = canonical_seal(hashes) == content
+        content = read_ordinary(path, MOST_JSON_BYTES)
+        hashes = parse_json(content, str(path))["files"]
+        whole = all(map(_is_entry, hashes, hashes.values())) and canonical_seal(hashes) == content
     except FileNotFoundError:
         raise IntegrityError(f"{path}: missing") from None
-    except (ValueError, KeyError, TypeError, OSError):
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         whole = False
     if not whole:
         raise IntegrityError(f"{path}: damaged")
     return dict(hashes)
 
 
+def _is_entry(name: Any, digest: Any) -> bool:
+    """Whether a line of a seal can stand there: a file below its folder, and a hash."""
+    return (isinstance(name, str) and isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
+            and "\0" not in name and not name.startswith("/")
+            and all(part not in ("", ".", "..") for part in name.split("/")))
+
+
 def check_seal(folder: Path, *, cards: bool = True) -> list[Path]:
-    """The files of a sealed folder that are missing or not as they were written; the seal itself if it is damaged.
+    """The files of a sealed folder that are missing, no ordinary files or not as they were written; the seal itself if it is
+    damaged.
 
     cards: whether one that was edited counts.
     """
@@ -69,8 +83,17 @@ def check_seal(folder: Path, *, cards: bool = True) -> list[Path]:
     except IntegrityError:
         return [folder / SEAL_NAME]
     looked_at = [name for name in hashes if cards or Path(name).name != CARD_NAME]
-    return [folder / name for name in looked_at
-            if not (folder / name).is_file() or sha256_file(folder / name) != hashes[name]]
+    return [folder / name for name in looked_at if not _as_written(folder, name, hashes[name])]
+
+
+def _as_written(folder: Path, name: str, digest: str) -> bool:
+    path = folder / name
+    try:
+        if any(parent.is_symlink() for parent in list(path.parents)[:len(Path(name).parts) - 1]):
+            return False
+        return sha256_file(path) == digest
+    except (FileNotFoundError, NotADirectoryError, IntegrityError):
+        return False
 
 
 def read_sealed(folder: Path) -> dict[str, bytes]:
@@ -78,10 +101,18 @@ def read_sealed(folder: Path) -> dict[str, bytes]:
     files = {}
     for name, digest in read_seal(folder).items():
         try:
-            content = (folder / name).read_bytes()
-        except OSError:
+            content = read_ordinary(folder / name)
+        except (FileNotFoundError, NotADirectoryError):
             raise IntegrityError(f"{folder / name}: missing") from None
         if hashlib.sha256(content).hexdigest() != digest:
             raise IntegrityError(f"{folder / name}: damaged")
         files[name] = content
     return files
+
+
+def recipe_waits(run: Path) -> bool:
+    """Whether a run's next recipe is the one that its seal names: it is the run's, and only not yet in its place."""
+    try:
+        return _as_written(run, NEXT_RECIPE_NAME, read_seal(run).get("recipe.yaml", ""))
+    except IntegrityError:
+        return False

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tunesmith.errors import IntegrityError
 from tunesmith.rundir.checkpoints import Checkpoints
 from tunesmith.rundir.files import require_folder
-from tunesmith.rundir.seal import SEAL_NAME, check_seal, read_seal
+from tunesmith.rundir.ordinary import read_json_object, require_ordinary_folder
+from tunesmith.rundir.seal import SEAL_NAME, check_seal, read_seal, recipe_waits
 
 
 @dataclass
@@ -43,9 +43,15 @@ def verify_path(path: Path) -> Damage:
     if not (path / SEAL_NAME).exists() and not checkpoints.paths():
         raise IntegrityError(f"{path}: has no {SEAL_NAME}, so nothing says what its files should be",
                              "Give a run, a checkpoint, an adapter or a merged model; what others wrote has no hashes.")
+    require_ordinary_folder(path)
     found.add_sealed(path)  # a run is sealed before its first checkpoint, so here a missing seal is damage
+    if recipe_waits(path):  # a process ended just before it put the recipe in its place; the next train does
+        found.damaged = [file for file in found.damaged if file != path / "recipe.yaml"]
+    own = _run_id(path / "manifest.json")
     for checkpoint in checkpoints.paths():
         found.add_sealed(checkpoint)
+        if _run_id(checkpoint / "state.json") != own and checkpoint / "state.json" not in found.damaged:
+            found.damaged.append(checkpoint / "state.json")  # of another run
     _check_metrics(path, checkpoints, found)
     if (path / "adapter" / SEAL_NAME).exists():
         found.add_sealed(path / "adapter")
@@ -55,15 +61,27 @@ def verify_path(path: Path) -> Damage:
     return found
 
 
+def _run_id(path: Path) -> str:
+    """The run that a manifest or a checkpoint's state names."""
+    try:
+        return str(read_json_object(path, infinite=True).get("run_id"))
+    except (FileNotFoundError, IntegrityError):
+        return str(None)
+
+
 def _check_metrics(run: Path, checkpoints: Checkpoints, found: Damage) -> None:
     """The metrics of an unfinished run, up to where its newest whole checkpoint saw them."""
     metrics = run / "metrics.jsonl"
     whole = [p for p in checkpoints.paths() if p / "state.json" in set(found.checked) - set(found.damaged)]
     if metrics in found.checked or not whole:
         return
-    mark = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8")).get("progress", {}).get("metrics")
+    progress = read_json_object(whole[-1] / "state.json", infinite=True).get("progress")
+    mark = progress.get("metrics") if isinstance(progress, dict) else None
+    if mark is not None and not (isinstance(mark, dict) and isinstance(mark.get("bytes"), int)):
+        found.damaged.append(whole[-1] / "state.json")
+        return
     if mark:
         found.checked.append(metrics)
         content = metrics.read_bytes()[: mark["bytes"]] if metrics.exists() else b""
-        if hashlib.sha256(content).hexdigest() != mark["sha256"]:
+        if hashlib.sha256(content).hexdigest() != mark.get("sha256"):
             found.damaged.append(metrics)

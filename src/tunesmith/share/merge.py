@@ -22,6 +22,7 @@ from tunesmith.model.files import BaseFiles, fingerprint
 from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME
 from tunesmith.rundir import CARD_NAME, put_in_place, require_free, seal, sync_folder, workshop
 from tunesmith.rundir.files import disk_errors, write_synced
+from tunesmith.rundir.ordinary import read_ordinary
 from tunesmith.rundir.seal import SEAL_NAME, sha256_file
 from tunesmith.share.adapter import json_bytes
 from tunesmith.share.agreement import Agreement, Reference, better, compare, lost, reference
@@ -245,7 +246,7 @@ def _small_files(base: BaseFiles, adapter: Path, plan: _Plan) -> dict[str, bytes
             paths["generation_config.json"] = folder / "generation_config.json"
     if any(path.name != "model.safetensors" for path in plan.shards) and (base.folder / INDEX_NAME).exists():
         paths[INDEX_NAME] = base.folder / INDEX_NAME
-    files = {name: path.read_bytes() for name, path in sorted(paths.items())}
+    files = {name: read_ordinary(path) for name, path in sorted(paths.items())}
     if plan.added is not None:
         config = json.loads(files["config.json"])
         for part in [config, *(part for part in config.values() if isinstance(part, dict) and "tie_word_embeddings" in part)]:

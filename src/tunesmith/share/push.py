@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tunesmith.hub import call
 from tunesmith.hub.calls import Tell, TryAgain, offline, reason, redacted, status
 from tunesmith.hub.download import git_sha1
 from tunesmith.rundir import CARD_NAME, SEAL_NAME, canonical_seal
+from tunesmith.rundir.ordinary import read_ordinary
 from tunesmith.share.adapter import json_bytes
 from tunesmith.share.card import Card, render_card
 from tunesmith.share.hub_base import license_of
@@ -45,12 +47,12 @@ def assemble(adapter: Path, base_folder: Path | None, card: Card) -> dict[str, b
 
     config = read_adapter_config(adapter)
     config |= {"base_model_name_or_path": card.note["base"], "revision": card.note.get("revision")}
-    files = {CONFIG_NAME: json_bytes(config, sort_keys=True), WEIGHTS_NAME: (adapter / WEIGHTS_NAME).read_bytes(),
+    files = {CONFIG_NAME: json_bytes(config, sort_keys=True), WEIGHTS_NAME: read_ordinary(adapter / WEIGHTS_NAME),
              NOTE_NAME: json_bytes(card.note)}
     for name in ("generation_config.json", *_TOKENIZER):
         for folder in (adapter, base_folder):
-            if folder is not None and (folder / name).is_file():
-                files[name] = (folder / name).read_bytes()
+            if folder is not None and os.path.lexists(folder / name):
+                files[name] = read_ordinary(folder / name)  # never what a link leads to
                 break
     if "tokenizer_config.json" in files:
         files["tokenizer_config.json"] = _without_places(files["tokenizer_config.json"])

@@ -17,12 +17,13 @@ _SECRETS = {
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}",
     "a Google key": r"AIza[A-Za-z0-9_-]{35}",
-    "a key or password": r"(?i)(?:api[_-]?key|secret|passwd|password)['\"]?\s*[:=]\s*['\"]?[A-Za-z0-9+/_-]{20,}",
+    "a key or password": r"(?i)(?:api[_-]?key|access[_-]?key|secret|passwd|password)['\"]?\s*[:=]\s*['\"]?"
+                         r"[A-Za-z0-9+/_-]{20,}",
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
 }
 _PATHS = re.compile(r"(?:/home/|/Users/|/root/|/mnt/|/tmp/|/private/var/|[A-Za-z]:\\Users\\|file:///?|~/)[\w.-][^\s\"'`,)]*")
 _PICKLE_NAMES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
-#: Files of others' making whose text is full of words: in them only what is this user's own is looked for.
+#: Files of others' making whose text is full of words: of places, only this user's own are looked for there.
 _VOCABULARIES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens")
 
 
@@ -50,7 +51,7 @@ def problems(name: str, content: bytes) -> list[str]:
 
 
 def _in_text(text: str, *, vocabulary: bool) -> list[str]:
-    found = [f"holds {what}" for what, pattern in _SECRETS.items() if not vocabulary and re.search(pattern, text)]
+    found = [f"holds {what}" for what, pattern in _SECRETS.items() if re.search(pattern, text)]
     if (token := _own_token()) and token in text:
         found.append("holds your Hub token")
     places = [place for place in _own_places() if place in text]

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from tunesmith.data import SampleOrder, TokenRow
-from tunesmith.errors import DivergedError, Interrupted
+from tunesmith.errors import DivergedError, IntegrityError, Interrupted
 from tunesmith.model.dropout import sample_seeds
 from tunesmith.model.engine import Engine
 from tunesmith.rundir import RunFolder
 from tunesmith.train.optim import AdamW, build_optimizer, build_scaler, learning_rate_at
 from tunesmith.train.resume import Progress, checkpoint_files, restore, seed_everything
 from tunesmith.train.signals import StopSignal
+from tunesmith.train.state import CutState
 from tunesmith.train.step import LOWER_THE_RATE, Cut, step_that_fits
 
 #: fp16 passes over a step that overflowed; the scale halves each time, so a healthy run skips far fewer in a row.
@@ -57,6 +58,7 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
     scaler = build_scaler(engine.dtype, engine.device)
     order = SampleOrder(len(rows), settings.seed)
     checkpoints = run.checkpoints(settings.save_total_limit)
+    run_id = run.run_id()
     progress = _start(engine, optimizer, scaler, run, cut, settings, notify)
 
     skipped = 0
@@ -97,8 +99,8 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
 
         if last or progress.step % settings.save_steps == 0 or stop.number is not None:
             _require_finite(engine, progress.step)
-            progress.cut, progress.metrics = asdict(cut), run.metrics.mark()
-            checkpoints.save(progress.step, checkpoint_files(engine, optimizer, scaler, progress))
+            progress.cut, progress.metrics = CutState(**asdict(cut)), run.metrics.mark()
+            checkpoints.save(progress.step, checkpoint_files(engine, optimizer, scaler, progress, run_id))
         if stop.number is not None and not last:
             raise Interrupted(stop.number, f"Stopped and saved at step {progress.step} of {settings.total_steps}.",
                               "The same command goes on from there.")
@@ -117,10 +119,15 @@ def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: 
         seed_everything(settings.seed)
         progress = Progress()
     else:
-        progress = restore(files, engine, optimizer, scaler)
+        try:
+            progress = restore(files, engine, optimizer, scaler, run.run_id())
+        except IntegrityError as error:
+            raise IntegrityError(f"{path}: {error.message}", error.hint) from None
         if not run.metrics.rewind(progress.metrics):
             notify(f"{run.metrics.path}: not as it was at the checkpoint; its curve may have gaps.")
-        cut.take_over(progress.cut)
+        if progress.cut is not None and cut.take_over(progress.cut):
+            notify(f"train.micro_batch_size was {progress.cut.asked or 'auto'} until this checkpoint and is "
+                   f"{cut.asked or 'auto'} from here on: the same experiment, but its last bits may differ.")
         if progress.step < settings.total_steps:
             notify(f"Resuming {_short(run.path)} at step {progress.step} of {settings.total_steps} "
                    f"(checkpoint of {time.strftime('%H:%M', time.localtime(path.stat().st_mtime))}, whole).")

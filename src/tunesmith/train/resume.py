@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 from tunesmith.errors import IntegrityError
 from tunesmith.model.engine import Engine
 from tunesmith.train.optim import AdamW
+from tunesmith.train.state import CutState, RandomState, read_state
 
 
 @dataclass
@@ -28,44 +30,67 @@ class Progress:
     tokens: int = 0
     loss_tokens: int = 0
     seconds: float = 0.0
-    cut: dict[str, Any] = field(default_factory=dict)
+    cut: CutState | None = None
     metrics: dict[str, Any] | None = None
 
 
-def checkpoint_files(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler,
-                     progress: Progress) -> dict[str, bytes]:
-    """Everything that a run is made of, as the files of a checkpoint."""
+def checkpoint_files(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, progress: Progress,
+                     run_id: str | None = None) -> dict[str, bytes]:
+    """Everything that a run is made of, as the files of a checkpoint. run_id: of the run that it belongs to."""
     moments = {}
     for name, parameter in engine.trainable().items():
         for key, value in optimizer.state[parameter].items():
             moments[f"{name}|{key}"] = value.detach().to("cpu", copy=True).contiguous()
     tensors, words = _random_state()
-    state = {"progress": asdict(progress), "scaler": scaler.state_dict(), "random": words}
+    reached = asdict(progress) | {"cut": progress.cut.model_dump() if progress.cut else {}}
+    state = {"progress": reached, "scaler": scaler.state_dict(), "random": words, "run_id": run_id}
     return {**engine.adapter_files(), "optimizer.safetensors": safetensors.torch.save(moments),
             "random.safetensors": safetensors.torch.save(tensors),
             "state.json": (json.dumps(state, indent=1) + "\n").encode()}
 
 
-def restore(files: dict[str, bytes], engine: Engine, optimizer: AdamW,
-            scaler: torch.amp.GradScaler) -> Progress:
-    """Put a checkpoint's content back. Raises IntegrityError when it belongs to another model."""
-    state = json.loads(files["state.json"])
-    engine.load_adapter_weights(safetensors.torch.load(files["adapter_model.safetensors"]))
-    moments = safetensors.torch.load(files["optimizer.safetensors"])
+def restore(files: dict[str, bytes], engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler,
+            run_id: str | None = None) -> Progress:
+    """Put a checkpoint's content back.
+
+    Raises IntegrityError when it belongs to another run or another model, or was not written by this program.
+    """
+    state = read_state(_file(files, "state.json"))
+    if state.run_id != run_id:
+        raise IntegrityError("state.json: a checkpoint of another run", "Remove it from this run's checkpoints.")
+    try:
+        engine.load_adapter_weights(safetensors.torch.load(_file(files, "adapter_model.safetensors")))
+        _set_moments(safetensors.torch.load(_file(files, "optimizer.safetensors")), engine, optimizer)
+        if scaler.is_enabled():
+            scaler.load_state_dict(state.scaler.model_dump(by_alias=True))
+        _set_random_state(safetensors.torch.load(_file(files, "random.safetensors")), state.random)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise IntegrityError(f"the checkpoint was not written by this program: {error}",
+                             "Start afresh in another --run folder.") from None
+    found = state.progress
+    return Progress(found.step, found.samples, found.tokens, found.loss_tokens, found.seconds,
+                    found.cut if isinstance(found.cut, CutState) else None,
+                    found.metrics.model_dump() if found.metrics else None)
+
+
+def _file(files: dict[str, bytes], name: str) -> bytes:
+    if name not in files:
+        raise IntegrityError(f"{name}: missing in the checkpoint", "Start afresh in another --run folder.")
+    return files[name]
+
+
+def _set_moments(moments: dict[str, torch.Tensor], engine: Engine, optimizer: AdamW) -> None:
+    """Raises IntegrityError where they are another model's, or not finite."""
     for name, parameter in engine.trainable().items():
         found = {key.rpartition("|")[2]: value for key, value in moments.items() if key.rpartition("|")[0] == name}
         if not found:  # it never had a gradient
             continue
-        if set(found) != {"step", "exp_avg", "exp_avg_sq"} or found["exp_avg"].shape != parameter.shape:
+        fits = set(found) == {"step", "exp_avg", "exp_avg_sq"} and found["step"].numel() == 1 and all(
+            found[key].shape == parameter.shape and torch.isfinite(found[key]).all() for key in ("exp_avg", "exp_avg_sq"))
+        if not fits:
             raise IntegrityError(f"optimizer.safetensors: does not fit {name}", "Start afresh in another --run folder.")
         # The step count stays where fused AdamW keeps it; the moments go to their parameter.
-        optimizer.state[parameter] = {"step": found["step"].to(parameter.device),
-                                      "exp_avg": found["exp_avg"].to(parameter.device),
-                                      "exp_avg_sq": found["exp_avg_sq"].to(parameter.device)}
-    if scaler.is_enabled():
-        scaler.load_state_dict(state["scaler"])
-    _set_random_state(safetensors.torch.load(files["random.safetensors"]), state["random"])
-    return Progress(**state["progress"])
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
 
 
 def seed_everything(seed: int) -> None:
@@ -85,10 +110,10 @@ def _random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, {"numpy": [kind, position, has_gauss, cached], "python": [version, gauss]}
 
 
-def _set_random_state(tensors: dict[str, torch.Tensor], words: dict[str, Any]) -> None:
-    kind, position, has_gauss, cached = words["numpy"]
+def _set_random_state(tensors: dict[str, torch.Tensor], words: RandomState) -> None:
+    kind, position, has_gauss, cached = words.numpy
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    version, gauss = words["python"]
+    version, gauss = words.python
     random.setstate((version, tuple(tensors["python"].tolist()), gauss))
     torch.set_rng_state(tensors["torch"])
     for name, state in tensors.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from tunesmith.errors import DivergedError, OutOfMemory
 from tunesmith.model.engine import Engine
 from tunesmith.model.memory import attempt
 from tunesmith.train.optim import AdamW
+from tunesmith.train.state import CutState
 
 #: What to do when a run diverged. A checkpoint is only written while the adapter is finite, so it is from before.
 LOWER_THE_RATE = "Lower train.learning_rate or lengthen train.warmup_steps. The last checkpoint is from before."
@@ -28,7 +28,7 @@ class Cut:
     overhead_tokens: what a micro-batch costs beyond its tokens, in tokens. checkpointing: the share of the
     layers that are recomputed in the backward pass; selective: whether it may be a part of them.
     offloading: what is kept even so waits in the host's memory. may_checkpoint, may_offload: whether these may be switched on,
-    one after the other, when nothing smaller is left.
+    one after the other, when nothing smaller is left. asked: the recipe's micro_batch_size, None for auto.
     """
 
     rows: int | None
@@ -39,17 +39,20 @@ class Cut:
     offloading: bool = False
     may_offload: bool = False
     selective: bool = False
+    asked: int | None = None
 
-    def take_over(self, saved: dict[str, Any]) -> None:
-        """Go on with the cut of a checkpoint; a smaller `rows` that was asked for since stays, and so does what the engine
-        here can do, which may be on another device than the checkpoint's.
+    def take_over(self, saved: CutState) -> bool:
+        """Go on with the cut of a checkpoint. True where another micro-batch was asked for since: then this one's holds.
+
+        What the engine here can do stays, which may be on another device than the checkpoint's; what memory had forced to
+        be recomputed still is.
         """
-        asked, may_offload, selective = self.rows, self.may_offload, self.selective
-        for name, value in saved.items():
-            setattr(self, name, value)
-        self.may_offload, self.selective, self.offloading = may_offload, selective, self.offloading and may_offload
-        if asked is not None:
-            self.rows = min(asked, self.rows or asked)
+        changed = self.asked != saved.asked
+        if not changed:
+            self.rows, self.max_tokens, self.overhead_tokens = saved.rows, saved.max_tokens, saved.overhead_tokens
+        self.checkpointing, self.may_checkpoint = saved.checkpointing, saved.may_checkpoint
+        self.offloading = saved.offloading and self.may_offload
+        return changed
 
     def shrink(self, longest: int) -> bool:
         """Take the next smaller cut; False when there is none. longest: tokens of the step's longest row."""

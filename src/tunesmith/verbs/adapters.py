@@ -11,7 +11,9 @@ from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, Usage
 from tunesmith.hub import download, is_hub_id, parse_hub_id
 from tunesmith.hub.calls import explained
 from tunesmith.hub.download import listed, not_found, repo_of
-from tunesmith.rundir import SEAL_NAME, check_seal, require_folder
+from tunesmith.rundir import SEAL_NAME, check_seal, read_seal, require_folder
+from tunesmith.rundir.ordinary import require_ordinary_folder
+from tunesmith.rundir.seal import sha256_file
 from tunesmith.verbs.show import Show
 
 if TYPE_CHECKING:
@@ -56,7 +58,8 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
         if not found.folder.is_dir():
             raise IntegrityError(f"{target}: this run has no adapter yet", "Train it to its end first.")
     else:
-        found = AdapterFiles(path, path.parent if (path.parent / "recipe.yaml").exists() else None)
+        found = AdapterFiles(path, run_of(path))
+    require_ordinary_folder(found.folder)
     sealed = (found.folder / SEAL_NAME).exists()
     damaged = check_seal(found.folder, cards=False) if sealed else []
     if damaged:
@@ -70,6 +73,25 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
         raise UsageError(f"{target}: neither a run nor an adapter: it has no adapter_config.json",
                          "Give a run folder (such as runs/NAME) or an adapter folder.")
     return found
+
+
+def run_of(adapter: Path) -> Path | None:
+    """The run that an adapter's folder is part of: one that is called `adapter` there, in a run whose seal knows it.
+
+    A recipe beside a folder is not enough: `init` writes recipes anywhere. The seal of a run that is not finished names no
+    adapter yet.
+    """
+    run = adapter.parent
+    if adapter.name != "adapter" or not (run / "manifest.json").exists():
+        return None
+    try:
+        hashes = read_seal(run)
+    except IntegrityError:
+        return None
+    if not {"recipe.yaml", "manifest.json"} <= set(hashes):
+        return None
+    own = {name: digest for name, digest in hashes.items() if name.startswith("adapter/adapter_")}
+    return run if all((run / name).is_file() and sha256_file(run / name) == digest for name, digest in own.items()) else None
 
 
 def require_choices(*, quantization: str | None = None, device: str = "auto") -> None:

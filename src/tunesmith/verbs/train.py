@@ -56,11 +56,28 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
                 damaged = check_seal(folder.path, cards=False)
                 if not damaged:
                     show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
-                    return _shared(chosen, folder, folder.read_json(folder.path / "result.json"), show)
+                    _tell_judged_otherwise(folder, chosen, show)
+                    return _shared(chosen, folder, _placed(folder.read_json(folder.path / "result.json"), folder), show)
                 show.note(f"{damaged[0]}: damaged; the run ends again from its newest whole checkpoint.")
             _open(folder, chosen, prepared, show)
             result = _run(chosen, prepared, folder, stop, show)
         return _shared(chosen, folder, result, show)
+
+
+def _placed(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """A result with its places as they are now: in its file they are relative to the run, which may have been moved."""
+    return result | {"run": str(folder.path), "adapter": str(folder.adapter)}
+
+
+def _tell_judged_otherwise(folder: RunFolder, recipe: Recipe, show: Show) -> None:
+    """A finished run is not judged again: say where the recipe asks for another measurement."""
+    then = parse_recipe(folder.recipe.read_text(encoding="utf-8"), name=str(folder.recipe)).judge.model_dump()
+    changed = {key: value for key, value in recipe.judge.model_dump().items() if then[key] != value}
+    for key in changed:
+        show.note(f"judge.{key}: the run was judged with {then[key]!r}, and what follows was measured so.")
+    if changed:
+        words = " ".join(f"--set judge.{key}={value}" for key, value in changed.items())
+        show.note(f"Measure again with: tunesmith evaluate {shlex.quote(str(folder.path))} {words}")
 
 
 @contextmanager
@@ -147,17 +164,17 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
     trainable, everything = engine.parameter_counts()
     metrics = folder.metrics.read()
     result = {
-        "run": str(folder.path), "engine": engine.name, "trainable_parameters": trainable, "all_parameters": everything,
+        "run": ".", "engine": engine.name, "trainable_parameters": trainable, "all_parameters": everything,
         "steps": progress.step, "train_loss": statistics.fmean(m["loss"] for m in metrics) if metrics else None,
         "eval_loss_before": judgement.loss_base if judgement else None,
         "eval_loss_after": judgement.loss_tuned if judgement else None,
         "seconds": progress.seconds, "tokens_per_second": progress.tokens / progress.seconds,
-        "peak_memory_bytes": peak_bytes, "adapter": str(folder.adapter),
+        "peak_memory_bytes": peak_bytes, "adapter": folder.adapter.name,
         "verdict": judgement.verdict if judgement else None, "judgement": judgement.summary() if judgement else None,
         "prompt": _example(recipe, judgement),
     }
     _write_results(recipe, folder, engine, result, judgement)
-    return result
+    return _placed(result, folder)
 
 
 def _example(recipe: Recipe, judgement: Judgement | None) -> str:
@@ -198,16 +215,17 @@ def _write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: di
 def _open(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) -> None:
     """Write the recipe and manifest of a new run, or check that an old one starts from the same."""
     from tunesmith.rundir import write_atomically
-    from tunesmith.verbs.manifest import build_manifest, check_same
+    from tunesmith.verbs.manifest import build_manifest, check_same, sampled
 
     manifest = build_manifest(recipe, prepared)
     if folder.begun():
         differing = check_same(folder.read_json(folder.manifest), manifest, str(folder.path))
+        if sampled(manifest):
+            show.note("The base's weights are larger than 2 GiB: they were compared by size and samples, not byte by byte.")
         if differing:
             show.note(f"Not the same as when the run began, so the last bits may differ: {', '.join(differing)}.")
         if folder.recipe.read_text(encoding="utf-8") != dump(recipe):  # only what does not make it another run
-            write_atomically(folder.recipe, dump(recipe))
-            folder.begin()
+            folder.replace_recipe(dump(recipe))
         return
     # A checkpoint is the adapter and two moments in fp32; one more than is kept exists while it is written.
     parameters = prepared.adapter_parameters or 25_000_000
@@ -255,7 +273,7 @@ def _choose_cut(recipe: Recipe, prepared: Prepared, engine: Engine) -> Cut:
     rows = None if recipe.train.micro_batch_size == "auto" else recipe.train.micro_batch_size
     return Cut(rows, max(longest, fitting(share)), overhead_tokens=512 if on_gpu else 96, checkpointing=share,
                may_checkpoint=wanted == "auto", selective=engine.selective,
-               may_offload=engine.offloads and wanted is not False)
+               may_offload=engine.offloads and wanted is not False, asked=rows)
 
 
 def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, show: Show) -> None:
