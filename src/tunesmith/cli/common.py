@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import io
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tunesmith.errors import DiskError, EnvironmentFault, Interrupted, OutOfMemory, TunesmithError
+from tunesmith.errors import EnvironmentFault, Interrupted, OutOfMemory, TunesmithError
+from tunesmith.rundir.files import explained_os_error
+from tunesmith.visible import json_visible, on_one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,28 +48,36 @@ class Terminal:
         if self._console is None:
             from rich.console import Console
 
-            self._console = Console(stderr=True, quiet=self.quiet, highlight=False, soft_wrap=True)
+            here = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  closed by whoever started us
+            self._console = Console(file=here, quiet=self.quiet, highlight=False, soft_wrap=True)
         return self._console
 
     def stage(self, text: str) -> None:
         """A passing line while something takes time."""
+        from rich.text import Text
+
         self._end_progress()
         if self.console.is_terminal and not self.quiet:
             if self._status is None:
-                self._status = self.console.status(text)
+                self._status = self.console.status("")
                 self._status.start()
-            self._status.update(f"{text} ...")
+            self._status.update(Text(f"{on_one_line(text)} ..."))
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False)
+        self._print(visible(text))
+
+    def _print(self, text: str) -> None:
+        """A line on stderr; one that is full or gone costs the line, not the run."""
+        with contextlib.suppress(OSError, ValueError):
+            self.console.print(text, markup=False)
 
     def facts(self, facts: dict[str, str]) -> None:
         """Names and values, aligned."""
         self._end_status()
         width = max(map(len, facts))
         for name, value in facts.items():
-            self.console.print(f"  {name:<{width}}  {value}", markup=False)
+            self._print(f"  {name:<{width}}  {on_one_line(value, 1000)}")
 
     def step(self, record: dict[str, Any], total_steps: int) -> None:
         """The live line: step, loss, tokens a second, time left."""
@@ -80,7 +91,7 @@ class Terminal:
         if not self.console.is_terminal:
             if record["step"] in (1, total_steps) or time.monotonic() - self._last_line > 10:
                 self._last_line = time.monotonic()
-                self.console.print(f"  step {text}", markup=False)
+                self._print(f"  step {text}")
             return
         if self._progress is None:
             from rich.progress import BarColumn, Progress, TextColumn
@@ -99,8 +110,8 @@ class Terminal:
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._end_status()
-            self._progress = Progress(TextColumn(f"  {what}"), BarColumn(bar_width=30), DownloadColumn(),
-                                      TimeRemainingColumn(), console=self.console)
+            self._progress = Progress(TextColumn(f"  {on_one_line(what)}", markup=False), BarColumn(bar_width=30),
+                                      DownloadColumn(), TimeRemainingColumn(), console=self.console)
             self._progress.start()
             self._progress.add_task("", total=whole)
         self._progress.update(self._progress.task_ids[0], completed=done, total=whole)
@@ -124,16 +135,20 @@ class Terminal:
 
 
 def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[str, Any]], str], *, as_json: bool,
-             quiet: bool, exit_code: Callable[[dict[str, Any]], int] = lambda result: 0) -> None:
+             quiet: bool, exit_code: Callable[[dict[str, Any]], int] = lambda result: 0, raw: bool = False) -> None:
     """Call a verb, print what it returns (as JSON, or as `tell` words it), and end with its exit code.
 
     An expected failure ends with its own code and no traceback; anything else is a bug of ours and shows one.
+    raw: what `tell` gives is an answer, see `_out`.
     """
+    _take_any_text()
     terminal, interrupt = Terminal(quiet), _Interrupt()
     if quiet or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the Hub client's own
     try:
         result = call(terminal)
+        terminal.close()
+        _out(json_visible(json.dumps(result, ensure_ascii=False)) if as_json else tell(result), raw=raw)
     except TunesmithError as error:
         _fail(terminal, error, as_json)
     except MemoryError:
@@ -144,9 +159,21 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
         raise typer.Exit(0) from None
     except Exception as error:  # the last resort of the command line
         _fail(terminal, interrupt.error if interrupt.came else _expected(error) or _bug(terminal, error), as_json)
-    terminal.close()
-    print(json.dumps(result, ensure_ascii=False, indent=None) if as_json else tell(result), flush=True)
     raise typer.Exit(exit_code(result))
+
+
+def _take_any_text() -> None:
+    """Text that the terminal's encoding does not have is written as an escape, rather than failing at the end of a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _out(text: str, *, raw: bool = False) -> None:
+    """Print the result. raw: an answer, which goes as it is where it is not a terminal that would act on it."""
+    if sys.stdout is None:  # closed by whoever started us
+        return
+    print(text if raw and not sys.stdout.isatty() else visible(text), flush=True)
 
 
 class _Interrupt:
@@ -165,10 +192,14 @@ class _Interrupt:
 
 
 def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> NoReturn:
-    terminal.close()
-    print(error, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError):  # a stderr that is closed or full changes nothing of the exit code
+        terminal.close()
+        if sys.stderr is not None:
+            print(visible(str(error)), file=sys.stderr, flush=True)
     if as_json:
-        print(json.dumps({"error": error.message, "hint": error.hint, "exit_code": error.exit_code}, ensure_ascii=False))
+        told = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        with contextlib.suppress(OSError, ValueError):
+            _out(json_visible(json.dumps(told, ensure_ascii=False)))
     raise typer.Exit(error.exit_code) from None
 
 
@@ -176,16 +207,28 @@ def _expected(error: Exception) -> TunesmithError | None:
     """The machine's own failures, wherever they arise: memory, disk, permissions. None for anything else."""
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return OutOfMemory("memory ran out", "Quantise the base further (nf4), shorten the rows, or take a smaller base.")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskError("the disk is full", "Free some space, then run the same command again.")
-    if isinstance(error, OSError) and error.filename is not None:
-        return EnvironmentFault(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.errno is not None:
+        what = str(error.filename) if error.filename is not None else "a file"
+        return explained_os_error(error, what) or EnvironmentFault(f"{what}: {error.strerror}")
+    if isinstance(error, ImportError) and (missing := _missing_package(error)):
+        return EnvironmentFault(missing, "Install it again: pip install --force-reinstall tunesmith "
+                                "(tunesmith doctor says what else is missing)")
     return None
+
+
+def _missing_package(error: ImportError) -> str | None:
+    """What of another package is missing, or does not fit; None where the name is one of ours."""
+    name = (error.name or "").partition(".")[0]
+    if name == "tunesmith":
+        return None
+    if isinstance(error, ModuleNotFoundError) and name:
+        return f"the package {name} is not installed"
+    return f"a package that is installed cannot be loaded ({name or 'unknown'}): {str(error).splitlines()[0]}"
 
 
 def _bug(terminal: Terminal, error: Exception) -> NoReturn:
     terminal.close()
-    traceback.print_exception(error, file=sys.stderr)
+    print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
     print("\nThis is a bug of tunesmith. Please report it with the lines above and the output of `tunesmith doctor`.",
           file=sys.stderr)
     raise typer.Exit(1) from None

@@ -22,4 +22,4 @@ def generate(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A r
 
     run_verb(lambda terminal: tunesmith.generate(adapter, prompt=prompt, max_new_tokens=max_new_tokens, base=base,
                                                  quantization=quantization, device=device, show=terminal),
-             lambda result: result["text"], as_json=as_json, quiet=quiet)
+             lambda result: result["text"], raw=True, as_json=as_json, quiet=quiet)

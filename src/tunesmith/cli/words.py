@@ -6,33 +6,26 @@ import shlex
 from typing import Any
 
 from tunesmith.cli.common import program, relative
+from tunesmith.rundir.verdict import loss_digits, verdict_sentence
 
 
 def judgement_lines(found: dict[str, Any]) -> list[str]:
     """Before and after: loss, stop rate, lists."""
-    digits = _digits(found)
+    digits = loss_digits(found)
     lines = [f"  held-out loss        {found['loss_base']:.{digits}f} -> {found['loss_tuned']:.{digits}f}"]
     if found["stop_rate_tuned"] is not None:
         lines.append(f"  answers that stop    {100 * found['stop_rate_base']:.0f}% -> {100 * found['stop_rate_tuned']:.0f}%"
                      f"  (within {found['max_new_tokens']} tokens, {found['stop_rows']} prompts)")
+        lines.append(f"  answers that are right  {found['right_base']} -> {found['right_tuned']} of {found['stop_rows']}"
+                     "  (the data's, word for word)")
     if found["list_f1_tuned"] is not None:
-        lines.append(f"  tags that are right  {found['list_f1_base']:.2f} -> {found['list_f1_tuned']:.2f}  (F1)")
+        lines.append(f"  list items right     {found['list_f1_base']:.2f} -> {found['list_f1_tuned']:.2f}  (F1)")
     return lines
-
-
-def _digits(found: dict[str, Any]) -> int:
-    """Of losses: enough to show a small change."""
-    return 3 if abs(found["loss_tuned"] - found["loss_base"]) >= 0.01 else 6
 
 
 def verdict_line(found: dict[str, Any]) -> str:
     """The verdict in a sentence."""
-    said = {"helps": "It helped", "hurts": "It hurt"}.get(found["verdict"], "No difference that could be told from chance")
-    line = f"  {said}: loss lower on {found['rows_better']} of {found['rows']} held-out rows"
-    if found["interval"]:
-        low, high = (f"{end:+.{_digits(found)}f}" for end in found["interval"])
-        line += f" (95% interval of the change {low} .. {high})"
-    return line + "."
+    return f"  {verdict_sentence(found)}."
 
 
 def sample_lines(samples: list[dict[str, Any]], most: int) -> list[str]:
@@ -57,7 +50,7 @@ def train_text(result: dict[str, Any]) -> str:
         lines += ["  Nothing was held out, so nothing says whether it helped. (data.validation)"]
     else:
         lines += [*judgement_lines(found), verdict_line(found)]
-        if found["verdict"] == "helps" and found["stop_rate_tuned"] == 0:
+        if found["verdict"] in ("helps", "loss only") and found["stop_rate_tuned"] == 0:
             lines += ["  But no answer stops yet: train longer, and see that data.append_eos is true."]
     adapter = relative(result["adapter"])
     lines += ["", f"  adapter  {adapter}", f"  report   {relative(result['run'])}/report.html"]

@@ -8,9 +8,12 @@ from typing import Any
 import altair
 import jinja2
 import vl_convert
+from markupsafe import Markup
 
 from tunesmith.judge.verdict import Judgement
 from tunesmith.rundir import RunFolder, write_atomically
+from tunesmith.rundir.verdict import verdict_sentence
+from tunesmith.visible import visible
 
 
 def write_report(run: RunFolder, *, manifest: dict[str, Any], recipe_text: str, result: dict[str, Any],
@@ -19,15 +22,21 @@ def write_report(run: RunFolder, *, manifest: dict[str, Any], recipe_text: str, 
 
     manifest, recipe_text, result: what was run and what `train --json` says of it.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
     source = (resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
     metrics = run.metrics.read()
     curve = _svg(_loss_chart(metrics, judgement))
     rate = _svg(_line(metrics, "learning_rate", "learning rate", 130))
     page = environment.from_string(source).render(
         name=run.path.name, manifest=manifest, recipe=recipe_text, result=result, judgement=judgement,
+        verdict=verdict_sentence(judgement.summary()) if judgement else "",
         loss_curve=curve, rate_curve=rate, last=metrics[-1] if metrics else {})
     write_atomically(run.report, page)
+
+
+def _shown(value: Any) -> Any:
+    """Text of others' making is escaped by autoescape; this shows what it holds besides."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _svg(chart: altair.LayerChart | altair.Chart) -> str:

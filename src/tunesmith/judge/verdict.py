@@ -11,11 +11,13 @@ import numpy as np
 
 from tunesmith.data import TokenRow
 from tunesmith.errors import DivergedError
-from tunesmith.judge.losses import RowLosses, row_losses
+from tunesmith.judge.interval import FEWEST, interval_of_mean, interval_of_ratio
+from tunesmith.judge.losses import row_losses
 from tunesmith.model.engine import Engine
 from tunesmith.serve import TextAnswer, answer_prompts
 
-_RESAMPLES = 2000
+#: A change of the loss that is a smaller share of it than this is rounding, or too small for anyone.
+_SMALLEST_SHARE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,13 @@ class Sample:
 class Judgement:
     """What the judge found.
 
-    loss_base, loss_tuned: nats a loss-bearing token. interval: 95% interval of tuned - base, bootstrapped over rows;
-    None with fewer than two rows. stop_rate_*: share of the stop_rows answered prompts whose answer ended by itself within
-    max_new_tokens. list_f1_*: mean F1 of the answers as sets, when the data's answers are lists; else None.
-    rows_better: rows whose loss is lower after than before.
+    loss_base, loss_tuned: nats a loss-bearing token, over the different rows: equal ones count once. interval: 95% interval
+    of tuned - base, see `interval`; None with fewer than `fewest_rows`. smallest_change: one nearer to zero is none.
+    stop_rate_*: share of the stop_rows answered prompts whose answer ended by itself within max_new_tokens. right_*: how many
+    of these answers are the data's, blanks at their ends aside. list_f1_*: mean F1 of the answers as sets, when the data's
+    answers are lists; else None. rows: different rows; rows_better: those whose loss is lower after than before.
+    verdict: helps (the loss fell and the answers are better) | loss only | no difference | hurts (the loss rose) |
+    too few rows.
     """
 
     loss_base: float
@@ -51,6 +56,10 @@ class Judgement:
     stop_rate_tuned: float | None
     stop_rows: int
     max_new_tokens: int
+    right_base: int
+    right_tuned: int
+    smallest_change: float
+    fewest_rows: int
     list_f1_base: float | None
     list_f1_tuned: float | None
     samples: list[Sample]
@@ -65,13 +74,15 @@ def mean_held_out_loss(engine: Engine, rows: list[TokenRow]) -> float:
     return row_losses(engine, rows).mean
 
 
-def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples: int, stop_rows: int,
+def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples: int, stop_rows: int, matters: float = 0.0,
           on_stage: Callable[[str], None] = lambda stage: None) -> Judgement:
     """Compare the adapter with its bare base on held-out rows; `rows` must not be empty.
 
-    stop_rows: how many prompts are answered at most; samples: how many of them are kept to be shown.
+    stop_rows: how many prompts are answered at most; samples: how many of them are kept to be shown. matters: a change of
+    the loss that is smaller than this is none [nats a token].
     """
     engine.training(False)
+    rows = different(rows)
     answered = [row for row in rows if _can_be_answered(row, engine, max_new_tokens)][: max(stop_rows, samples)]
     prompts = [row.prompt_ids for row in answered]
     on_stage("judging the bare base")
@@ -84,14 +95,40 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
         raise DivergedError(f"a held-out loss is not finite (base {base.mean}, with the adapter {tuned.mean})",
                             "Lower train.learning_rate, or compute in float32 (model.dtype).")
     after = answer_prompts(engine, prompts, max_new_tokens)
-    interval = _interval(base, tuned)
     references = [row.reference for row in answered]
+    right = [sum(_right(answers, references)) for answers in (before, after)]
+    interval = interval_of_ratio(tuned.nats - base.nats, base.tokens)
+    smallest = max(matters, _SMALLEST_SHARE * base.mean)
     return Judgement(
-        base.mean, tuned.mean, interval, _verdict(interval), len(rows), int((tuned.nats < base.nats).sum()),
-        int(base.tokens.sum()), _share_stopped(before), _share_stopped(after), len(answered), max_new_tokens,
-        list_f1(before, references), list_f1(after, references),
-        [Sample(row.prompt, row.reference, b.text, a.text, b.stopped, a.stopped)
-         for row, b, a in zip(answered[:samples], before, after, strict=False)])
+        loss_base=base.mean, loss_tuned=tuned.mean, interval=interval,
+        verdict=_verdict(interval, smallest, _better_answers(before, after, references)), rows=len(rows),
+        rows_better=int((tuned.nats < base.nats).sum()), tokens=int(base.tokens.sum()),
+        stop_rate_base=_share_stopped(before), stop_rate_tuned=_share_stopped(after), stop_rows=len(answered),
+        max_new_tokens=max_new_tokens, right_base=right[0], right_tuned=right[1], smallest_change=smallest, fewest_rows=FEWEST,
+        list_f1_base=list_f1(before, references), list_f1_tuned=list_f1(after, references),
+        samples=[Sample(row.prompt, row.reference, b.text, a.text, b.stopped, a.stopped)
+                 for row, b, a in zip(answered[:samples], before, after, strict=False)])
+
+
+def different(rows: list[TokenRow]) -> list[TokenRow]:
+    """The rows, equal ones once: a row that is repeated says no more than it does alone."""
+    first: dict[tuple[tuple[int, ...], tuple[bool, ...]], TokenRow] = {}
+    for row in rows:
+        first.setdefault((tuple(row.ids), tuple(row.learnt)), row)
+    return list(first.values())
+
+
+def _right(answers: list[TextAnswer], references: list[str]) -> list[float]:
+    """Of each answer whether it is the data's: 1 or 0."""
+    return [float(answer.stopped and answer.text.strip() == wanted.strip()) if wanted.strip() else 0.0
+            for answer, wanted in zip(answers, references, strict=True)]
+
+
+def _better_answers(before: list[TextAnswer], after: list[TextAnswer], references: list[str]) -> bool:
+    """Whether the answers came nearer to the data's, by more than chance: as sets where they are lists, else as they are."""
+    scored = [_list_scores(answers, references) or _right(answers, references) for answers in (before, after)]
+    interval = interval_of_mean(np.subtract(scored[1], scored[0])) if references else None
+    return interval is not None and interval[0] > 0
 
 
 def _can_be_answered(row: TokenRow, engine: Engine, max_new_tokens: int) -> bool:
@@ -104,22 +141,12 @@ def _share_stopped(answers: list[TextAnswer]) -> float | None:
     return sum(answer.stopped for answer in answers) / len(answers) if answers else None
 
 
-def _interval(base: RowLosses, tuned: RowLosses) -> tuple[float, float] | None:
-    """Percentile bootstrap (Efron 1979) of the difference in mean loss; rows are drawn, so their tokens stay together."""
-    count = len(base.nats)
-    if count < 2:
-        return None
-    drawn = np.random.default_rng(0).integers(0, count, size=(_RESAMPLES, count))
-    tokens = base.tokens[drawn].sum(axis=1)
-    differences = (tuned.nats - base.nats)[drawn].sum(axis=1) / tokens
-    low, high = np.percentile(differences, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _verdict(interval: tuple[float, float] | None) -> str:
-    if interval is None or interval[0] <= 0 <= interval[1]:
-        return "no difference"
-    return "helps" if interval[1] < 0 else "hurts"
+def _verdict(interval: tuple[float, float] | None, smallest: float, better_answers: bool) -> str:
+    if interval is None:
+        return "too few rows"
+    if interval[1] < -smallest:
+        return "helps" if better_answers else "loss only"
+    return "hurts" if interval[0] > smallest else "no difference"
 
 
 def _as_set(text: str) -> set[str] | None:
@@ -132,6 +159,11 @@ def _as_set(text: str) -> set[str] | None:
 
 def list_f1(answers: list[TextAnswer], references: list[str]) -> float | None:
     """Mean F1 of answers as sets of items; an answer that is no list scores 0. None unless every reference is a list."""
+    scores = _list_scores(answers, references)
+    return sum(scores) / len(scores) if scores else None
+
+
+def _list_scores(answers: list[TextAnswer], references: list[str]) -> list[float] | None:
     wanted = [_as_set(reference) for reference in references]
     if not wanted or any(items is None for items in wanted):
         return None
@@ -142,4 +174,4 @@ def list_f1(answers: list[TextAnswer], references: list[str]) -> float | None:
             scores.append(0.0)
         else:
             scores.append(2 * len(given & items) / (len(given) + len(items)) if given or items else 1.0)
-    return sum(scores) / len(scores)
+    return scores

@@ -126,7 +126,9 @@ class JudgeSection(Section):
 
     max_new_tokens: PositiveInt = Field(64, description="an answer that is longer has not stopped [tokens]")
     samples: NonNegativeInt = Field(5, description="held-out prompts whose answers are shown before and after [rows]")
-    stop_rows: NonNegativeInt = Field(128, description="held-out prompts answered to measure the stop rate, at most [rows]")
+    stop_rows: NonNegativeInt = Field(128, description="held-out prompts answered, for verdict and stop rate, at most [rows]")
+    matters: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="a smaller change of the held-out loss is none [nats a token]")
 
 
 class ShareSection(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,8 @@ import yaml
 
 from tunesmith import embedded
 from tunesmith.hub import parse_hub_id
+from tunesmith.rundir.verdict import loss_digits, verdict_sentence
+from tunesmith.share.markdown import code, literal, plain
 from tunesmith.share.note import example_prompt
 
 _LOADING = {
@@ -82,15 +83,16 @@ def _measured(card: Card) -> dict[str, Any]:
 
 
 def _text(card: Card) -> str:
-    note, lines = card.note, [f"# A LoRA adapter for {card.note['base']}", ""]
-    at = f" at revision `{note['revision']}`" if note.get("revision") else ""
-    kept = {None: "", "none": ", not quantised"}.get(note.get("quantization"), f", kept in {note.get('quantization')}")
+    note, lines = card.note, [f"# A LoRA adapter for {plain(card.note['base'])}", ""]
+    at = f" at revision {code(note['revision'])}" if note.get("revision") else ""
+    kept = {None: "", "none": ", not quantised"}.get(note.get("quantization"),
+                                                     f", kept in {plain(str(note.get('quantization')))}")
     base = f"Trained on the base{at}{kept}"
     if card.trained:
         base += f", for {card.trained['steps']} steps; {card.trained['trainable_parameters']:,} parameters"
     lines += [base + ".", "", _verdict(card), ""]
     if card.origin:
-        lines += [f"A copy of {card.origin}.", ""]
+        lines += [f"A copy of {plain(card.origin)}.", ""]
     if card.trained:
         lines += _experiment(card.trained)
     return "\n".join(lines + prompts(note) + _loading(card)) + "\n"
@@ -100,7 +102,7 @@ def prompts(note: dict[str, Any]) -> list[str]:
     """How prompts are written, as a paragraph; nothing where that is not known."""
     if note.get("messages"):
         return ["It was trained on chats, written by the tokenizer's chat template.", ""]
-    return [f"Its prompts are written `{note['prompt']}`.", ""] if note.get("prompt") else []
+    return [f"Its prompts are written {code(note['prompt'])}.", ""] if note.get("prompt") else []
 
 
 def _verdict(card: Card) -> str:
@@ -108,13 +110,11 @@ def _verdict(card: Card) -> str:
     if not judgement:
         return ("Nothing was held out, so nothing says whether it helped." if "judgement" in card.note else
                 "How it was measured, if it was, is not known.")
-    digits = 3 if abs(judgement["loss_tuned"] - judgement["loss_base"]) >= 0.01 else 6  # enough to show a small change
-    text = (f"On {judgement['rows']} rows that it never saw: **{judgement['verdict']}**. Loss "
+    digits = loss_digits(judgement)
+    text = (f"On {judgement['rows']} rows that it never saw: **{plain(judgement['verdict'])}**. "
+            f"{plain(verdict_sentence(judgement))}. Loss "
             f"{judgement['loss_base']:.{digits}f} -> {judgement['loss_tuned']:.{digits}f} nats a token")
-    low, high = judgement.get("interval") or (None, None)
-    if low is not None and high is not None:
-        text += f" (change {low:+.{digits}f} to {high:+.{digits}f}, 95%)"
-    if judgement.get("stop_rate_tuned") is not None:
+    if judgement.get("stop_rate_tuned") is not None and judgement.get("stop_rate_base") is not None:
         text += (f"; answers that end by themselves {100 * judgement['stop_rate_base']:.0f}% -> "
                  f"{100 * judgement['stop_rate_tuned']:.0f}%")
     return text + "."
@@ -126,13 +126,13 @@ def _experiment(trained: dict[str, Any]) -> list[str]:
             "LoRA": f"r {trained['r']}, alpha {trained['alpha']}, dropout {trained['dropout']}",
             "samples a step": trained["batch_size"], "learning rate": f"{trained['learning_rate']}, "
             f"{trained['lr_scheduler']}, {trained['warmup_steps']} steps of warm-up", "seed": trained["seed"]}
-    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in told.items()), ""]
+    return ["| | |", "|---|---|", *(f"| {name} | {plain(str(value))} |" for name, value in told.items()), ""]
 
 
 def _loading(card: Card) -> list[str]:
     """Three lines that load it in stock PEFT, and three that ask it something."""
     words, more = _LOADING.get(card.note.get("quantization", "none"), _LOADING["none"])
-    where, here = f'"{card.note["base"]}"', f'"{card.repo or "THIS-FOLDER"}"'
+    where, here = literal(card.note["base"]), literal(card.repo or "THIS-FOLDER")
     settings = "generation_config.json" in card.files
     imports = ["from peft import PeftModel",
                f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}{', GenerationConfig' if settings else ''}"]
@@ -141,7 +141,7 @@ def _loading(card: Card) -> list[str]:
         where = f"tunesmith.embedded.path_of({where})"
         imports.append("import tunesmith.embedded")
     elif card.note.get("revision"):
-        revision = f', revision="{card.note["revision"]}"'
+        revision = f", revision={literal(card.note['revision'])}"
     tokenizer = here if "tokenizer_config.json" in card.files else where + revision
     length = "max_new_tokens=64"
     if settings:
@@ -158,4 +158,4 @@ def _asking(note: dict[str, Any]) -> str:
     if note.get("messages"):
         return ('tokenizer.apply_chat_template([{"role": "user", "content": "..."}], add_generation_prompt=True, '
                 'return_dict=True, return_tensors="pt")')
-    return f'tokenizer({json.dumps(example_prompt(note), ensure_ascii=False)}, return_tensors="pt")'
+    return f'tokenizer({literal(example_prompt(note))}, return_tensors="pt")'

@@ -47,6 +47,7 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
                                 quantization=chosen.model.quantization,
                                 dtype=chosen.model.dtype, device=chosen.model.device)
     judgement = judge(engine, prepared.data.held_out, max_new_tokens=chosen.judge.max_new_tokens,
-                      samples=chosen.judge.samples, stop_rows=chosen.judge.stop_rows, on_stage=show.stage)
+                      samples=chosen.judge.samples, stop_rows=chosen.judge.stop_rows, matters=chosen.judge.matters,
+                      on_stage=show.stage)
     return {**judgement.summary(), "modules": count_modules(engine),
             "samples": [asdict(sample) for sample in judgement.samples]}

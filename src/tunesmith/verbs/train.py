@@ -160,7 +160,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
 
     peak_bytes = peak_memory_bytes(engine.device)
     judgement = judge(engine, held_out, max_new_tokens=recipe.judge.max_new_tokens, samples=recipe.judge.samples,
-                      stop_rows=recipe.judge.stop_rows, on_stage=show.stage) if held_out else None
+                      stop_rows=recipe.judge.stop_rows, matters=recipe.judge.matters, on_stage=show.stage) if held_out else None
     trainable, everything = engine.parameter_counts()
     metrics = folder.metrics.read()
     result = {
