@@ -112,7 +112,7 @@ def test_presets_load_are_copied_at_the_top_and_render(name: str) -> None:
 def test_notebook_recipe_is_the_notebook_to_the_letter() -> None:
     recipe = parse_recipe(preset_text("bloom-7b1-quotes-notebook"))
     assert not recipe.data.append_eos
-    assert recipe.data.loss_on == "all"
+    assert (recipe.data.loss_on, recipe.data.overlong, recipe.data.validation) == ("all", "error", 0)
     assert recipe.train.micro_batch_size == 4
     assert recipe.train.gradient_checkpointing is True
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.visible import on_one_line
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -69,22 +71,30 @@ class Template:
         return "".join(_value(row, part, self) if is_column else part for is_column, part in self._parts)
 
 
+def columns_of(row: Row) -> str:
+    """The names of a row's columns, for a message."""
+    shown = [on_one_line(str(name), 60) for name in row.values]
+    return ", ".join(shown[:40] + ([f"... {len(shown) - 40} more"] if len(shown) > 40 else []))
+
+
 def _value(row: Row, column: str, template: Template) -> str:
     if column not in row.values:
         close = difflib.get_close_matches(column, list(row.values), n=1)
         meant = template.text.replace("{" + column + "}", "{" + close[0] + "}") if close else "..."
         raise DataError(
-            f'{row.place}: no column "{column}" (columns: {", ".join(row.values)}). The template is "{template.text}".',
+            f'{row.place}: no column "{column}" (columns: {columns_of(row)}). The template is "{template.text}".',
             f"Change {template.key} in the recipe, or: --set {template.key}='{meant}'")
     value = row.values[column]
     if value is None:
         raise DataError(f'{row.place}: the column "{column}" is null', "Fill it in or remove the row.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f'{row.place}: the column "{column}" is {value}', "Fill it in or remove the row.")
     return value if isinstance(value, str) else str(value)
 
 
 def _messages(row: Row, column: str) -> tuple[tuple[str, str], ...]:
     if column not in row.values:
-        raise DataError(f'{row.place}: no column "{column}" (columns: {", ".join(row.values)})',
+        raise DataError(f'{row.place}: no column "{column}" (columns: {columns_of(row)})',
                         "Change data.messages in the recipe.")
     value = row.values[column]
     if not isinstance(value, list) or not value:
@@ -99,12 +109,13 @@ def _message(item: Any, number: int, column: str, place: str) -> tuple[str, str]
         raise DataError(f"{where}: {type(item).__name__}, not an object")
     speaker, text = (item.get("role"), item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
     if speaker is None:
-        raise DataError(f"{where}: has neither role/content nor from/value (keys: {', '.join(map(str, item))})")
+        keys = ", ".join(on_one_line(str(key), 60) for key in item)
+        raise DataError(f"{where}: has neither role/content nor from/value (keys: {keys})")
     if not isinstance(text, str):
         raise DataError(f"{where}: its text is {'null' if text is None else type(text).__name__}, not a string")
     role = _ROLES.get(str(speaker).lower())
     if role is None:
-        raise DataError(f"{where}: unknown speaker {speaker!r}", f"Known: {', '.join(_ROLES)}.")
+        raise DataError(f"{where}: unknown speaker {on_one_line(repr(speaker))}", f"Known: {', '.join(_ROLES)}.")
     return role, text
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.data.render import TemplateRefused, TemplateRenderer, TemplateUnbounded
 from tunesmith.data.template import Example
 from tunesmith.errors import DataError, RecipeError
 
@@ -58,6 +59,7 @@ class Encoder:
     def __init__(self, tokenizer: Any, rules: Rules) -> None:
         self.tokenizer, self.rules = tokenizer, rules
         self._known: dict[str, list[int]] = {}
+        self._renderer = TemplateRenderer(tokenizer)
         self.eos: int | None = tokenizer.eos_token_id
         if rules.append_eos and self.eos is None:
             raise RecipeError("data.append_eos: this base's tokenizer has no end token",
@@ -124,10 +126,13 @@ class Encoder:
         if not messages:
             return ""
         try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
-        except Exception as error:  # Jinja raises what the template's author raised
+            return self._renderer.render(messages, generation_prompt=prompt)
+        except TemplateRefused as error:  # what the template's author raised
             raise DataError(f"{example.place}: the chat template refuses these messages: {error}",
                             "Order the turns as the template wants them.") from None
+        except TemplateUnbounded as error:
+            raise DataError(f"{example.place}: the chat template {error}",
+                            "The template came with the base: take another copy of it, or another base.") from None
 
     def _chat(self, example: Example) -> tuple[TokenRow, bool]:
         if not getattr(self.tokenizer, "chat_template", None):

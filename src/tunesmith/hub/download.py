@@ -13,6 +13,7 @@ from typing import Any
 
 from tunesmith.errors import IntegrityError, NetworkError, TunesmithError
 from tunesmith.hub.calls import ATTEMPTS, Tell, call, explained, offline
+from tunesmith.paths import expanded
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -51,7 +52,7 @@ def parse_hub_id(text: str) -> HubId | None:
 
 def is_hub_id(text: str) -> bool:
     """Whether it can name a repository, its owner included, and not something here, such as a mistyped run."""
-    found, path = parse_hub_id(text), Path(text).expanduser()
+    found, path = parse_hub_id(text), expanded(text)
     return found is not None and "/" in found.repo and not path.exists() and not path.parent.is_dir()
 
 

@@ -15,6 +15,7 @@ from tunesmith.errors import IntegrityError, NetworkError, RecipeError, Tunesmit
 from tunesmith.hub import download, parse_hub_id
 from tunesmith.hub.calls import Tell, explained, quiet
 from tunesmith.hub.download import commit_of, listed, not_found
+from tunesmith.paths import expanded
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -119,7 +120,7 @@ def _local_folder(base: str) -> Path | None:
     inside = embedded.path_of(base)
     if inside is not None:
         return inside
-    path = Path(base).expanduser()
+    path = expanded(base)
     if path.is_dir():
         return path.resolve()
     if path.is_file():

@@ -13,12 +13,32 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tunesmith.errors import RecipeError
+from tunesmith.paths import close_file, expanded
 from tunesmith.recipe.schema import Recipe
 
 Key = tuple[str | int, ...]
+#: No recipe is longer than this.
+_MOST_CHARACTERS = 1 << 20
 
 #: Settings that may differ when a run is resumed: they change neither the adapter nor the order of the samples.
 HARMLESS = ("share.", "judge.", "train.micro_batch_size", "train.save_steps", "train.eval_steps", "train.save_total_limit")
+
+
+#: What other programs call a setting, or people by habit.
+_CALLED_ELSEWHERE = {
+    "lr": "train.learning_rate", "epochs": "train.num_epochs", "num_train_epochs": "train.num_epochs",
+    "steps": "train.max_steps",
+    "scheduler": "train.lr_scheduler", "lr_scheduler_type": "train.lr_scheduler", "warmup": "train.warmup_steps",
+    "per_device_train_batch_size": "train.micro_batch_size", "gradient_accumulation_steps": "train.batch_size (samples a step)",
+    "lora_r": "lora.r", "rank": "lora.r", "lora_rank": "lora.r", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
+    "lora_target_modules": "lora.target_modules", "load_in_8bit": "model.quantization: int8",
+    "load_in_4bit": "model.quantization: nf4", "base_model": "model.base", "model_name_or_path": "model.base",
+    "dataset": "data.source", "path": "data.source", "max_seq_length": "data.max_length", "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length", "val_set_size": "data.validation", "test_size": "data.validation",
+    "train_on_inputs": "data.loss_on", "torch_dtype": "model.dtype", "bf16": "model.dtype: bfloat16",
+    "fp16": "model.dtype: float16",
+    "hub_model_id": "share.repo", "push_to_hub": "share.repo", "logging_steps": "nothing: every step is in metrics.jsonl",
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -27,11 +47,16 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers
-            if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
+            if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:int",
+                           "tag:yaml.org,2002:timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
                               list("tTfF"))
+_Loader.add_implicit_resolver(  # YAML 1.1 reads 010 as 8, 1:30 as 90 and 1_000 as 1000
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$|^0o[0-7]+$|^0x[0-9a-fA-F]+$"), list("-+0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(
+    node.value, 0 if node.value[:2] in ("0o", "0x") else 10))
 _Loader.add_implicit_resolver(  # 2e-4 is a number here; YAML 1.1 reads it as text
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
@@ -66,7 +91,10 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
     """The value of a YAML text, and the line of each of its keys."""
+    if len(text) > _MOST_CHARACTERS:
+        raise RecipeError(f"{name}: {len(text):,} characters long: a recipe never is")
     try:
+        _refuse_aliases(text)
         node = yaml.compose(text, Loader=_Loader)
         return yaml.load(text, Loader=_Loader), dict(_key_lines(node, ()))
     except yaml.MarkedYAMLError as error:
@@ -80,6 +108,14 @@ def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
         raise RecipeError(f"{where}: {problem}", "Compare with a fresh one: tunesmith init") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise RecipeError(f"{name}: not readable as YAML: {error}", "Compare with a fresh one: tunesmith init") from None
+
+
+def _refuse_aliases(text: str) -> None:
+    """A few aliases of aliases stand for billions of values; a recipe, two levels deep, has no use for any."""
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem=f"the alias *{event.anchor}: write the value itself",
+                                       problem_mark=event.start_mark)  # type: ignore[arg-type]
 
 
 def _key_lines(node: yaml.Node | None, prefix: Key) -> Iterator[tuple[Key, int]]:
@@ -132,6 +168,7 @@ def _override_value(text: str) -> Any:
     A template such as `{tags}` or `Q: {question}` is a mapping to YAML; no setting is one, so it is taken as text.
     """
     try:
+        _refuse_aliases(text)
         value = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError, ValueError):
         return text
@@ -156,6 +193,11 @@ def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, s
         return f"{where}: {dotted}: {problem['ctx']['error']}"
     if kind == "model_type":
         return f"{where}: {dotted}: a section of settings, not {given!r}"
+    if key == ("model", "device"):
+        if str(given).startswith(("mps", "metal")):
+            return (f"{where}: {dotted}: {given!r}: Apple GPUs (Metal) are not supported. cpu computes on the same machine; "
+                    "auto takes what is there.")
+        return f"{where}: {dotted}: {given!r} is none of auto, cpu, cuda and cuda:N (the GPU number N, from 0)"
     limit = problem["msg"].removeprefix("Input should be ")
     return f"{where}: {dotted}: {given!r} does not fit, it should be {limit}. ({_field_help(key)})"
 
@@ -174,6 +216,8 @@ def _field_help(key: Key) -> str:
 
 def _suggestion(key: Key) -> str:
     last = str(key[-1])
+    if meant := _CALLED_ELSEWHERE.get(last.lower()):
+        return f" Did you mean {meant}?"
     siblings = list(section_fields(str(key[0]))) if len(key) > 1 else list(Recipe.model_fields)
     close = difflib.get_close_matches(last, siblings, n=1, cutoff=0.6)
     if close:
@@ -194,7 +238,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe", f"Write one: tunesmith init {path}") from None
+        raise RecipeError(f"{path}: no such recipe",
+                          f"{close_file(path)}Write one: tunesmith init {path}") from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: a folder, not a recipe", f"Write one: tunesmith init {path}/recipe.yaml") from None
     except UnicodeDecodeError as error:
@@ -211,7 +256,7 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
         if value.startswith("embedded:"):
             return value
         for start in (Path.cwd(), folder):
-            candidate = start / Path(value).expanduser()
+            candidate = start / expanded(value)
             if candidate.exists() or (glob.has_magic(value) and glob.glob(str(candidate), recursive=True)):
                 return str(candidate.absolute()) if glob.has_magic(value) else str(candidate.resolve())
         return value

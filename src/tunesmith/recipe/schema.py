@@ -43,11 +43,11 @@ class DataSection(Section):
     messages: str | None = Field(
         None, description="instead of prompt and completion: the column with a chat, as role/content or from/value")
     loss_on: Literal["all", "completion"] = Field(
-        "all", description="which tokens are learnt: all (as the notebook) | completion (the answer alone)")
+        "completion", description="which tokens are learnt: completion (the answer alone) | all (as the notebook)")
     append_eos: bool = Field(True, description="teach the model to stop; false reproduces the notebook, which never does")
     max_length: Annotated[int, Field(ge=2)] = Field(2048, description="longest row [tokens]")
     overlong: Literal["error", "truncate", "drop"] = Field(
-        "error", description="what becomes of a longer row: error | truncate | drop; always counted")
+        "drop", description="what becomes of a longer row: drop | truncate | error; always counted")
     validation: float | int | str = Field(
         0.05, description="held out: a share below 1, a count of rows, or a source of its own; 0 holds nothing out")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tunesmith.data.render import TemplateRefused, TemplateRenderer, TemplateUnbounded
 from tunesmith.data.tokenize import Encoder, Rules
-from tunesmith.errors import UsageError
+from tunesmith.errors import DataError, UsageError
 from tunesmith.model.engine import Engine
 
 
@@ -22,11 +23,16 @@ class TextAnswer:
 def encode_prompt(engine: Engine, prompt: str, *, chat: bool = False) -> list[int]:
     """The tokens of a prompt, exactly as training saw them; a chat's is wrapped by the tokenizer's template.
 
-    Raises UsageError when there are none.
+    Raises UsageError when there are none, DataError where the chat template gives none.
     """
     if chat:
         turns = [{"role": "user", "content": prompt}]
-        text = engine.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            text = TemplateRenderer(engine.tokenizer).render(turns, generation_prompt=True)
+        except (TemplateRefused, TemplateUnbounded) as error:
+            what = "refuses this prompt: " if isinstance(error, TemplateRefused) else ""
+            raise DataError(f"the chat template of {engine.base.name} {what}{error}",
+                            "The template came with the base: take another copy of it, or another base.") from None
         return list(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
     rules = Rules(loss_on="completion", append_eos=False, max_length=2, overlong="error")
     ids = Encoder(engine.tokenizer, rules).prompt_ids(prompt)

@@ -12,6 +12,7 @@ from tunesmith.hub import parse_hub_id
 from tunesmith.rundir.verdict import loss_digits, verdict_sentence
 from tunesmith.share.markdown import code, literal, plain
 from tunesmith.share.note import example_prompt
+from tunesmith.visible import on_one_line
 
 _LOADING = {
     "int8": ("quantization_config=BitsAndBytesConfig(load_in_8bit=True)", ", BitsAndBytesConfig"),
@@ -62,8 +63,9 @@ def _front(card: Card) -> dict[str, Any]:
     if card.on_hub:
         front |= {"base_model": card.note["base"], "base_model_relation": "adapter"}
     if card.license:
-        front["license"] = card.license
-    if dataset := card.trained.get("dataset"):
+        front["license"] = on_one_line(card.license)
+    dataset = card.trained.get("dataset")
+    if dataset and parse_hub_id(dataset):
         front["datasets"] = [dataset]
     if card.repo and card.judgement:
         front["model-index"] = [{"name": card.repo.rpartition("/")[2], "results": [_measured(card)]}]
@@ -78,7 +80,7 @@ def _measured(card: Card) -> dict[str, Any]:
     if judgement.get("stop_rate_tuned") is not None:
         metrics.append({"type": "stop_rate", "name": "answers that end by themselves [share]",
                         "value": round(judgement["stop_rate_tuned"], 4)})
-    dataset = {"name": rows or "rows held out of the training data", "type": rows or "local"}
+    dataset = {"name": on_one_line(rows) if rows else "rows held out of the training data", "type": on_one_line(rows) if rows else "local"}
     return {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
 
 

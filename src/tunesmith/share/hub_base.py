@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tunesmith import embedded
@@ -12,6 +11,7 @@ from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, Usage
 from tunesmith.hub import call, parse_hub_id
 from tunesmith.hub.calls import Tell, offline
 from tunesmith.hub.download import not_found
+from tunesmith.paths import expanded
 from tunesmith.rundir.seal import sha256_file
 
 
@@ -78,7 +78,7 @@ def _weights(info: Any) -> dict[str, str]:
 
 def _trained_weights(trained_on: str, revision: str | None, tell: Tell) -> dict[str, str] | None:
     """The same of what an adapter was trained on; None where that cannot be had."""
-    folder = embedded.path_of(trained_on) or Path(trained_on).expanduser()
+    folder = embedded.path_of(trained_on) or expanded(trained_on)
     if folder.is_dir():
         return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
     if parse_hub_id(trained_on) is None:

@@ -20,6 +20,7 @@ from tunesmith.errors import DiskError, IntegrityError
 from tunesmith.model.engine import Engine
 from tunesmith.model.files import BaseFiles, fingerprint
 from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME
+from tunesmith.paths import expanded
 from tunesmith.rundir import CARD_NAME, put_in_place, require_free, seal, sync_folder, workshop
 from tunesmith.rundir.files import disk_errors, write_synced
 from tunesmith.rundir.ordinary import read_ordinary
@@ -277,7 +278,7 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
     ways: dict[str, str | None] = {_base_bits(base): None}
     if quantization != "none":
         ways[f"dequantised {quantization} base"] = quantization
-    out = out.expanduser().resolve()
+    out = expanded(out).resolve()
     require_free(out)
     _require_space(out, len(ways) * _Plan.make(base, adapter, None).total_bytes)
     with workshop(out) as folder:

@@ -6,9 +6,9 @@ import json
 import os
 import re
 import struct
-from pathlib import Path
 
 from tunesmith.errors import IntegrityError
+from tunesmith.paths import expanded
 
 _SECRETS = {
     "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
@@ -68,7 +68,7 @@ def _own_token() -> str | None:
 
 def _own_places() -> list[str]:
     """This user's home and the current folder, where they are long enough to be told from ordinary words."""
-    return [place for place in {str(Path.home()), os.getcwd()} if place.count("/") > 1]
+    return [place for place in {str(expanded("~")), os.getcwd()} if place.count("/") > 1]
 
 
 def _is_pickle(content: bytes) -> bool:

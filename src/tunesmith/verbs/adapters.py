@@ -11,6 +11,7 @@ from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, Usage
 from tunesmith.hub import download, is_hub_id, parse_hub_id
 from tunesmith.hub.calls import explained
 from tunesmith.hub.download import listed, not_found, repo_of
+from tunesmith.paths import expanded
 from tunesmith.rundir import SEAL_NAME, check_seal, read_seal, require_folder
 from tunesmith.rundir.ordinary import require_ordinary_folder
 from tunesmith.rundir.seal import sha256_file
@@ -48,7 +49,7 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
     """
     if is_hub_id(target):
         return AdapterFiles(download_adapter(target, show), None)
-    path = Path(target).expanduser().resolve()
+    path = expanded(target).resolve()
     hint = "Give a run folder (such as runs/NAME), an adapter folder, or ORG/NAME or ORG/NAME@REVISION on the Hub."
     if "/" in target and parse_hub_id(target):
         hint += f" {path.parent.name}/ is a folder here, so the Hub was not asked."
@@ -162,7 +163,7 @@ def weight_hashes(hashes: dict[str, str]) -> dict[str, str]:
 
 def hub_name(base: str) -> str | None:
     """The Hub id behind a base's name: itself, or that of the cache folder it names; None for any other folder."""
-    folder = Path(base).expanduser()
+    folder = expanded(base)
     if folder.is_dir():
         return repo_of(folder.resolve())
     return base if parse_hub_id(base) else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UsageError
+from tunesmith.paths import expanded
 from tunesmith.rundir import put_in_place, require_free, workshop, write_atomically
 from tunesmith.verbs.adapters import adapter_base, find_adapter, require_base, require_choices
 from tunesmith.verbs.merge import merge
@@ -27,7 +28,7 @@ def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, form
     Returns out, format, what, files (name to bytes), notes (where llama.cpp will differ), and merge (its figures).
     Raises UsageError, RecipeError (what GGUF or llama.cpp lacks), IntegrityError, DiskError, NetworkError.
     """
-    show, target = show or Silent(), Path(out).expanduser()
+    show, target = show or Silent(), expanded(out)
     for value, known, name in ((format, ("gguf",), "--format"), (what, ("model", "adapter"), "--what"),
                                (outtype, _OUTTYPES, "--outtype")):
         if value not in known:
@@ -71,7 +72,7 @@ def _model(adapter: str | os.PathLike[str], folder: Path, outtype: str, recipe: 
            base: str | None, device: str, show: Show) -> dict[str, Any]:
     from tunesmith.share.gguf import write_model_gguf
 
-    path, measured = Path(adapter).expanduser(), None
+    path, measured = expanded(adapter), None
     checkpoint, note_folder = path, path
     if not ((path / "config.json").exists() and not (path / "adapter_config.json").exists()):
         checkpoint = folder / "merged"

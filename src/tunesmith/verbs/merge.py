@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.paths import expanded
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import require_free
 from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter, require_base, require_choices
@@ -37,7 +38,7 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
     require_choices(quantization=quantization, device=device)
     found = find_adapter(os.fspath(adapter), show)
     chosen = adapter_base(found, base=base, quantization=quantization)
-    require_free(Path(out).expanduser())
+    require_free(expanded(out))
     show.stage("starting torch")
     from tunesmith.model.build import build_for_training, build_with_adapter
     from tunesmith.model.engines import choose_engine

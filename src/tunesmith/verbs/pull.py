@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.errors import IntegrityError, UsageError
 from tunesmith.hub import parse_hub_id
+from tunesmith.paths import expanded
 from tunesmith.rundir import CARD_NAME, SEAL_NAME, read_seal, refuse_where_we_are, require_free, write_sealed_folder
 from tunesmith.verbs.adapters import download_adapter
 from tunesmith.verbs.show import Show, Silent
@@ -24,7 +25,7 @@ def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = No
     from tunesmith.share.note import example_prompt, read_note
 
     show = show or Silent()
-    target, wanted = Path(folder).expanduser().absolute(), parse_hub_id(repo)
+    target, wanted = expanded(folder).absolute(), parse_hub_id(repo)
     if wanted is None:
         raise UsageError(f"{repo}: not the name of a repository", "Write ORG/NAME, or ORG/NAME@REVISION.")
     if wanted.revision and revision:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from tunesmith.hub import is_hub_id
+from tunesmith.paths import expanded
 from tunesmith.rundir import verify_path
 from tunesmith.verbs.show import Show, Silent
 
@@ -25,7 +25,7 @@ def verify(target: str | os.PathLike[str], *, show: Show | None = None) -> dict[
         files = [path for path in folder.rglob("*") if path.is_file()]
         return {"target": os.fspath(target), "whole": True, "checked": len(files), "damaged": [], "unsealed": [],
                 "run": False}
-    path = Path(target).expanduser()
+    path = expanded(target)
     found = verify_path(path)
     return {"target": os.fspath(target), "whole": not found.damaged, "checked": len(found.checked),
             "damaged": [str(file) for file in found.damaged], "unsealed": [str(file) for file in found.unsealed],

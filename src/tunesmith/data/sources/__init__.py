@@ -10,6 +10,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.sources.files import SUFFIXES, read_files
 from tunesmith.errors import DataError
 from tunesmith.hub.calls import Tell, quiet
+from tunesmith.paths import close_file, expanded
 
 __all__ = ["local_files", "read_source"]
 
@@ -37,7 +38,7 @@ def read_source(source: str, split: str, key: str = "data.source", tell: Tell = 
 def local_files(source: str, key: str = "data.source") -> list[Path] | None:
     """The files behind a local source, sorted; None when the source can only be a Hub id. Raises DataError."""
     inside = embedded.path_of(source)
-    path = inside or Path(source).expanduser()
+    path = inside or expanded(source)
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(f"{key}: {path}: files end in {', '.join(SUFFIXES)}, this in {path.suffix or 'nothing'}")
@@ -53,6 +54,6 @@ def local_files(source: str, key: str = "data.source") -> list[Path] | None:
             raise DataError(f"{key}: no {', '.join(SUFFIXES)} file matches {source}")
         return found
     if path.suffix in SUFFIXES or source.count("/") > 1 or source.startswith((".", "/", "~", "embedded:")):
-        raise DataError(f"{key}: {source}: no such file or folder", "Paths are looked for from the current folder, "
-                        "then from the recipe's.")
+        raise DataError(f"{key}: {source}: no such file or folder", f"{close_file(path)}Paths are looked for from the current "
+                        "folder, then from the recipe's.")
     return None

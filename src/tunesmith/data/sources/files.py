@@ -7,9 +7,14 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
+from tunesmith.visible import on_one_line
+
+#: Rows of a parquet file that are read at once; and beyond how many bytes, at how many times the file's size, it is refused.
+_PARQUET_ROWS, _MOST_DECODED_BYTES, _MOST_EXPANSION = 1024, 1 << 30, 64
 
 
 def read_files(paths: list[Path]) -> list[Row]:
@@ -39,6 +44,20 @@ def _object(value: object, place: str) -> Row:
     return Row(value, place)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys all differ: of two values under one key, one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {on_one_line(twice)!r} stands twice in one object")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    return "nested too deep to read" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+
+
 def _jsonl(path: Path) -> Iterator[Row]:
     # Split at \n alone: a JSON string may hold U+2028 and the like, at which str.splitlines would cut.
     for number, line in enumerate(_text(path).split("\n"), start=1):
@@ -46,21 +65,21 @@ def _jsonl(path: Path) -> Iterator[Row]:
             continue
         place = f"{path}, line {number}"
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(f"{place}: broken JSON: {reason}", f"The line begins: {line[:60]}") from None
+            reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else _reason(error)
+            raise DataError(f"{place}: broken JSON: {reason}", f"The line begins: {on_one_line(line[:60])}") from None
         yield _object(value, place)
 
 
 def _json(path: Path) -> Iterator[Row]:
     try:
-        value = json.loads(_text(path))
+        value = json.loads(_text(path), object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: broken JSON: {error.msg}, column {error.colno}",
                         "A .json file is one list of objects; one object a line is .jsonl.") from None
-    except RecursionError:
-        raise DataError(f"{path}: nested too deep to read") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: broken JSON: {_reason(error)}") from None
     if not isinstance(value, list):
         raise DataError(f"{path}: a .json file is one list of objects, this is {type(value).__name__}")
     for number, item in enumerate(value, start=1):
@@ -71,6 +90,10 @@ def _csv(path: Path) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         header = next(reader)
+        if twice := next((name for name in header if header.count(name) > 1), None):
+            places = [str(i) for i, name in enumerate(header, start=1) if name == twice]
+            raise DataError(f"{path}, line 1: the column {on_one_line(twice)!r} stands in places {', '.join(places)}: all but "
+                            "one would be lost", "Give each column a name of its own.")
         for fields in reader:
             if not fields:
                 continue
@@ -87,12 +110,54 @@ def _parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
+    number, decoded_bytes, size_bytes = 0, 0, path.stat().st_size
     try:
-        values = pyarrow.parquet.read_table(path).to_pylist()
+        file = pyarrow.parquet.ParquetFile(path)
+        stated = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
+        _require_honest_size(path, stated, size_bytes)
+        text = [field.name for field in file.schema_arrow
+                if pyarrow.types.is_string(field.type) or pyarrow.types.is_binary(field.type)]
+        for batch in pyarrow.parquet.ParquetFile(path, read_dictionary=text).iter_batches(_PARQUET_ROWS):
+            decoded_bytes += sum(map(_decoded_bytes, batch.columns))
+            _require_honest_size(path, decoded_bytes, size_bytes)
+            for value in _values(batch, path, number):
+                number += 1
+                yield Row(value, f"{path}, row {number}")
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
-    for number, value in enumerate(values, start=1):
-        yield Row(value, f"{path}, row {number}")
+
+
+def _values(batch: Any, path: Path, before: int) -> list[dict[str, Any]]:
+    """The rows of a batch as Python's objects. before: how many rows came before it. Raises DataError."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError, ArithmeticError, UnicodeDecodeError):
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            for row, value in enumerate(column, start=before + 1):
+                try:
+                    value.as_py()
+                except (ValueError, OverflowError, ArithmeticError) as error:
+                    raise DataError(f"{path}, row {row}: the column {on_one_line(name)!r} holds what Python cannot: "
+                                    f"{str(error).splitlines()[0]}", "Mend the value (a date beyond the year 9999, say), or "
+                                    "write the column as text.") from None
+        raise
+
+
+def _decoded_bytes(column: Any) -> int:
+    """How large a column is once every value is written out."""
+    import pyarrow.compute
+
+    if not hasattr(column, "dictionary"):
+        return int(column.nbytes)
+    lengths = pyarrow.compute.binary_length(column.dictionary)
+    return int(pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0)
+
+
+def _require_honest_size(path: Path, decoded_bytes: int, size_bytes: int) -> None:
+    """Raise DataError for a file of which far more comes than it holds: made to fill the memory, or by mistake."""
+    if decoded_bytes > _MOST_DECODED_BYTES and decoded_bytes > _MOST_EXPANSION * size_bytes:
+        raise DataError(f"{path}: its {size_bytes:,} bytes become more than {decoded_bytes / 2**30:.1f} GiB: one value is "
+                        "repeated very often, or the file is made to fill the memory", "Take out what is repeated.")
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

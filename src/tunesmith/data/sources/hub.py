@@ -35,7 +35,10 @@ def read_hub(source: str, split: str, key: str, tell: Tell) -> list[Row]:
         raise (_no_such(source, key) if not_found(error) else error) from None
     except Exception as error:  # datasets raises what its parts raise; here only the network or a broken set are left
         raise _explained(source, key, error) from None
-    return [Row(dict(value), f"{source}, row {number}") for number, value in enumerate(found, start=1)]
+    try:
+        return [Row(dict(value), f"{source}, row {number}") for number, value in enumerate(found, start=1)]
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{key}: {source}: a row holds what Python cannot: {str(error).splitlines()[0]}") from None
 
 
 def _no_such(source: str, key: str) -> DataError:
