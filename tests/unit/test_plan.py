@@ -53,7 +53,8 @@ def test_arithmetic_equals_the_model_that_transformers_builds(
             config["mlp_bias"] = biased
     config["model_type"] = family
     counts = count_parameters(config, r=r, target_modules=targets)
-    assert (counts.trainable, counts.all) == count_on_meta(config, LoraSettings(r, 8, 0.0, targets))
+    found = count_on_meta(config, LoraSettings(r, 8, 0.0, targets))
+    assert (counts.trainable, counts.all, counts.linear) == (found.trainable, found.all, found.quantisable)
 
 
 def test_a_family_without_arithmetic_is_built_without_memory(tmp_path: Path) -> None:

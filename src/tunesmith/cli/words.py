@@ -96,7 +96,10 @@ def plan_text(result: dict[str, Any]) -> str:
         f"  trainable  {result['trainable_parameters']:,} parameters",
         f"  all        {result['all_parameters']:,} parameters",
         f"  share      {result['trainable_percent']:.4f} %",
-        f"  adapter    {result['adapter_bytes'] / 1e6:,.1f} MB on disk"])
+        f"  adapter    {result['adapter_bytes'] / 1e6:,.1f} MB on disk",
+        *([] if result["quantization"] == "none" else
+          [f"  kept       {result['quantised_percent']:.0f}% of the base's values in {result['quantization']}"]),
+        *(f"  note       {note}" for note in result["notes"])])
 
 
 def verify_text(result: dict[str, Any]) -> str:

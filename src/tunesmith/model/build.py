@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tunesmith.errors import EnvironmentFault, IntegrityError
-from tunesmith.model.device import choose_device, choose_dtype, one_gpu_holds
+from tunesmith.model.device import choose_device, choose_dtype, why_spread
 from tunesmith.model.engine import Engine
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.lora import LoraSettings, copy_state, read_adapter
@@ -18,14 +18,14 @@ def build_for_training(base: BaseFiles, tokenizer: Any, *, engine: str, quantiza
                        lora: LoraSettings, seed: int, matmul: str = "exact") -> Engine:
     """The base with a fresh adapter.
 
-    engine: hf, or native, which gives way to hf where one GPU cannot hold the base and several can.
+    engine: hf or native, as `engines.settle_engine` decided.
     matmul: exact, fp8 or int8: how the native engine multiplies with frozen weights while training.
     Raises RecipeError, EnvironmentFault or OutOfMemory.
     """
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     _require_eight_bit(matmul, where)
-    if engine == "native" and not _to_be_spread(base, quantization, device, where):
+    if engine == "native":
         from tunesmith.model.native.adapter import attach as attach_native
         from tunesmith.model.native.engine import NativeEngine, load_decoder
 
@@ -37,7 +37,8 @@ def build_for_training(base: BaseFiles, tokenizer: Any, *, engine: str, quantiza
     from tunesmith.model.hf.load import load_frozen
 
     model = load_frozen(base, quantization=quantization, dtype=kind, device=where, device_map_auto=device == "auto")
-    return HfEngine(attach(model, lora, base.architecture, seed), tokenizer, base, quantization=quantization, dtype=kind)
+    tuned, notes = attach(model, lora, base.architecture, seed)
+    return HfEngine(tuned, tokenizer, base, quantization=quantization, dtype=kind, notes=notes)
 
 
 def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, *, engine: str, quantization: str, dtype: str,
@@ -52,7 +53,7 @@ def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, *, engine
     if engine == "native":
         from tunesmith.model.native import adapter as native_adapter
 
-        if native_adapter.why_not(config) is None and not _to_be_spread(base, quantization, device, where):
+        if native_adapter.why_not(config) is None and why_spread(base, quantization, device) is None:
             from tunesmith.model.native.engine import NativeEngine, load_decoder
 
             decoder = load_decoder(base, quantization=quantization, dtype=kind, device=torch.device(where))
@@ -90,11 +91,6 @@ def _attached(engine: Engine, adapter: Path) -> Engine:
         raise IntegrityError(f"{adapter}: loaded, but the base's logits are the same with and without it",
                              "Is it an adapter for another base?")
     return engine
-
-
-def _to_be_spread(base: BaseFiles, quantization: str, asked: str, device: str) -> bool:
-    """Whether the base goes on several GPUs, which the hf engine does."""
-    return asked == "auto" and device == "cuda" and torch.cuda.device_count() > 1 and not one_gpu_holds(base, quantization)
 
 
 def _require_eight_bit(matmul: str, device: str) -> None:

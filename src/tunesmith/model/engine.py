@@ -56,8 +56,7 @@ class Engine(Protocol):
     Shapes: B rows, T tokens of a row, V entries of the vocabulary.
     padded: whether rows that are computed together cost as much as the longest of them.
     offloads: whether activations can wait in the host's memory. selective: whether some layers alone can be recomputed.
-    dropout_of_base: settings of the base by which it drops something of its own in training. Those masks are drawn for a
-    micro-batch, so they change with how a step is cut; the adapter's are drawn for each sample.
+    notes: what a run should say of how this engine was built: what was left out, or is not as it is elsewhere.
     """
 
     name: str
@@ -72,7 +71,7 @@ class Engine(Protocol):
     dtype: torch.dtype
     quantization: str
     positions: int | None
-    dropout_of_base: dict[str, float]
+    notes: tuple[str, ...]
 
     def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor,
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
@@ -101,6 +100,10 @@ class Engine(Protocol):
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all) parameters; a weight that is tied or packed counts once and in full."""
+        ...
+
+    def kept(self) -> dict[str, int]:
+        """How many of the base's values are kept how: int8, nf4, bfloat16, ..."""
         ...
 
     def training(self, on: bool) -> None:

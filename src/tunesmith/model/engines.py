@@ -27,3 +27,20 @@ def choose_engine(wanted: str, config: dict[str, Any], matmul: str = "exact") ->
     if reason:
         return "hf", f"native does not take this base: {reason}"
     return "native", f"the fast one for {config['model_type']}"
+
+
+def settle_engine(engine: str, reason: str, spread: str | None, *, wanted: str, matmul: str) -> tuple[str, str]:
+    """(engine, why), once it is known whether the base goes on several GPUs. Nothing after this changes it.
+
+    engine, reason: of `choose_engine`. spread: of `device.why_spread`. wanted: the recipe's engine.
+    Raises RecipeError where the native engine, or its 8-bit products, were asked for.
+    """
+    if engine != "native" or spread is None:
+        return engine, reason
+    hint = "Quantise it further (model.quantization: nf4), name one GPU (model.device: cuda:0), or "
+    if wanted == "native":
+        raise RecipeError(f"train.engine: native runs on one GPU, and {spread}", hint + "set train.engine to auto.")
+    if matmul != "exact":
+        raise RecipeError(f"train.matmul: {matmul} is done by the native engine alone, which runs on one GPU, and {spread}",
+                          hint + "set train.matmul to exact.")
+    return "hf", spread

@@ -15,6 +15,7 @@ from tunesmith.errors import IntegrityError, NetworkError, RecipeError, Tunesmit
 from tunesmith.hub import download, parse_hub_id
 from tunesmith.hub.calls import Tell, explained, quiet
 from tunesmith.hub.download import commit_of, listed, not_found
+from tunesmith.model.base_config import own_quantization
 from tunesmith.paths import expanded
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary
 
@@ -199,10 +200,20 @@ def _check_headers(base: BaseFiles) -> None:
                 header = json.loads(file.read(header_bytes)) if header_bytes < min(size, 1 << 28) else None
             ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
             whole = header is not None and size == 8 + header_bytes + max(ends, default=0)
+            codes = [name for name, entry in (header or {}).items() if name.endswith(".weight") and _is_code(entry)]
         except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             whole = False
         if not whole:
             raise IntegrityError(f"{path}: not a whole safetensors file", "Download or copy the base again.")
+        if codes and own_quantization(base.config) is None:
+            raise IntegrityError(f"{path}: {codes[0]} is kept in {header[codes[0]]['dtype']}, and config.json does not say how "
+                                 "that becomes a weight", "Take a copy of the base with its quantization_config, or the model "
+                                 "that it was made from.")
+
+
+def _is_code(entry: Any) -> bool:
+    """Whether a tensor of a safetensors header holds no floating-point numbers of 16 bits or more."""
+    return isinstance(entry, dict) and entry.get("dtype") not in ("F64", "F32", "F16", "BF16")
 
 
 def fingerprint(base: BaseFiles) -> dict[str, str]:

@@ -58,7 +58,8 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
     """The module names that the adapter goes on.
 
     linear_names: the full names of the base's linear modules.
-    Raises RecipeError for `auto` on a family that PEFT's table lacks, and for a name that matches no module.
+    `auto` is the choice of PEFT's table where that names the family and the base has such modules, else all-linear.
+    Raises RecipeError for a name that matches no module.
     """
     last_names = sorted({name.rpartition(".")[2] for name in linear_names})
     if target_modules == "auto":
@@ -66,10 +67,11 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
         known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(architecture)
-        if known is None:
-            raise RecipeError(f"lora.target_modules: auto: PEFT's table has no entry for the family {architecture!r}",
-                              f"Name them yourself, or take all-linear. This base has: {', '.join(last_names)}.")
-        return known if isinstance(known, str) else list(known)
+        if isinstance(known, str):
+            return known
+        names = [target for target in known or []
+                 if any(name == target or name.endswith("." + target) for name in linear_names)]
+        return names or "all-linear"
     if target_modules == "all-linear":
         return target_modules
     wanted = [target_modules] if isinstance(target_modules, str) else target_modules

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.libraries import quiet_libraries
 
@@ -24,6 +24,8 @@ def load_tokenizer(base: BaseFiles) -> Any:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+    except TunesmithError:  # a signal of the user's, raised wherever it fell
+        raise
     except Exception as error:  # transformers raises whatever its parser meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"model.base: {base.name} has no usable tokenizer: {reason}",

@@ -11,11 +11,13 @@ from tunesmith.plan.shapes import FAMILIES
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """trainable: the adapter's parameters; all: those and the base's; modules: linear modules that carry an adapter."""
+    """trainable: the adapter's parameters; all: those and the base's; modules: linear modules that carry an adapter;
+    linear: values of the base's linear modules, which quantisation reaches."""
 
     trainable: int
     all: int
     modules: int
+    linear: int
 
     @property
     def trainable_percent(self) -> float:
@@ -51,6 +53,10 @@ def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | li
             raise RecipeError(f"lora.target_modules: no linear module of this base is called {target!r}",
                               f"This base has: {', '.join(sorted(names))}.")
     chosen = [linear for linear in shapes.linears if linear.name in wanted]
+    widest = max((max(linear.inputs, linear.outputs) for linear in chosen), default=0)
+    if chosen and r > widest:
+        raise RecipeError(f"lora.r is {r:,}: no module of this base is wider than {widest:,}", "Usual ranks are 4 to 256.")
     trainable = sum(r * (linear.inputs + linear.outputs) * linear.count for linear in chosen)
     base = shapes.other_parameters + sum(linear.parameters for linear in shapes.linears)
-    return ParameterCounts(trainable, base + trainable, sum(linear.count for linear in chosen))
+    return ParameterCounts(trainable, base + trainable, sum(linear.count for linear in chosen),
+                           sum(linear.inputs * linear.outputs * linear.count for linear in shapes.linears))

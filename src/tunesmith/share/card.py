@@ -80,7 +80,8 @@ def _measured(card: Card) -> dict[str, Any]:
     if judgement.get("stop_rate_tuned") is not None:
         metrics.append({"type": "stop_rate", "name": "answers that end by themselves [share]",
                         "value": round(judgement["stop_rate_tuned"], 4)})
-    dataset = {"name": on_one_line(rows) if rows else "rows held out of the training data", "type": on_one_line(rows) if rows else "local"}
+    named = on_one_line(rows) if rows else None
+    dataset = {"name": named or "rows held out of the training data", "type": named or "local"}
     return {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
 
 
@@ -126,9 +127,18 @@ def _experiment(trained: dict[str, Any]) -> list[str]:
     told = {"data": trained["dataset"] or "rows of one's own", "loss on": trained["loss_on"],
             "end token": "learnt" if trained["append_eos"] else "not learnt",
             "LoRA": f"r {trained['r']}, alpha {trained['alpha']}, dropout {trained['dropout']}",
-            "samples a step": trained["batch_size"], "learning rate": f"{trained['learning_rate']}, "
-            f"{trained['lr_scheduler']}, {trained['warmup_steps']} steps of warm-up", "seed": trained["seed"]}
+            **_kept(trained.get("kept")), "samples a step": trained["batch_size"],
+            "learning rate": f"{trained['learning_rate']}, {trained['lr_scheduler']}, {trained['warmup_steps']} steps of warm-up",
+            "seed": trained["seed"]}
     return ["| | |", "|---|---|", *(f"| {name} | {plain(str(value))} |" for name, value in told.items()), ""]
+
+
+def _kept(kept: dict[str, int] | None) -> dict[str, str]:
+    """How the base's values were kept while it was trained."""
+    whole = sum((kept or {}).values())
+    if not kept or not whole:
+        return {}
+    return {"the base's values": ", ".join(f"{100 * count / whole:.0f}% in {kind}" for kind, count in kept.items())}
 
 
 def _loading(card: Card) -> list[str]:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from tunesmith.errors import IntegrityError, RecipeError
+from tunesmith.errors import IntegrityError, RecipeError, TunesmithError
+from tunesmith.model.base_config import config_object
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.libraries import quiet_libraries
 from tunesmith.model.lora import CONFIG_NAME, PLAIN_WORDS, listing, read_adapter, read_adapter_config
@@ -86,12 +87,14 @@ def read_skeleton(base: BaseFiles, quantization: str | None) -> Skeleton:
         raise IntegrityError(f"{base.name}: its files are quantised already, so an adapter cannot be merged into them",
                              "Merge into the model that it was quantised from.")
     quiet_libraries()
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**base.config), trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config_object(base.config), trust_remote_code=False)
+    except TunesmithError:  # a signal of the user's
+        raise
     except Exception as error:  # transformers raises whatever the config lacks
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"{base.name}: transformers cannot build it from its config.json: {reason}") from None

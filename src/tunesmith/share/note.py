@@ -17,7 +17,8 @@ NOTE_NAME = "tunesmith.json"
 
 
 class Trained(BaseModel):
-    """How it was trained. dataset: the Hub id of the rows; None for rows that came from anywhere else."""
+    """How it was trained. dataset: the Hub id of the rows; None for rows that came from anywhere else. kept: the base's values
+    by how they were kept."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -34,6 +35,7 @@ class Trained(BaseModel):
     lr_scheduler: str
     warmup_steps: int
     seed: int
+    kept: dict[str, int] | None = None
 
 
 class Measured(BaseModel):
@@ -102,7 +104,7 @@ def read_note(folder: Path) -> dict[str, Any]:
 def training_facts(recipe: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """`Trained` of a run. recipe: its sections; result: its result.json."""
     data, lora, train = (recipe[section] for section in ("data", "lora", "train"))
-    known = {**data, **lora, **train, **result, "dataset": _dataset(str(data["source"]))}
+    known = {"kept": None, **data, **lora, **train, **result, "dataset": _dataset(str(data["source"]))}
     return Trained(**{name: known[name] for name in Trained.model_fields}).model_dump(mode="json")
 
 

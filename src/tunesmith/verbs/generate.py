@@ -42,7 +42,14 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     show.stage(f"loading {chosen['base']}")
     engine = build_with_adapter(files, load_tokenizer(files), found.folder, engine=choose_engine("auto", files.config)[0],
                                 quantization=chosen["quantization"], dtype="auto", device=device)
+    ids = encode_prompt(engine, prompt, chat=chosen["messages"])
+    room = max_new_tokens if engine.positions is None else engine.positions - len(ids)
+    if room < 1:
+        raise UsageError(f"--prompt has {len(ids)} tokens, and the base has {engine.positions} positions",
+                         "Shorten the prompt.")
+    if room < max_new_tokens:
+        show.note(f"The base has {engine.positions} positions: the answer ends after {room} tokens at the latest.")
     show.stage("answering")
-    answer = answer_prompts(engine, [encode_prompt(engine, prompt, chat=chosen["messages"])], max_new_tokens)[0]
+    answer = answer_prompts(engine, [ids], min(room, max_new_tokens))[0]
     return {"text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped, "base": chosen["base"],
             "quantization": chosen["quantization"], "modules": count_modules(engine)}

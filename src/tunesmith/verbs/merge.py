@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,10 +63,16 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
                                   device=device, lora=bare, seed=0)
 
     result = merge_adapter(files, found.folder, Path(out), quantization=chosen["quantization"], load_live=live,
-                           load_merged=merged, rows=rows, prompts=[row.prompt_ids for row in rows[:_PROMPTS]],
+                           load_merged=merged, rows=rows, prompts=_prompts(rows, files),
                            max_new_tokens=_NEW_TOKENS, on_stage=show.stage,
                            progress=lambda done, whole: show.progress("merging", done, whole))
     return {"base": chosen["base"], "quantization": chosen["quantization"], "measured_on": where, **result}
+
+
+def _prompts(rows: Sequence[TokenRow], base: BaseFiles) -> list[list[int]]:
+    """Prompts that leave room for an answer in the base's positions."""
+    return [row.prompt_ids for row in rows
+            if base.positions is None or len(row.prompt_ids) + _NEW_TOKENS <= base.positions][:_PROMPTS]
 
 
 def _rows(found: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os.PathLike[str] | None,

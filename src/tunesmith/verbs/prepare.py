@@ -8,7 +8,8 @@ from typing import Any
 from tunesmith.data import Dataset, TextSet, read_text, tokenize_text
 from tunesmith.data.tokenize import Rules
 from tunesmith.errors import RecipeError
-from tunesmith.model.engines import choose_engine
+from tunesmith.model.base_config import require_agreement, require_causal, require_computable
+from tunesmith.model.engines import choose_engine, settle_engine
 from tunesmith.model.files import BaseFiles, locate_base, locate_config
 from tunesmith.plan import can_count, count_parameters
 from tunesmith.recipe import Recipe
@@ -43,14 +44,20 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
     parameters = None
     if can_count(config, recipe.lora.target_modules):
         parameters = count_parameters(config, r=recipe.lora.r, target_modules=recipe.lora.target_modules).trainable
-    if recipe.train.engine == "auto" and engine == "hf":
-        show.note(f"Engine hf: {reason}.")
+    require_agreement(config, recipe.model.base, recipe.model.quantization)
     show.stage("starting torch")
-    from tunesmith.model.device import choose_device
+    from tunesmith.model.device import choose_device, why_spread
     from tunesmith.model.tokenizer import load_tokenizer
 
-    choose_device(recipe.model.device)
+    require_computable(config, recipe.model.base, recipe.model.quantization, choose_device(recipe.model.device))
+    if engine == "hf":  # what a base cannot do is said before its weights are downloaded
+        require_causal(config, recipe.model.base)
+        parameters = _count(recipe, config)
     base = locate_base(recipe.model.base, recipe.model.revision, show.note)
+    engine, reason = settle_engine(engine, reason, why_spread(base, recipe.model.quantization, recipe.model.device),
+                                   wanted=recipe.train.engine, matmul=recipe.train.matmul)
+    if recipe.train.engine == "auto" and engine == "hf":
+        show.note(f"Engine hf: {reason}.")
     tokenizer = load_tokenizer(base)
     show.stage("tokenizing")
     rules = Rules(recipe.data.loss_on, recipe.data.append_eos, recipe.data.max_length, recipe.data.overlong)
@@ -67,3 +74,12 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
                           f"the base has {base.positions} positions",
                           f"Set data.max_length to {base.positions}, and data.overlong to truncate or drop.")
     return Prepared(text, data, base, tokenizer, engine, reason, parameters)
+
+
+def _count(recipe: Recipe, config: dict[str, Any]) -> int:
+    """The adapter's parameters on a base whose arithmetic is not known here, which is built without memory for it."""
+    from tunesmith.model.hf.meta import count_on_meta
+    from tunesmith.model.lora import LoraSettings
+
+    lora = recipe.lora
+    return count_on_meta(config, LoraSettings(lora.r, lora.alpha, lora.dropout, lora.target_modules)).trainable

@@ -105,6 +105,8 @@ def _own_license(folder: Path) -> str | None:
     path = folder / CARD_NAME
     try:
         found = getattr(ModelCard.load(path).data, "license", None) if path.is_file() else None
+    except TunesmithError:  # a signal of the user's
+        raise
     except Exception:  # a card is text of anybody's making
         return None
     return found if isinstance(found, str) else None

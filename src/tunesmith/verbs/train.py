@@ -169,7 +169,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
         "eval_loss_before": judgement.loss_base if judgement else None,
         "eval_loss_after": judgement.loss_tuned if judgement else None,
         "seconds": progress.seconds, "tokens_per_second": progress.tokens / progress.seconds,
-        "peak_memory_bytes": peak_bytes, "adapter": folder.adapter.name,
+        "kept": engine.kept(), "peak_memory_bytes": peak_bytes, "adapter": folder.adapter.name,
         "verdict": judgement.verdict if judgement else None, "judgement": judgement.summary() if judgement else None,
         "prompt": _example(recipe, judgement),
     }
@@ -279,14 +279,16 @@ def _choose_cut(recipe: Recipe, prepared: Prepared, engine: Engine) -> Cut:
 def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, show: Show) -> None:
     import torch
 
+    from tunesmith.model.base_config import DEQUANTIZED, own_quantization
+    from tunesmith.model.kept import described
+
     trainable, everything = engine.parameter_counts()
     counts = prepared.data.counts
     where = f"{torch.get_num_threads()} CPU cores" if engine.device.type == "cpu" else torch.cuda.get_device_name(engine.device)
     targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in engine.trainable()})
-    total = everything - trainable
+    total, kept = everything - trainable, engine.kept()
     show.facts({
-        "base": f"{recipe.model.base} ({total / 1e6:,.1f} M parameters), "
-                + ("not quantised" if recipe.model.quantization == "none" else f"in {recipe.model.quantization}"),
+        "base": f"{recipe.model.base} ({total / 1e6:,.1f} M parameters), " + described(kept, recipe.model.quantization),
         "data": f"{counts['learn'] + counts['held_out']:,} rows · {counts['learn']:,} to learn from, "
                 f"{counts['held_out']:,} held out",
         "adapter": f"LoRA r={recipe.lora.r} on {', '.join(targets)} · {trainable:,} of {everything / 1e6:,.1f} M "
@@ -295,10 +297,15 @@ def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, 
                   + ("" if recipe.train.matmul == "exact" else f", products in {recipe.train.matmul}"),
         "steps": f"{steps} of {recipe.train.batch_size} samples",
     })
-    if engine.dropout_of_base:
-        named = ", ".join(f"{key} {value:g}" for key, value in engine.dropout_of_base.items())
-        show.note(f"The base drops something of its own in training ({named}). Those masks depend on how a step is cut into "
-                  "micro-batches, so another cut gives another run, if only by chance.")
+    for note in engine.notes:
+        show.note(note)
+    own = own_quantization(prepared.base.config)
+    if own in DEQUANTIZED:
+        plain = str(engine.dtype).removeprefix("torch.")
+        show.note(f"The checkpoint is kept in {own}; its weights were turned back to {plain}.")
+    if recipe.model.quantization != "none" and not kept.get(recipe.model.quantization):
+        show.note(f"Nothing of this base is kept in {recipe.model.quantization}: its layers are of kinds that bitsandbytes "
+                  "does not replace. It takes up as much memory as with model.quantization: none.")
     if recipe.train.warmup_steps >= steps:
         show.note(f"train.warmup_steps is {recipe.train.warmup_steps}, the run has {steps}: "
                   "the learning rate never reaches its peak.")

@@ -7,23 +7,138 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from transformers.pytorch_utils import Conv1D
 
-from tunesmith.errors import IntegrityError
+from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model import lora
 from tunesmith.model.lora import CONFIG_NAME, LoraSettings, build_config, copy_state, read_adapter, resolve_targets
 from tunesmith.model.peft_config import require_bounded
 
 
-def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str, seed: int) -> PeftModel:
-    """Put a fresh adapter on a frozen base. Its start depends on the seed and the module names alone."""
-    import transformers
+def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str, seed: int) -> tuple[PeftModel, list[str]]:
+    """Put a fresh adapter on a frozen base; (the model, what is to be said of where the adapter is).
 
-    linear = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
+    Its start depends on the seed and the module names alone. Raises RecipeError for targets that cannot carry LoRA, a rank
+    that is larger than any of the modules, and where nothing is left to carry the adapter.
+    """
     head = model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if isinstance(module, linear) and module is not head]
-    peft_model = get_peft_model(model, build_config(settings, resolve_targets(settings.target_modules, architecture, names)))
+    linears = {name: module for name, module in model.named_modules()
+               if isinstance(module, torch.nn.Linear | Conv1D) and module is not head}
+    cannot = _cannot_carry(linears, architecture, settings.dropout)
+    names, notes = [name for name in linears if name not in cannot], []
+    targets = resolve_targets(settings.target_modules, architecture, list(linears))
+    if settings.target_modules == "auto" and targets == "all-linear":
+        notes.append(f"lora.target_modules: PEFT's table does not name {architecture}, so auto is all linear modules.")
+    fused = _fused_names(architecture) if settings.dropout else set()
+    if targets == "all-linear" and (cannot or fused or not names):
+        if not names:
+            raise RecipeError("lora.target_modules: no linear module of this base can carry LoRA: "
+                              + "; ".join(sorted(set(cannot.values()))), "Take another base.")
+        targets = _short_names(names, list(linears))
+        notes += _left_out(cannot)
+        if fused:  # PEFT's own all-linear would add them
+            notes.append(f"lora.target_modules: without the experts: {_FUSED}.")
+    elif isinstance(targets, list):
+        _refuse_targets(targets, cannot)
+    _require_rank(settings.r, linears, targets)
+    try:
+        peft_model = get_peft_model(model, build_config(settings, targets))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise RecipeError(f"lora.target_modules: {settings.target_modules}: PEFT puts no LoRA there on {architecture}: "
+                          f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}",
+                          f"Name other modules. This base has: {', '.join(sorted({_last(name) for name in names}))}.") from None
     lora.initialise(trainable(peft_model), seed)
-    return peft_model
+    return peft_model, notes
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+#: Families whose state-space layers compute with the weight itself, past the module and so past LoRA; as PEFT has them.
+_MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+
+
+def _cannot_carry(linears: Mapping[str, torch.nn.Module], architecture: str, dropout: float) -> dict[str, str]:
+    """The linear modules on which LoRA cannot sit, each with the reason."""
+    found = {}
+    fused = _fused_names(architecture) if dropout else set()
+    for name, module in linears.items():
+        if not _is_plain(module):
+            found[name] = f"{type(module).__name__} is more than a product (a router, say)"
+        elif architecture in _MAMBA and _last(name) in ("out_proj", "conv1d"):
+            found[name] = "the state-space layer computes past the module"
+        elif architecture in _BESIDE_MODULE and _last(name) in _BESIDE_MODULE[architecture]:
+            found[name] = "the layer computes with its weight, past the module"
+        elif _last(name) in fused:
+            found[name] = _FUSED
+    return found
+
+
+_FUSED = "PEFT puts LoRA of this name on the fused experts, which take no dropout (lora.dropout: 0 allows it)"
+#: Modules of other families whose weight is used without calling them, so that LoRA on them would learn nothing.
+_BESIDE_MODULE = dict.fromkeys(("jamba", "mamba", "falcon_mamba"), frozenset({"dt_proj"}))
+
+
+def _is_plain(module: torch.nn.Module) -> bool:
+    """A product and nothing else: torch's own layer, GPT-2's, one that bitsandbytes keeps in few bits, or one of a family's own
+    that gives what a product gives, which is tried."""
+    kind = type(module)
+    if kind in (torch.nn.Linear, Conv1D) or any(each.__module__.startswith("bitsandbytes") for each in kind.__mro__):
+        return True
+    inputs, outputs = _widths(module)
+    try:
+        with torch.no_grad():
+            found = module(torch.zeros(1, inputs, device=module.weight.device, dtype=module.weight.dtype))  # type: ignore[arg-type]
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+    return isinstance(found, torch.Tensor) and found.shape == (1, outputs)
+
+
+def _fused_names(architecture: str) -> set[str]:
+    """Names of modules that PEFT takes for experts, which transformers 5 keeps as one parameter."""
+    try:
+        from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
+    except ImportError:  # a peft or a transformers without it
+        return set()
+    return set(_MOE_TARGET_MODULE_MAPPING.get(_MODEL_TO_CONVERSION_PATTERN.get(architecture, ""), {}))
+
+
+def _short_names(wanted: list[str], every: list[str]) -> list[str]:
+    """The last parts of the names where these mean no other module, else the full names."""
+    last = {_last(name) for name in wanted}
+    return sorted(last) if {name for name in every if _last(name) in last} == set(wanted) else sorted(wanted)
+
+
+def _left_out(cannot: Mapping[str, str]) -> list[str]:
+    """A line for each reason, with the names."""
+    reasons: dict[str, set[str]] = {}
+    for name, reason in cannot.items():
+        reasons.setdefault(reason, set()).add(_last(name))
+    return [f"lora.target_modules: without {', '.join(sorted(names))}: {reason}." for reason, names in reasons.items()]
+
+
+def _refuse_targets(targets: list[str], cannot: Mapping[str, str]) -> None:
+    for target in targets:
+        for name, reason in cannot.items():
+            if name == target or name.endswith("." + target):
+                raise RecipeError(f"lora.target_modules: {target}: LoRA cannot sit on {name}: {reason}",
+                                  "Leave it out, or take all-linear, which does.")
+
+
+def _require_rank(r: int, linears: Mapping[str, torch.nn.Module], targets: str | list[str]) -> None:
+    """Raise RecipeError for a rank beyond every width of the modules: such an update is no smaller than the weight."""
+    chosen = [module for name, module in linears.items() if isinstance(targets, str)
+              or any(name == target or name.endswith("." + target) for target in targets)]
+    widest = max((max(_widths(module)) for module in chosen), default=0)
+    if chosen and r > widest:
+        raise RecipeError(f"lora.r is {r:,}: no module of this base is wider than {widest:,}", "Usual ranks are 4 to 256.")
+
+
+def _widths(module: torch.nn.Module) -> tuple[int, int]:
+    if isinstance(module, Conv1D):
+        return int(module.weight.shape[0]), int(module.nf)
+    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

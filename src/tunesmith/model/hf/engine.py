@@ -18,6 +18,7 @@ from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf import adapter as lora
 from tunesmith.model.hf.dropout import draw_by_sample, dropout_of_base
 from tunesmith.model.hf.padded import IGNORED, collate, padded_keys
+from tunesmith.model.kept import kept_values
 from tunesmith.model.memory import in_parts
 
 #: Prompts answered at once; more only pads more.
@@ -29,13 +30,15 @@ class HfEngine:
 
     name, padded, offloads, selective = "hf", True, False, False
 
-    def __init__(self, model: PeftModel, tokenizer: Any, base: BaseFiles, *, quantization: str, dtype: torch.dtype) -> None:
+    def __init__(self, model: PeftModel, tokenizer: Any, base: BaseFiles, *, quantization: str, dtype: torch.dtype,
+                 notes: Sequence[str] = ()) -> None:
+        """notes: what is to be said of how the model was made, see `Engine`."""
         self.model, self.tokenizer, self.base = model, tokenizer, base
         self.quantization, self.dtype, self.positions = quantization, dtype, base.positions
         self.device = model.get_input_embeddings().weight.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, model.get_base_model().generation_config.eos_token_id)
         self._token_keys = draw_by_sample(model)
-        self.dropout_of_base = dropout_of_base(model)
+        self.notes = (*notes, *_dropout_note(model))
         base_model = model.get_base_model()
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
 
@@ -137,6 +140,10 @@ class HfEngine:
         """(trainable, all) as PEFT counts them."""
         return self.model.get_nb_trainable_parameters()
 
+    def kept(self) -> dict[str, int]:
+        """The base's values by how they are kept."""
+        return kept_values(self.model)
+
     def training(self, on: bool) -> None:
         """Dropout on or off."""
         self.model.train(on)
@@ -154,3 +161,13 @@ class HfEngine:
     def adapter_files(self) -> dict[str, bytes]:
         """PEFT's two files."""
         return lora.adapter_files(self.model, self.base.name, self.base.pinned)
+
+
+def _dropout_note(model: PeftModel) -> list[str]:
+    """What is to be said where the base drops something of its own in training."""
+    found = dropout_of_base(model)
+    if not found:
+        return []
+    named = ", ".join(f"{key} {value:g}" for key, value in found.items())
+    return [f"The base drops something of its own in training ({named}). Those masks depend on how a step is cut into "
+            "micro-batches, so another cut gives another run, if only by chance."]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import EnvironmentFault, IntegrityError, OutOfMemory, RecipeError
+from tunesmith.model.base_config import DEQUANTIZED, own_quantization, require_agreement, require_computable
 from tunesmith.model.device import one_gpu_holds
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf.quantize import WAYS
@@ -23,12 +28,16 @@ def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devic
     architecture that transformers does not know as a causal language model, OutOfMemory.
     """
     quiet_libraries()
+    require_agreement(base.config, base.name, quantization)
+    require_computable(base.config, base.name, quantization, device)
     way = WAYS[quantization]
+    asked = _quantisation_to_ask_for(base, way.config(dtype))
     spread = device_map_auto and device == "cuda" and not one_gpu_holds(base, quantization)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            base.folder, dtype=dtype, quantization_config=way.config(dtype), use_safetensors=True,
-            trust_remote_code=False, device_map="auto" if spread else {"": device}, output_loading_info=True)
+            base.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+            device_map="auto" if spread else {"": device}, output_loading_info=True,
+            **({} if asked is None else {"quantization_config": asked}))
     except torch.OutOfMemoryError:
         raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",
                           "Quantise it further (model.quantization: nf4) or choose a smaller base.") from None
@@ -51,6 +60,8 @@ def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devic
         # transformers would fill these with random numbers and go on
         raise IntegrityError(f"model.base: {base.name} lacks weights that its config.json calls for, such as {wrong[0]} "
                              f"({len(wrong)} in all)", "Copy or download the base again.")
+    _refuse_left_behind(base, info["unexpected_keys"])
+    _require_on_gpus(model, base, quantization, device)
     way.prepare(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -58,3 +69,36 @@ def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devic
             parameter.data = parameter.data.to(torch.float32)
     model.config.use_cache = False
     return model
+
+
+def _quantisation_to_ask_for(base: BaseFiles, wanted: Any) -> Any:
+    """What transformers is to be told: nothing where the checkpoint's own config says it, and None would wipe that out."""
+    own = own_quantization(base.config)
+    if own in DEQUANTIZED:
+        return getattr(transformers, DEQUANTIZED[own])(dequantize=True)
+    return None if own is not None else wanted
+
+
+#: What ways of keeping weights in few bits put beside a weight.
+_OF_QUANTISATION = re.compile(r"(^|\.)(SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*|"
+                              r"weight_scale(_inv|_2)?|.*_scale_inv|input_scale|scales|qweight|qzeros|g_idx|.*_blocks|.*_scales|"
+                              r"weight_packed|weight_zero_point|weight_shape)$")
+
+
+def _refuse_left_behind(base: BaseFiles, unexpected: Iterable[Any]) -> None:
+    """Raise IntegrityError where scales were left behind: then codes were read as if they were weights."""
+    left = sorted(str(key) for key in unexpected if _OF_QUANTISATION.search(str(key)))
+    if left:
+        raise IntegrityError(f"model.base: {base.name} has weights in few bits whose scales ({left[0]}, {len(left)} in all) "
+                             "nothing reads: its config.json does not say how they are kept",
+                             "Take a copy of the base with its quantization_config, or the model that it was made from.")
+
+
+def _require_on_gpus(model: torch.nn.Module, base: BaseFiles, quantization: str, device: str) -> None:
+    """Raise OutOfMemory where accelerate put layers on the CPU or the disk, where they would be slow and unseen."""
+    places = getattr(model, "hf_device_map", None) or {}
+    elsewhere = sorted(name for name, place in places.items() if str(place) in ("cpu", "disk"))
+    if device.startswith("cuda") and elsewhere:
+        raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on the GPUs here: {len(elsewhere)} of its "
+                          f"parts ({elsewhere[0]}, ...) would lie on the CPU or the disk",
+                          "Quantise it further (model.quantization: nf4) or choose a smaller base.")

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from tunesmith.errors import OutOfMemory, RecipeError
+from tunesmith.errors import OutOfMemory, RecipeError, TunesmithError
 from tunesmith.model import lora
+from tunesmith.model.base_config import config_object
 from tunesmith.model.dropout import require_seeds
 from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
@@ -55,9 +56,9 @@ def _completed(base: BaseFiles) -> dict[str, Any]:
     try:
         if base.architecture == "bloom":
             return completed(base.config)
-        from transformers import AutoConfig
-
-        return AutoConfig.for_model(**base.config).to_dict()
+        return dict(config_object(base.config).to_dict())
+    except TunesmithError:  # a signal of the user's
+        raise
     except Exception as error:  # transformers raises whatever its validation meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"model.base: {base.name}: its config.json is not usable: {reason}",
@@ -76,7 +77,7 @@ class NativeEngine:
         self.quantization, self.positions = quantization, base.positions
         self.dtype, self.device = model.embedding.dtype, model.embedding.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, _generation_eos(base))
-        self.dropout_of_base: dict[str, float] = {}  # such bases are not taken
+        self.notes: tuple[str, ...] = ()
         self._training = False
         self._gradients: dict[str, torch.Tensor] = {}
         self._calibrating: list[Int8Products] = []
@@ -185,6 +186,15 @@ class NativeEngine:
         """(trainable, all)."""
         trainable = sum(parameter.numel() for parameter in self.trainable().values())
         return trainable, trainable + self.model.parameter_count()
+
+    def kept(self) -> dict[str, int]:
+        """The base's values by how they are kept."""
+        trainable, everything = self.parameter_counts()
+        plain, base = str(self.dtype).removeprefix("torch."), everything - trainable
+        if self.quantization == "none":
+            return {plain: base}
+        quantised = sum(linear.weight.outputs * linear.weight.inputs for linear in self.model.linears())
+        return {self.quantization: quantised, plain: base - quantised}
 
     def training(self, on: bool) -> None:
         """Dropout on or off."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tunesmith.errors import RecipeError
+from tunesmith.model.base_config import config_object
 from tunesmith.model.native.attention import Heads, Rope
 from tunesmith.model.native.decoder import Attend, Decoder, Reader
 from tunesmith.model.native.norm import HeadNorm
@@ -88,10 +89,9 @@ class Llama(Decoder):
 
 def _frequencies(config: dict[str, Any]) -> tuple[torch.Tensor, float]:
     """(inverse frequencies [D / 2], attention factor), as transformers reads them from the config."""
-    from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    known = AutoConfig.for_model(**config)
+    known = config_object(config)
     kind = known.rope_parameters["rope_type"]
     if kind != "default":
         try:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import IntegrityError, RecipeError
+from tunesmith.errors import IntegrityError, RecipeError, TunesmithError
+from tunesmith.model.base_config import config_object
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.native.support import why_not
 
@@ -113,13 +114,13 @@ class Layout:
 
 def layout_of(base: BaseFiles) -> Layout:
     """The layout of a base. Raises RecipeError, naming what it is that GGUF or llama.cpp has no place for."""
-    from transformers import AutoConfig
-
     words = {key: value for key, value in base.config.items() if key not in ("hidden_dropout", "attention_dropout")}
     reason = why_not(words)
     if reason is None:
         try:
-            config = AutoConfig.for_model(**base.config)
+            config = config_object(base.config)
+        except TunesmithError:  # a signal of the user's
+            raise
         except Exception as error:  # transformers raises whatever its checks meet
             reason = f"its config.json is not usable: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
         else:

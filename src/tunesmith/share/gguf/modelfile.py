@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.data.rows import Row
 from tunesmith.data.template import Template
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, TunesmithError
 
 #: What the recipes' prompts are cut at; no text has it.
 _HERE = "\0here\0"
@@ -117,5 +117,7 @@ def _render(template: str, messages: list[dict[str, str]]) -> str | None:
     try:
         compiled = environment.from_string(_GENERATION.sub("", template))
         return str(compiled.render(messages=messages, add_generation_prompt=True, bos_token="", eos_token="<eos>"))
+    except TunesmithError:  # a signal of the user's
+        raise
     except Exception:  # a template is a program of its own, and may raise anything
         return None

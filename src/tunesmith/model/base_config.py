@@ -1,0 +1,103 @@
+"""What a base's config.json says of whether, and how, the base can be trained here: looked at before its weights are read.
+
+transformers takes a second to import, so it is only where it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tunesmith.errors import RecipeError
+
+_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+
+
+def decoded(config: Any) -> Any:
+    """A config with the numbers that transformers 5 writes as {"__float__": "Infinity"}, since JSON has none for them."""
+    if isinstance(config, dict):
+        if set(config) == {"__float__"} and config["__float__"] in _FLOATS:
+            return _FLOATS[config["__float__"]]
+        return {key: decoded(value) for key, value in config.items()}
+    return [decoded(value) for value in config] if isinstance(config, list) else config
+
+
+def config_object(config: Mapping[str, Any]) -> Any:
+    """transformers' config of a base. Raises whatever transformers' validation raises."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**decoded(dict(config)))
+
+
+def require_causal(config: Mapping[str, Any], name: str) -> None:
+    """Raise RecipeError for a base whose tokens see later ones, or that reads with one half and writes with another.
+
+    Its loss would fall for the wrong reason: what is to be predicted stands in its input.
+    """
+    kind = config["model_type"]
+    next_step = "Take a causal (decoder-only) language model, such as Qwen/Qwen2.5-0.5B."
+    if config.get("is_encoder_decoder"):
+        raise RecipeError(f"model.base: {name} ({kind}) is an encoder-decoder, not a causal language model", next_step)
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    two_ways = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder") and not config.get("causal")
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not two_ways:
+        return
+    if two_ways:
+        raise RecipeError(f"model.base: {name} ({kind}) is an encoder: every token sees the later ones, so it is not a causal "
+                          "language model", next_step)
+    import transformers
+
+    raise RecipeError(f"model.base: {name}: transformers {transformers.__version__} has no causal language model for its "
+                      f"architecture ({kind})",
+                      "Code that comes with a model is never run. Choose a base that transformers knows.")
+
+
+def own_quantization(config: Mapping[str, Any]) -> str | None:
+    """How a checkpoint's weights are kept already: int8, nf4, or its method's name; None where they are plain numbers."""
+    found = config.get("quantization_config") or config.get("compression_config")
+    if not found:
+        return None
+    if not isinstance(found, dict):
+        return "unknown"
+    method = str(found.get("quant_method") or "bitsandbytes" if "load_in_8bit" in found or "load_in_4bit" in found
+                 else found.get("quant_method", "unknown"))
+    if method == "bitsandbytes":
+        return "int8" if found.get("load_in_8bit") else str(found.get("bnb_4bit_quant_type", "fp4"))
+    return method
+
+
+def require_agreement(config: Mapping[str, Any], name: str, quantization: str) -> None:
+    """Raise RecipeError where the recipe's `model.quantization` is not how the checkpoint is kept.
+
+    A checkpoint in bitsandbytes' int8 or nf4 is taken as it is under that name alone; one in FP8 or MXFP4 is turned back to
+    16 bits under `none`; others are not trained here.
+    """
+    own = own_quantization(config)
+    if own is None or own == quantization:
+        return
+    if own in ("int8", "nf4"):
+        raise RecipeError(f"model.quantization: {quantization}, but {name} is kept in {own} (bitsandbytes) already",
+                          f"Set model.quantization to {own}, or name the model that it was made from.")
+    if own in DEQUANTIZED:
+        if quantization == "none":
+            return
+        raise RecipeError(f"model.quantization: {quantization}, but {name} is kept in {own} already",
+                          "Set model.quantization to none (its weights are then turned back to 16 bits), or name the model "
+                          "that it was made from.")
+    raise RecipeError(f"model.base: {name} is kept in {own}, which is not trained here",
+                      "Name the model that it was made from; model.quantization keeps it in int8 or nf4.")
+
+
+#: Ways of keeping weights that transformers turns back to 16 bits while it reads them, with its class for it.
+DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
+
+
+def require_computable(config: Mapping[str, Any], name: str, quantization: str, device: str) -> None:
+    """Raise RecipeError for what a library is known to fail at, before it does so in the middle of a run."""
+    if quantization == "int8" and device == "cpu" and config.get("kv_lora_rank"):
+        raise RecipeError(f"model.quantization: int8 on a CPU fails for {name}: bitsandbytes' CPU routine does not take what "
+                          "its latent attention hands over while answers are made", "Set model.quantization to nf4 or none.")
+    if quantization == "int8" and str(config["model_type"]).startswith("gemma3n"):
+        raise RecipeError(f"model.quantization: int8 fails for {name}: transformers cannot quantise Gemma 3n in it",
+                          "Set model.quantization to nf4 or none.")
