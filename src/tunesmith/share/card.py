@@ -128,8 +128,8 @@ def _experiment(trained: dict[str, Any]) -> list[str]:
             "end token": "learnt" if trained["append_eos"] else "not learnt",
             "LoRA": f"r {trained['r']}, alpha {trained['alpha']}, dropout {trained['dropout']}",
             **_kept(trained.get("kept")), "samples a step": trained["batch_size"],
-            "learning rate": f"{trained['learning_rate']}, {trained['lr_scheduler']}, {trained['warmup_steps']} steps of warm-up",
-            "seed": trained["seed"]}
+            "learning rate": f"{trained['learning_rate']}, {trained['lr_scheduler']}, {trained['warmup_steps']} steps of "
+                             "warm-up", "seed": trained["seed"]}
     return ["| | |", "|---|---|", *(f"| {name} | {plain(str(value))} |" for name, value in told.items()), ""]
 
 
