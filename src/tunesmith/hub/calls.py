@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tunesmith.errors import DiskError, NetworkError, TunesmithError, UsageError
@@ -160,6 +161,8 @@ def call(what: str, action: Callable[[], Found], tell: Tell, *, attempts: int = 
         except TunesmithError:
             raise
         except Exception as error:  # the client raises a dozen classes of its own and of its HTTP library
+            if _is_our_fault(error):
+                raise
             wait_s = _wait_s(error, attempt)
             late = wait_s is not None and time.monotonic() - began + wait_s > _setting("TUNESMITH_HUB_PATIENCE", PATIENCE_S)
             if wait_s is None or late or attempt == attempts:
@@ -168,6 +171,21 @@ def call(what: str, action: Callable[[], Found], tell: Tell, *, attempts: int = 
             tell(f"{what}: {reason(error)}. Trying again in {wait_s:.0f} s ({attempt} of {attempts - 1}).")
             time.sleep(wait_s)
     raise AssertionError("the last attempt returns or raises")
+
+
+#: What a mistake in a program raises.
+_MISTAKES = (TypeError, KeyError, AttributeError, IndexError, NameError, AssertionError, UnboundLocalError)
+_OWN_CODE = str(Path(__file__).resolve().parent.parent)
+
+
+def _is_our_fault(error: BaseException) -> bool:
+    """Whether an error arose in our own code, not in the client's, which meets garbled answers: no network mends that."""
+    if not isinstance(error, _MISTAKES) or status(error) is not None:
+        return False
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(Path(place.tb_frame.f_code.co_filename).resolve()).startswith(_OWN_CODE)
 
 
 def status(error: BaseException | None) -> int | None:
