@@ -187,6 +187,8 @@ def _tensor_problems(config: Mapping[str, Any], state: Mapping[str, torch.Tensor
         other = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
         if other not in state:
             problems.append(f"{other}: missing, though {name} is there")
+        elif state[name].ndim < 2 or state[other].ndim < 2:
+            problems.append(f"{name}: {list(state[name].shape)} and {list(state[other].shape)}: no pair of matrices")
         elif state[name].shape[0] != state[other].shape[-1]:
             problems.append(f"{name}: rank {state[name].shape[0]}, but {state[other].shape[-1]} in {other}")
         elif plain and state[name].shape[0] != config["r"]:

@@ -26,6 +26,9 @@ _MATCH_S, _MATCH_BYTES = 10.0, 1 << 30
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=_MOST_CHARACTERS)]
 Names = Annotated[list[Name], Field(max_length=_MOST_NAMES)]
+#: PEFT puts these into regular expressions of its own as they stand.
+PlainName = Annotated[str, StringConstraints(min_length=1, max_length=_MOST_CHARACTERS, pattern=r"^[\w.-]+$")]
+PlainNames = Annotated[list[PlainName], Field(max_length=_MOST_NAMES)]
 Rank = Annotated[int, Field(ge=1, le=1 << 16)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Index = Annotated[int, Field(ge=0, lt=1 << 24)]
@@ -49,10 +52,10 @@ class PeftConfig(BaseModel):
     target_modules: Name | Names | None = None
     exclude_modules: Name | Names | None = None
     layers_to_transform: Annotated[int, Field(ge=0, lt=100_000)] | Indices | None = None
-    layers_pattern: Name | Names | None = None
+    layers_pattern: PlainName | PlainNames | None = None
     rank_pattern: Annotated[dict[Name, Rank], Field(max_length=_MOST_NAMES)] | None = None
     alpha_pattern: Annotated[dict[Name, Finite], Field(max_length=_MOST_NAMES)] | None = None
-    modules_to_save: Names | None = None
+    modules_to_save: PlainNames | None = None
     target_parameters: Names | None = None
     trainable_token_indices: Indices | dict[Name, Indices] | None = None
     alora_invocation_tokens: Indices | None = None
@@ -118,8 +121,6 @@ def patterns_of(config: Mapping[str, Any]) -> list[str]:
     made = [value for key in ("target_modules", "exclude_modules") if isinstance(value := config.get(key), str)]
     for key in ("rank_pattern", "alpha_pattern"):
         made += [rf"(.*\.)?({name})$" for name in config.get(key) or {}]
-    layers = config.get("layers_pattern") or []
-    made += [rf".*\.{name}\.(\d+)\." for name in ([layers] if isinstance(layers, str) else layers)]
     return [each for each in made if each != "all-linear"]
 
 
