@@ -114,7 +114,7 @@ def _verdict(card: Card) -> str:
         return ("Nothing was held out, so nothing says whether it helped." if "judgement" in card.note else
                 "How it was measured, if it was, is not known.")
     digits = loss_digits(judgement)
-    text = (f"On {judgement['rows']} rows that it never saw: **{plain(judgement['verdict'])}**. "
+    text = (f"On {judgement['rows']} rows that it never saw: **{plain(judgement['verdict'].strip())}**. "
             f"{plain(verdict_sentence(judgement))}. Loss "
             f"{judgement['loss_base']:.{digits}f} -> {judgement['loss_tuned']:.{digits}f} nats a token")
     if judgement.get("stop_rate_tuned") is not None and judgement.get("stop_rate_base") is not None:

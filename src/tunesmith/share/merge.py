@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from tunesmith.data import TokenRow
 from tunesmith.errors import DiskError, IntegrityError
+from tunesmith.hub import parse_hub_id
 from tunesmith.model.engine import Engine
 from tunesmith.model.files import BaseFiles, fingerprint
 from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME
@@ -29,6 +31,7 @@ from tunesmith.share.adapter import json_bytes
 from tunesmith.share.agreement import Agreement, Reference, better, compare, lost, reference
 from tunesmith.share.card import prompts
 from tunesmith.share.folding import Change, Changes, Skeleton, read_changes, read_skeleton
+from tunesmith.share.markdown import plain
 from tunesmith.share.note import NOTE_NAME, read_note
 from tunesmith.share.shards import FLOATS, INDEX_NAME, Stored, read_header, shards_of, write_shard
 
@@ -339,12 +342,14 @@ def _finish(folder: Path, base: BaseFiles, adapter: Path, result: dict[str, Any]
     note = read_note(adapter)
     words = {"base": base.name, "revision": base.revision, "base_files": fingerprint(base),
              "adapter_files": {name: sha256_file(adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}, **result}
-    local = Path(base.name).is_dir() or ":" in base.name
-    card = ["---", "library_name: transformers", *([] if local else [f"base_model: {base.name}"]),
-            "tags: [lora, merged, tunesmith]", "---", "", f"# {base.name} with a LoRA adapter merged into it", "",
-            f"Merged onto the {result['taken']}. Measured on {result['bare']['positions']} positions of held-out rows and "
-            f"{result['bare']['prompts']} prompts, against the adapter as it was trained "
-            f"(on the base in {result['quantization']}):", "", *(f"- {line}" for line in lines), "",
+    front = {"library_name": "transformers", "tags": ["lora", "merged", "tunesmith"]}
+    if not Path(base.name).is_dir() and parse_hub_id(base.name) is not None:
+        front["base_model"] = base.name
+    card = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---", "",
+            f"# {plain(base.name)} with a LoRA adapter merged into it", "",
+            f"Merged onto the {plain(result['taken'])}. Measured on {result['bare']['positions']} positions of held-out rows "
+            f"and {result['bare']['prompts']} prompts, against the adapter as it was trained "
+            f"(on the base in {plain(result['quantization'])}):", "", *(f"- {plain(line)}" for line in lines), "",
             f"All figures are in {MERGE_NAME}.", "", *prompts(note), "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             'model = AutoModelForCausalLM.from_pretrained("THIS-FOLDER", dtype="auto")',

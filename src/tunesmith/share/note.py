@@ -3,53 +3,67 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tunesmith import embedded
 from tunesmith.data.rows import Row
 from tunesmith.data.template import Template
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.hub import parse_hub_id
+from tunesmith.rundir.ordinary import MOST_JSON_BYTES, read_ordinary
 
 NOTE_NAME = "tunesmith.json"
+
+Count = Annotated[int, Field(ge=0, le=1 << 62)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+#: A name or a word; prompts may be longer.
+Short = Annotated[str, Field(max_length=4096)]
 
 
 class Trained(BaseModel):
     """How it was trained. dataset: the Hub id of the rows; None for rows that came from anywhere else. kept: the base's values
     by how they were kept."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
-    steps: int
-    trainable_parameters: int
-    dataset: str | None
-    loss_on: str
+    steps: Count
+    trainable_parameters: Count
+    dataset: Short | None
+    loss_on: Short
     append_eos: bool
-    r: int
-    alpha: float
-    dropout: float
-    batch_size: int
-    learning_rate: float
-    lr_scheduler: str
-    warmup_steps: int
-    seed: int
-    kept: dict[str, int] | None = None
+    r: Count
+    alpha: Finite
+    dropout: Finite
+    batch_size: Count
+    learning_rate: Finite
+    lr_scheduler: Short
+    warmup_steps: Count
+    seed: Annotated[int, Field(ge=-(1 << 64), le=1 << 64)]
+    kept: dict[Short, Count] | None = None
+
+    @field_validator("dataset")
+    @classmethod
+    def _of_the_hub(cls, dataset: str | None) -> str | None:
+        if dataset is not None and parse_hub_id(dataset) is None:
+            raise ValueError("not a Hub id")
+        return dataset
 
 
 class Measured(BaseModel):
     """What the judge found, as in the run's verdict.json."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
-    verdict: str
-    rows: int
-    loss_base: float
-    loss_tuned: float
-    interval: tuple[float, float] | None = None
-    stop_rate_base: float | None = None
-    stop_rate_tuned: float | None = None
+    verdict: Annotated[str, Field(max_length=4096, pattern=r"\S")]
+    rows: Count
+    loss_base: Finite
+    loss_tuned: Finite
+    interval: tuple[Finite, Finite] | None = None
+    stop_rate_base: Share | None = None
+    stop_rate_tuned: Share | None = None
 
 
 class AdapterNote(BaseModel):
@@ -58,15 +72,15 @@ class AdapterNote(BaseModel):
     base_weights: hashes of the base's files of weights, by which another base of the same shapes is told apart.
     """
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
-    base: str | None = None
-    revision: str | None = None
-    quantization: str = "none"
-    dtype: str | None = None
-    prompt: str = ""
+    base: Short | None = None
+    revision: Short | None = None
+    quantization: Short = "none"
+    dtype: Short | None = None
+    prompt: Annotated[str, Field(max_length=1 << 20)] = ""
     messages: bool = False
-    base_weights: dict[str, str] | None = None
+    base_weights: Annotated[dict[Short, Short], Field(max_length=10_000)] | None = None
     trained: Trained | None = None
     judgement: Measured | None = None
 
@@ -87,13 +101,13 @@ def read_note(folder: Path) -> dict[str, Any]:
     """
     path = folder / NOTE_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        content = read_ordinary(path, MOST_JSON_BYTES)
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError):
-        raise IntegrityError(f"{path}: cannot be read") from None
+    except OSError as error:
+        raise IntegrityError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        return AdapterNote.model_validate_json(text).model_dump(mode="json", exclude_unset=True)
+        return AdapterNote.model_validate_json(content).model_dump(mode="json", exclude_unset=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(each) for each in first["loc"])
