@@ -71,6 +71,28 @@ def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, *, engine
     return _attached(found, adapter)
 
 
+def build_bare(base: BaseFiles, tokenizer: Any, *, engine: str, quantization: str, dtype: str, device: str) -> Engine:
+    """The base alone, to be asked and not trained, on whichever modules an adapter could sit or not.
+
+    Raises RecipeError, EnvironmentFault or OutOfMemory.
+    """
+    where = choose_device(device)
+    kind = choose_dtype(dtype, where)
+    if engine == "native" and not _to_be_spread(base, quantization, device, where):
+        from tunesmith.model.native.engine import NativeEngine, load_decoder
+
+        decoder = load_decoder(base, quantization=quantization, dtype=kind, device=torch.device(where))
+        return NativeEngine(decoder, LoraSettings(1, 1, 0.0, []), tokenizer, base, quantization=quantization)
+    from tunesmith.model.hf.adapter import attach_nothing
+    from tunesmith.model.hf.engine import HfEngine
+    from tunesmith.model.hf.load import load_frozen
+
+    model = load_frozen(base, quantization=quantization, dtype=kind, device=where, device_map_auto=device == "auto")
+    found = HfEngine(attach_nothing(model), tokenizer, base, quantization=quantization, dtype=kind)
+    found.training(False)
+    return found
+
+
 def count_modules(engine: Engine) -> int:
     """How many of the base's modules the adapter sits on."""
     return sum(".lora_A." in name or ".lora_embedding_A" in name for name in engine.trainable())

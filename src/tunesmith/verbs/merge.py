@@ -41,10 +41,9 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
     chosen = adapter_base(found, base=base, quantization=quantization)
     require_free(expanded(out))
     show.stage("starting torch")
-    from tunesmith.model.build import build_for_training, build_with_adapter
+    from tunesmith.model.build import build_bare, build_with_adapter
     from tunesmith.model.engines import choose_engine
     from tunesmith.model.files import locate_base
-    from tunesmith.model.lora import LoraSettings
     from tunesmith.model.tokenizer import load_tokenizer
     from tunesmith.share.merge import merge_adapter
 
@@ -58,9 +57,8 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
                                   dtype="auto", device=device)
 
     def merged(folder: Path) -> Engine:
-        bare = LoraSettings(1, 1, 0.0, "all-linear")  # engines come with an adapter; a fresh one is zero
-        return build_for_training(locate_base(str(folder), None), tokenizer, engine=engine, quantization="none", dtype="auto",
-                                  device=device, lora=bare, seed=0)
+        return build_bare(locate_base(str(folder), None), tokenizer, engine=engine, quantization="none", dtype="auto",
+                          device=device)
 
     result = merge_adapter(files, found.folder, Path(out), quantization=chosen["quantization"], load_live=live,
                            load_merged=merged, rows=rows, prompts=_prompts(rows, files),
