@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +139,26 @@ def download_adapter(target: str, show: Show, *, named: bool = False) -> Path:
     read_adapter_config(found.folder)
     show.note(f"{wanted.repo} at {found.commit[:12]}")
     return found.folder
+
+
+@contextmanager
+def base_option(folder: Path, *, named: bool) -> Iterator[None]:
+    """Where a base is not found, say so of what this command knows: its --base, or what the adapter names, and not a recipe.
+
+    named: the user gave --base. Errors that are not of the base's name or place pass as they are.
+    """
+    key = "model.base: "
+    try:
+        yield
+    except TunesmithError as error:
+        if error.message.startswith(key):
+            what = error.message.removeprefix(key)
+            error.message = f"--base: {what}" if named else f"{folder}: the base that it names: {what}"
+            error.hint = error.hint.replace("model.revision", "--base").replace("model.base", "--base")
+            if not named and "--base" not in error.hint:
+                error.hint = f"{error.hint} Another place of this base: --base FOLDER or --base ORG/NAME".strip()
+            error.args = (error.message,)
+        raise
 
 
 def require_base(found: AdapterFiles, base: BaseFiles, show: Show, *, named: bool) -> None:

@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from tunesmith.errors import DataError, UsageError
+from tunesmith.errors import DataError, RecipeError, UsageError
 from tunesmith.recipe import load_recipe
-from tunesmith.verbs.adapters import find_adapter, require_base
+from tunesmith.verbs.adapters import base_option, find_adapter, require_base, require_choices
 from tunesmith.verbs.prepare import prepare
 from tunesmith.verbs.show import Show, Silent
 
 
 def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] | None = None,
+             base: str | None = None, quantization: str | None = None, device: str | None = None,
              overrides: tuple[str, ...] = (), show: Show | None = None) -> dict[str, Any]:
     """Judge a run, or any PEFT LoRA adapter, in a folder or by Hub id, on the recipe's held-out rows.
 
-    recipe: names base, data and judge; needed for an adapter that does not stand in its run folder.
+    recipe: names base, data and judge; needed for an adapter that does not stand in its run folder. base: another place of
+    the base than the recipe's. quantization, device: as in a recipe, in place of what it says.
     Returns loss_base, loss_tuned (nats a token), stop_rate_base, stop_rate_tuned, verdict, interval (of tuned - base,
     95%), rows, modules (how many the adapter sits on), and the samples.
     Raises UsageError, DataError (nothing is held out), IntegrityError, RecipeError, EnvironmentFault.
     """
     show = show or Silent()
+    require_choices(quantization=quantization, device=device or "auto")
     found = find_adapter(os.fspath(target), show)
     path = recipe or found.recipe
     if path is None:
         raise UsageError(f"{os.fspath(target)}: nothing says on which rows to judge it",
                          "Name a recipe: tunesmith evaluate ADAPTER --recipe RECIPE")
     chosen = load_recipe(os.fspath(path), overrides)
+    instead: dict[str, str | None] = {"base": base, "quantization": quantization, "device": device}
+    instead = {name: value for name, value in instead.items() if value is not None}
+    if base is not None:
+        instead["revision"] = None
+    chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update=instead)})
     if not chosen.data.validation:
         raise DataError("data.validation is 0: nothing is held out to judge on",
                         "For example: --set data.validation=0.05, if the adapter was not trained on those rows.")
     from tunesmith.model.lora import read_adapter_config
 
     wants = read_adapter_config(found.folder).get("base_model_name_or_path")
-    if wants and wants != chosen.model.base:
+    if base is None and wants and wants != chosen.model.base:
         show.note(f"The adapter names the base {wants}; the recipe says {chosen.model.base}.")
-    prepared = prepare(chosen, show)
-    require_base(found, prepared.base, show, named=False)
+    try:
+        with base_option(found.folder, named=True) if base is not None else nullcontext():
+            prepared = prepare(chosen, show)
+    except RecipeError as error:
+        if base is None and error.message.startswith("model.base: ") and "--base" not in error.hint:
+            error.hint = f"{error.hint} Another place of this base: --base FOLDER or --base ORG/NAME".strip()
+        raise
+    require_base(found, prepared.base, show, named=base is not None)
     from tunesmith.judge import judge
     from tunesmith.model.build import build_with_adapter, count_modules
 

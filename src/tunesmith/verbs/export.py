@@ -10,7 +10,7 @@ from typing import Any
 from tunesmith.errors import UsageError
 from tunesmith.paths import expanded
 from tunesmith.rundir import put_in_place, require_free, workshop, write_atomically
-from tunesmith.verbs.adapters import adapter_base, find_adapter, require_base, require_choices
+from tunesmith.verbs.adapters import adapter_base, base_option, find_adapter, require_base, require_choices
 from tunesmith.verbs.merge import merge
 from tunesmith.verbs.show import Show, Silent
 
@@ -58,7 +58,8 @@ def _adapter(adapter: str | os.PathLike[str], folder: Path, base: str | None, sh
 
     found = find_adapter(os.fspath(adapter), show)
     chosen = adapter_base(found, base=base, quantization=None)
-    files = locate_base(chosen["base"], chosen["revision"], show.note)
+    with base_option(found.folder, named=base is not None):
+        files = locate_base(chosen["base"], chosen["revision"], show.note)
     require_base(found, files, show, named=base is not None)
     show.stage("writing the adapter")
     written = write_adapter_gguf(found.folder, files, folder / "adapter.gguf", outtype="f16")

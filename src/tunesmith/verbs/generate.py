@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.verbs.adapters import adapter_base, find_adapter, require_base, require_choices
+from tunesmith.verbs.adapters import adapter_base, base_option, find_adapter, require_base, require_choices
 from tunesmith.verbs.show import Show, Silent
 
 
@@ -37,7 +37,8 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     from tunesmith.serve import answer_prompts, encode_prompt
 
     choose_device(device)
-    files = locate_base(chosen["base"], chosen["revision"], show.note)
+    with base_option(found.folder, named=base is not None):
+        files = locate_base(chosen["base"], chosen["revision"], show.note)
     require_base(found, files, show, named=base is not None)
     show.stage(f"loading {chosen['base']}")
     engine = build_with_adapter(files, load_tokenizer(files), found.folder, engine=choose_engine("auto", files.config)[0],

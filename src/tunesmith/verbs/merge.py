@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.paths import expanded
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import require_free
-from tunesmith.verbs.adapters import AdapterFiles, adapter_base, find_adapter, require_base, require_choices
+from tunesmith.verbs.adapters import AdapterFiles, adapter_base, base_option, find_adapter, require_base, require_choices
 from tunesmith.verbs.show import Show, Silent
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
     from tunesmith.model.tokenizer import load_tokenizer
     from tunesmith.share.merge import merge_adapter
 
-    files = locate_base(chosen["base"], chosen["revision"], show.note)
+    with base_option(found.folder, named=base is not None):
+        files = locate_base(chosen["base"], chosen["revision"], show.note)
     require_base(found, files, show, named=base is not None)
     tokenizer, engine = load_tokenizer(files), choose_engine("auto", files.config)[0]
     rows, where = _rows(found, files, tokenizer, recipe, show)
