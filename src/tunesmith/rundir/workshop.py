@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import signal
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tunesmith.errors import EnvironmentFault, Interrupted, UsageError
+from tunesmith.errors import EnvironmentFault, Interrupted, TunesmithError, UsageError
 from tunesmith.rundir.files import TEMPORARY_PREFIX, disk_errors, sync_folder
 
 #: How long after a signal its exception is raised once more [s].
@@ -51,7 +52,18 @@ def workshop(out: Path) -> Iterator[Path]:
         with _signals_as_errors(), disk_errors(out):
             for leftover in folder.iterdir():
                 shutil.rmtree(leftover)
-            yield folder
+            try:
+                yield folder
+            except TunesmithError as error:
+                _tell_of(out, folder, error)
+                raise
+
+
+def _tell_of(out: Path, folder: Path, error: TunesmithError) -> None:
+    """Put the place that the user named into an error, where it names the temporary folder, which is gone when it is read."""
+    place = re.compile(re.escape(str(folder)) + r"(/\d+)?(?![\w-]|\.\w)")
+    error.message, error.hint = (place.sub(lambda found: str(out), text) for text in (error.message, error.hint))
+    error.args = (error.message,)
 
 
 def _remove_empty(folders: list[Path]) -> None:

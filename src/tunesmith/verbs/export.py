@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import UsageError
+from tunesmith.errors import IntegrityError, UsageError
 from tunesmith.paths import expanded
 from tunesmith.rundir import put_in_place, require_free, workshop, write_atomically
+from tunesmith.rundir.ordinary import read_json_object
 from tunesmith.verbs.adapters import adapter_base, base_option, find_adapter, require_base, require_choices
 from tunesmith.verbs.merge import merge
 from tunesmith.verbs.show import Show, Silent
 
+if TYPE_CHECKING:
+    from tunesmith.model.files import BaseFiles
+
+GENERATION_NAME = "generation_config.json"
 _OUTTYPES = ("f16", "q8_0")
 
 
@@ -44,7 +48,7 @@ def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, form
         if what == "adapter":
             result = _adapter(adapter, folder, base, show)
         else:
-            result = _model(adapter, folder, outtype, recipe, base, device, show)
+            result = _model(adapter, folder, outtype, recipe, base, device, target.name, show)
         put_in_place(folder, target)
     sizes = {path.name: path.stat().st_size for path in sorted(target.iterdir())}
     for note in result["notes"]:
@@ -63,50 +67,70 @@ def _adapter(adapter: str | os.PathLike[str], folder: Path, base: str | None, sh
     require_base(found, files, show, named=base is not None)
     show.stage("writing the adapter")
     written = write_adapter_gguf(found.folder, files, folder / "adapter.gguf", outtype="f16")
-    text, notes = _modelfile("base.gguf", files.folder, found.folder, "adapter.gguf")
+    text, notes = _modelfile("base.gguf", files, found.folder, "adapter.gguf")
     told = "# base.gguf: the base of this adapter as GGUF, which is not in this folder.\n"
     write_atomically(folder / "Modelfile", told + text)
     return {"notes": [*written["notes"], *notes], "merge": None}
 
 
 def _model(adapter: str | os.PathLike[str], folder: Path, outtype: str, recipe: str | os.PathLike[str] | None,
-           base: str | None, device: str, show: Show) -> dict[str, Any]:
-    from tunesmith.share.gguf import write_model_gguf
+           base: str | None, device: str, name: str, show: Show) -> dict[str, Any]:
+    """name: what the GGUF of an adapter's merge calls itself."""
+    from tunesmith.model.files import locate_base
+    from tunesmith.share.gguf import check_model_gguf, write_model_gguf
 
     path, measured = expanded(adapter), None
-    checkpoint, note_folder = path, path
-    if not ((path / "config.json").exists() and not (path / "adapter_config.json").exists()):
-        checkpoint = folder / "merged"
+    whole = (path / "config.json").exists() and not (path / "adapter_config.json").exists()
+    if whole:
+        checkpoint, note_folder, source = path, path, locate_base(str(path.resolve()), None)
+    else:
+        found = find_adapter(os.fspath(adapter), show)
+        chosen = adapter_base(found, base=base, quantization=None)
+        with base_option(found.folder, named=base is not None):
+            source = locate_base(chosen["base"], chosen["revision"], show.note)
+        checkpoint, note_folder = folder.parent / "1", found.folder  # beside what stays
+    show.stage("looking at what GGUF can hold")  # before anything is merged, which takes long
+    check_model_gguf(source)
+    text, notes = _modelfile("model.gguf", source, note_folder, None)
+    if not whole:
         measured = merge(adapter, checkpoint, recipe=recipe, base=base, device=device, show=show)
         measured = {key: value for key, value in measured.items() if key not in ("out", "files", "bytes")}  # gone in the end
-        note_folder = find_adapter(os.fspath(adapter), show).folder
     show.stage(f"writing the model in {outtype}")
-    written = write_model_gguf(checkpoint, folder / "model.gguf", outtype,
+    written = write_model_gguf(checkpoint, folder / "model.gguf", outtype, name=path.name if whole else name,
                                progress=lambda done, whole: show.progress("writing", done, whole))
-    text, notes = _modelfile("model.gguf", checkpoint, note_folder, None)
     write_atomically(folder / "Modelfile", text)
-    shutil.rmtree(folder / "merged", ignore_errors=True)
     return {"notes": [*written["notes"], *notes], "merge": measured}
 
 
-def _modelfile(gguf_name: str, tokenizer_folder: Path, note_folder: Path, adapter_name: str | None) -> tuple[str, list[str]]:
-    """(the Modelfile, what to know of it): the prompt's template and the tokens that end an answer."""
-    import json
+def _modelfile(gguf_name: str, base: BaseFiles, note_folder: Path, adapter_name: str | None) -> tuple[str, list[str]]:
+    """(the Modelfile, what to know of it): the prompt's template and the tokens that end an answer.
 
-    from transformers import AutoTokenizer
-
+    base: whose tokenizer it is. Raises RecipeError or IntegrityError for files that cannot be used.
+    """
+    from tunesmith.model.tokenizer import load_tokenizer
     from tunesmith.share.gguf import modelfile
     from tunesmith.share.note import read_note
 
-    note = read_note(note_folder)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
-    settings = next((folder / "generation_config.json" for folder in (note_folder, tokenizer_folder)
-                     if (folder / "generation_config.json").exists()), None)
-    ends = json.loads(settings.read_text(encoding="utf-8")).get("eos_token_id") if settings else tokenizer.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    stop = [text for text in (tokenizer.convert_ids_to_tokens(end) for end in ends if end is not None) if text]
+    note, tokenizer = read_note(note_folder), load_tokenizer(base)
+    ends = _ends(tokenizer, note_folder, base.folder)
+    stop = [text for text in map(tokenizer.convert_ids_to_tokens, ends) if text]
     template = getattr(tokenizer, "chat_template", None) if note.get("messages") or not note.get("prompt") else None
     text = modelfile(gguf_name, template=template, prompt=note.get("prompt") or None, stop=stop, adapter_name=adapter_name)
     if "prompt" not in note and template is None:
         text = "# How prompts were written in training is not known: what is sent is sent as it stands.\n" + text
     return text, [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
+
+
+def _ends(tokenizer: Any, *folders: Path) -> list[int]:
+    """The ids of the tokens that end an answer: by the first generation_config.json, else the tokenizer's.
+
+    Raises IntegrityError for what are no tokens of it.
+    """
+    path = next((folder / GENERATION_NAME for folder in folders if (folder / GENERATION_NAME).exists()), None)
+    ends = read_json_object(path, infinite=True).get("eos_token_id") if path else tokenizer.eos_token_id
+    ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
+    wrong = [end for end in ends if isinstance(end, bool) or not isinstance(end, int) or not 0 <= end < len(tokenizer)]
+    if wrong:
+        raise IntegrityError(f"{path or 'the tokenizer'}: eos_token_id: not tokens of this tokenizer, which has "
+                             f"{len(tokenizer)}: {str(wrong)[:60]}", "Remove the file, or copy it again.")
+    return ends

@@ -11,7 +11,7 @@ from tunesmith.model.files import BaseFiles, locate_base
 from tunesmith.share.gguf.file import Entry, Progress, check_outtype, kind_for, write_file
 from tunesmith.share.gguf.layout import Layout, layout_of
 from tunesmith.share.gguf.metadata import rope_factors, write_hyperparameters
-from tunesmith.share.gguf.tokenizer import read_vocabulary
+from tunesmith.share.gguf.tokenizer import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     import torch
@@ -21,27 +21,39 @@ _EMBEDDINGS = {"bloom": "transformer.word_embeddings.weight", "llama": "model.em
 _HEAD = "lm_head.weight"
 
 
-def write_model_gguf(checkpoint: Path, out: Path, outtype: str = "f16", progress: Progress | None = None) -> dict[str, Any]:
+def check_model_gguf(base: BaseFiles) -> tuple[Layout, Vocabulary]:
+    """What of a checkpoint, or of a base before anything is merged into it, GGUF must have a place for.
+
+    Raises RecipeError naming what it has none for, IntegrityError for a tokenizer that contradicts itself.
+    """
+    import gguf
+
+    layout = layout_of(base)
+    rope_factors(layout)
+    write_hyperparameters(gguf.GGUFWriter(None, layout.architecture), layout)  # which opens no file
+    return layout, read_vocabulary(base, layout.parameters[_EMBEDDINGS[layout.architecture]][0])
+
+
+def write_model_gguf(checkpoint: Path, out: Path, outtype: str = "f16", progress: Progress | None = None, *,
+                     name: str | None = None) -> dict[str, Any]:
     """Write a transformers checkpoint folder (config.json, *.safetensors, tokenizer files) as `out`.
 
     outtype: f16, or q8_0 for 8.5 bits a weight; vectors stay in f32. progress: called with (bytes of tensors written, of all).
-    Tensors are read one by one, so memory holds one at a time.
+    name: of the model in its metadata, by default the folder's. Tensors are read one by one, so memory holds one at a time.
     Returns {path, name, architecture, outtype, tensors, bytes, tokenizer, notes}; notes say in words where llama.cpp
     will differ. Raises RecipeError naming what GGUF has no place for, IntegrityError for a checkpoint that is not whole,
     DiskError.
     """
     check_outtype(outtype, ("f16", "q8_0"))
     base = locate_base(str(checkpoint.resolve()), None)
-    layout = layout_of(base)
-    embedding = layout.parameters[_EMBEDDINGS[layout.architecture]]
-    vocabulary = read_vocabulary(base, embedding[0])
+    layout, vocabulary = check_model_gguf(base)
     notes: list[str] = []
 
     def fill(writer: Any) -> None:
         import gguf
 
         writer.add_type(gguf.GGUFType.MODEL)
-        writer.add_name(base.folder.name)
+        writer.add_name(name or base.folder.name)
         writer.add_file_type({"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[outtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         notes.extend(write_hyperparameters(writer, layout))
@@ -53,7 +65,7 @@ def write_model_gguf(checkpoint: Path, out: Path, outtype: str = "f16", progress
     wide = [entry for entry in entries if outtype == "q8_0" and entry.kind == "f16"]
     if wide:
         notes.append(f"{len(wide)} tensors are f16: their rows do not divide into the blocks of 32 that q8_0 has")
-    return {"path": str(out), "name": base.folder.name, "architecture": layout.architecture, "outtype": outtype,
+    return {"path": str(out), "name": name or base.folder.name, "architecture": layout.architecture, "outtype": outtype,
             "tensors": len(entries), "bytes": size, "tokenizer": vocabulary.pre or vocabulary.model,
             "notes": notes + vocabulary.notes}
 
