@@ -182,6 +182,46 @@ def test_the_hub_client_s_own_links_are_taken(tmp_path: Path) -> None:
         require_ordinary(snapshot / "other.json")
 
 
+def test_a_cache_whose_blobs_are_elsewhere_is_none(tmp_path: Path) -> None:
+    """Sent as a folder of the client's cache, with `blobs` a link to where the secrets are."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "credentials").write_text("s")
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "blobs").symlink_to(tmp_path / "home")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/credentials")
+    with pytest.raises(IntegrityError, match="a link to"):
+        require_ordinary(snapshot / "tokenizer.json")
+    (snapshot.parent.parent / "blobs").unlink()
+    (tmp_path / "home").rename(snapshot.parent.parent / "blobs")
+    (tmp_path / "way").symlink_to(tmp_path / "models--org--name")
+    require_ordinary(tmp_path / "way" / "snapshots" / snapshot.name / "tokenizer.json")  # the user's own link to the cache
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "generation_config.json", "tokenizer.json"])
+def test_no_second_name_of_a_file_leaves(run: Path, tmp_path: Path, name: str) -> None:
+    """A hard link cannot be told from the file that it is, so what has two names is not published."""
+    from tunesmith.share.card import Card
+    from tunesmith.share.push import assemble
+
+    own, card = run / "adapter" / name, Card({"base": "org/base"})
+    base = Path(shutil.copytree(embedded.path_of(embedded.BASE_NAME), tmp_path / "base"))
+    assemble(run / "adapter", base, card)
+    if not own.exists():
+        own = base / name
+    os.link(own, tmp_path / "elsewhere")
+    with pytest.raises(IntegrityError, match="hard link"):
+        assemble(run / "adapter", base, card)
+    (tmp_path / "elsewhere").unlink()
+    assemble(run / "adapter", base, card)
+
+
+def test_keys_are_found_in_a_binary_vocabulary() -> None:
+    key = b"AKIAIOSFODNN7EXAMPLE"
+    assert problems("tokenizer.model", b"\x0a\xff\x80 " + key + b" \xfe") == ["holds an AWS key"]
+    assert problems("tokenizer.model", bytes(range(256)) * 8) == []
+
+
 def test_vocabularies_are_looked_through(assets: Path) -> None:
     key = "AKIAIOSFODNN7EXAMPLE"
     assert problems("vocab.json", json.dumps({key: 3}).encode()) == ["holds an AWS key"]

@@ -62,7 +62,7 @@ def _not_readable(error: OSError) -> None:
 def in_hub_cache(path: Path) -> bool:
     """Whether a link is one that the Hub's client made: from snapshots/COMMIT/... to blobs/ of the same repository."""
     repository = next((parent.parent for parent in path.absolute().parents if parent.name == "snapshots"), None)
-    return repository is not None and path.resolve().parent == (repository / "blobs").resolve()
+    return repository is not None and path.resolve().parent == repository.resolve() / "blobs"  # which is no link
 
 
 def _kind(mode: int) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import NetworkError, UsageError
+from tunesmith import embedded
+from tunesmith.errors import IntegrityError, NetworkError, UsageError
 from tunesmith.hub import call
 from tunesmith.hub.calls import Tell, TryAgain, offline, reason, redacted, status
 from tunesmith.hub.download import git_sha1
@@ -47,12 +48,12 @@ def assemble(adapter: Path, base_folder: Path | None, card: Card) -> dict[str, b
 
     config = read_adapter_config(adapter)
     config |= {"base_model_name_or_path": card.note["base"], "revision": card.note.get("revision")}
-    files = {CONFIG_NAME: json_bytes(config, sort_keys=True), WEIGHTS_NAME: read_ordinary(adapter / WEIGHTS_NAME),
+    files = {CONFIG_NAME: json_bytes(config, sort_keys=True), WEIGHTS_NAME: _content(adapter / WEIGHTS_NAME),
              NOTE_NAME: json_bytes(card.note)}
     for name in ("generation_config.json", *_TOKENIZER):
         for folder in (adapter, base_folder):
             if folder is not None and os.path.lexists(folder / name):
-                files[name] = read_ordinary(folder / name)  # never what a link leads to
+                files[name] = _content(folder / name)
                 break
     if "tokenizer_config.json" in files:
         files["tokenizer_config.json"] = _without_places(files["tokenizer_config.json"])
@@ -61,6 +62,17 @@ def assemble(adapter: Path, base_folder: Path | None, card: Card) -> dict[str, b
     files[CARD_NAME] = render_card(replace(card, files=frozenset(files))).encode()
     refuse_private(files)
     return files
+
+
+def _content(path: Path) -> bytes:
+    """A file's content, never what a link leads to. Raises IntegrityError for one that may be another folder's file.
+
+    The files that came with this program are its own, with however many names an installer has given them.
+    """
+    if os.lstat(path).st_nlink > 1 and path.parent.resolve() != embedded.path_of(embedded.BASE_NAME):
+        raise IntegrityError(f"{path}: has a second name elsewhere (a hard link), so it may be a file of another folder",
+                             "Copy the file itself into its folder, if it may be published.")
+    return read_ordinary(path)
 
 
 def _without_places(tokenizer_config: bytes) -> bytes:

@@ -46,7 +46,9 @@ def problems(name: str, content: bytes) -> list[str]:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
-        return [] if name.endswith(".model") else ["neither text nor safetensors"]
+        if not name.endswith(".model"):
+            return ["neither text nor safetensors"]
+        text = content.decode("latin-1")  # a vocabulary of SentencePiece's, which holds its words as they are
     return _in_text(text, vocabulary=name.startswith(_VOCABULARIES))
 
 
