@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages; the result alone.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe.")]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads; by default one a core.")]
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 
 
@@ -232,6 +233,15 @@ def _bug(terminal: Terminal, error: Exception) -> NoReturn:
     print("\nThis is a bug of tunesmith. Please report it with the lines above and the output of `tunesmith doctor`.",
           file=sys.stderr)
     raise typer.Exit(1) from None
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads. Before torch is imported where that can be: it then starts no more."""
+    if threads is None:
+        return
+    os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def program() -> str:

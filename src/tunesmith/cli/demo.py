@@ -6,14 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from tunesmith.cli.common import Json, Quiet, Terminal, run_verb
+from tunesmith.cli.common import Json, Quiet, Terminal, Threads, run_verb, use_threads
 from tunesmith.cli.words import demo_text
 
 
 def demo(run: Annotated[str, typer.Option("--run", metavar="DIR", help="The run folder.")] = "runs/demo",
-         as_json: Json = False, quiet: Quiet = False) -> None:
+         threads: Threads = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """The whole road on the embedded base: train, judge, before and after, report."""
     import tunesmith
+
+    use_threads(threads)
 
     def call(terminal: Terminal) -> dict[str, Any]:
         terminal.note("\nTunesmith demo  ·  no network, no GPU needed\n")

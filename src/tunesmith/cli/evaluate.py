@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.common import Json, Quiet, Set, run_verb
+from tunesmith.cli.common import Json, Quiet, Set, Threads, run_verb, use_threads
 from tunesmith.cli.words import evaluate_text
 
 
@@ -18,9 +18,11 @@ def evaluate(target: Annotated[str, typer.Argument(metavar="RUN-OR-ADAPTER",
              quantization: Annotated[str | None, typer.Option(
                  metavar="KIND", help="none | int8 | nf4; by default as the recipe says.")] = None,
              device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = None,
-             overrides: Set = None, as_json: Json = False, quiet: Quiet = False) -> None:
+             overrides: Set = None, threads: Threads = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Held-out loss, stop rate, samples, verdict against the bare base."""
     import tunesmith
+
+    use_threads(threads)
 
     run_verb(lambda terminal: tunesmith.evaluate(target, recipe=recipe, base=base, quantization=quantization, device=device,
                                                  overrides=tuple(overrides or ()), show=terminal),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.common import Json, Quiet, run_verb
+from tunesmith.cli.common import Json, Quiet, Threads, run_verb, use_threads
 from tunesmith.cli.words import export_text
 
 
@@ -19,9 +19,11 @@ def export(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run
            recipe: Annotated[str | None, typer.Option(metavar="RECIPE", help="Names held-out rows to measure on.")] = None,
            base: Annotated[str | None, typer.Option(metavar="BASE", help="Another place of the base.")] = None,
            device: Annotated[str, typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = "auto",
-           as_json: Json = False, quiet: Quiet = False) -> None:
+           threads: Threads = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """GGUF files for llama.cpp, and a Modelfile for Ollama."""
     import tunesmith
+
+    use_threads(threads)
 
     run_verb(lambda terminal: tunesmith.export(adapter, out, format=format, what=what, outtype=outtype, recipe=recipe,
                                                base=base, device=device, show=terminal),

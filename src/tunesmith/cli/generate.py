@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.common import Json, Quiet, run_verb
+from tunesmith.cli.common import Json, Quiet, Threads, run_verb, use_threads
 
 
 def generate(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run, an adapter folder or a Hub id.")],
@@ -16,9 +16,11 @@ def generate(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A r
              quantization: Annotated[str | None, typer.Option(
                  metavar="KIND", help="none | int8 | nf4; by default as its note says, else none.")] = None,
              device: Annotated[str, typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = "auto",
-             as_json: Json = False, quiet: Quiet = False) -> None:
+             threads: Threads = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """One answer on stdout."""
     import tunesmith
+
+    use_threads(threads)
 
     run_verb(lambda terminal: tunesmith.generate(adapter, prompt=prompt, max_new_tokens=max_new_tokens, base=base,
                                                  quantization=quantization, device=device, show=terminal),

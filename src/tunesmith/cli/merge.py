@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.common import Json, Quiet, run_verb
+from tunesmith.cli.common import Json, Quiet, Threads, run_verb, use_threads
 from tunesmith.cli.words import merge_text
 
 
@@ -17,9 +17,11 @@ def merge(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run,
           quantization: Annotated[str | None, typer.Option(
               metavar="KIND", help="What it was trained on: none | int8 | nf4; by default as its note says, else none")] = None,
           device: Annotated[str, typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = "auto",
-          as_json: Json = False, quiet: Quiet = False) -> None:
+          threads: Threads = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Base and adapter in one model, checked against the live adapter."""
     import tunesmith
+
+    use_threads(threads)
 
     run_verb(lambda terminal: tunesmith.merge(adapter, out, recipe=recipe, base=base, quantization=quantization,
                                               device=device, show=terminal), merge_text, as_json=as_json, quiet=quiet)

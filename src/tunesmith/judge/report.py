@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from importlib import resources
 from typing import Any
 
 import altair
 import jinja2
-import vl_convert
 from markupsafe import Markup
 
 from tunesmith.judge.verdict import Judgement
@@ -25,8 +27,7 @@ def write_report(run: RunFolder, *, manifest: dict[str, Any], recipe_text: str, 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
     source = (resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
     metrics = run.metrics.read()
-    curve = _svg(_loss_chart(metrics, judgement))
-    rate = _svg(_line(metrics, "learning_rate", "learning rate", 130))
+    curve, rate = _drawn(_loss_chart(metrics, judgement), _line(metrics, "learning_rate", "learning rate", 130))
     page = environment.from_string(source).render(
         name=run.path.name, manifest=manifest, recipe=recipe_text, result=result, judgement=judgement,
         verdict=verdict_sentence(judgement.summary()) if judgement else "",
@@ -39,8 +40,20 @@ def _shown(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _svg(chart: altair.LayerChart | altair.Chart) -> str:
-    return str(vl_convert.vegalite_to_svg(chart.to_dict()))
+#: Draws in a process of its own: the library's engine ends the whole process where it gets no memory.
+_DRAW = ("import json, sys, vl_convert; "
+         "json.dump([vl_convert.vegalite_to_svg(chart) for chart in json.load(sys.stdin)], sys.stdout)")
+_DRAW_S = 120.0
+
+
+def _drawn(*charts: altair.LayerChart | altair.Chart) -> list[Markup]:
+    """The charts as SVG; a sentence instead of each where they could not be drawn: a report without them is a report."""
+    try:
+        done = subprocess.run([sys.executable, "-P", "-c", _DRAW], input=json.dumps([chart.to_dict() for chart in charts]),
+                              text=True, capture_output=True, timeout=_DRAW_S, check=True, encoding="utf-8")
+        return [Markup(svg) for svg in json.loads(done.stdout)]  # made of numbers and of our own words
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return [Markup("<p>The chart could not be drawn on this machine. metrics.jsonl has its numbers.</p>") for _ in charts]
 
 
 def _loss_chart(metrics: list[dict[str, Any]], judgement: Judgement | None) -> altair.LayerChart:

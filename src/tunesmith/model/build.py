@@ -78,7 +78,7 @@ def build_bare(base: BaseFiles, tokenizer: Any, *, engine: str, quantization: st
     """
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    if engine == "native" and not _to_be_spread(base, quantization, device, where):
+    if engine == "native" and why_spread(base, quantization, device) is None:
         from tunesmith.model.native.engine import NativeEngine, load_decoder
 
         decoder = load_decoder(base, quantization=quantization, dtype=kind, device=torch.device(where))

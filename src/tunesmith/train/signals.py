@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -19,7 +19,9 @@ class StopSignal:
     `number`, and the loop stops itself after saving.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
+        """tell: is told at once that a signal was seen, since a step may take long."""
+        self._tell = tell
         self.number: int | None = None
         self._deferring = False
         self._before: dict[int, object] = {}
@@ -38,7 +40,9 @@ class StopSignal:
         if self.number is not None:
             os._exit(128 + number)
         self.number = number
-        if not self._deferring:
+        if self._deferring:
+            self._tell("Stopping: this step is finished and saved first. Once more leaves at once, at the last checkpoint.")
+        else:
             raise Interrupted(number, "Stopped.", "The same command starts again from what was saved.")
 
     @contextmanager

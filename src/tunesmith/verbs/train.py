@@ -46,7 +46,7 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
         chosen = load_recipe(os.fspath(recipe), overrides)
         path = Path(run) if run is not None else Path("runs") / Path(recipe).stem
     folder = RunFolder(path)
-    with StopSignal() as stop:
+    with StopSignal(show.note) as stop:
         _refuse_another(folder, chosen)
         prepared = prepare(chosen, show)
         _warn_of_sharing(chosen, show)
@@ -141,6 +141,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
     from tunesmith.train.loop import peak_memory_bytes
     from tunesmith.train.loop import train as train_loop
 
+    _tell_busy(engine_device=recipe.model.device, show=show)
     show.stage(f"loading {recipe.model.base} in {recipe.model.quantization}")
     engine = build_for_training(
         prepared.base, prepared.tokenizer, engine=prepared.engine, quantization=recipe.model.quantization,
@@ -175,6 +176,18 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
     }
     _write_results(recipe, folder, engine, result, judgement)
     return _placed(result, folder)
+
+
+def _tell_busy(*, engine_device: str, show: Show) -> None:
+    """Say where other processes take the cores that a run on the CPU wants: its threads then wait for each other."""
+    import torch
+
+    if engine_device.startswith("cuda") or torch.cuda.is_available() or not hasattr(os, "getloadavg"):
+        return
+    cores, load = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, os.getloadavg()[0]
+    if load > max(0.75 * cores, 1.0) and torch.get_num_threads() > 1:
+        show.note(f"This machine is busy (load {load:.1f} on {cores} cores): steps may take several times as long. "
+                  "Fewer threads lose less: --threads 1")
 
 
 def _example(recipe: Recipe, judgement: Judgement | None) -> str:
