@@ -25,7 +25,7 @@ def main() -> None:
     console = Console(record=True, width=118, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(Text("$ make demo", style="bold"))
     for line in done.stdout.strip("\n").splitlines():
-        style = "bold green" if "It helped" in line else "dim" if line.strip().startswith("step ") else ""
+        style = "bold green" if "It helps" in line else "dim" if line.strip().startswith("step ") else ""
         console.print(Text(line, style=style))
     picture = console.export_svg(title="make demo")
     OUT.write_text(re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL))  # nothing is fetched to show it

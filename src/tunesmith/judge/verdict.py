@@ -96,7 +96,7 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
                             "Lower train.learning_rate, or compute in float32 (model.dtype).")
     after = answer_prompts(engine, prompts, max_new_tokens)
     references = [row.reference for row in answered]
-    right = [sum(_right(answers, references)) for answers in (before, after)]
+    right = [int(sum(_right(answers, references))) for answers in (before, after)]
     interval = interval_of_ratio(tuned.nats - base.nats, base.tokens)
     smallest = max(matters, _SMALLEST_SHARE * base.mean)
     return Judgement(
