@@ -81,7 +81,7 @@ def overrides(*words: str) -> Callable[[Path], list[str]]:
     (lambda folder: [*rows(GOOD * 2 + '{"quote": "z", "tags": ""}\n')(folder), "data.append_eos=false", "data.validation=0"], 4,
      ["line 3: no token to learn from"]),
     (overrides("data.max_length=4", "data.overlong=drop"), 4, ["all", "longer than 4 tokens"]),
-    (overrides("data.max_length=4"), 4, ["line 1: longer than data.max_length, 4 tokens"]),
+    (overrides("data.max_length=4", "data.overlong=error"), 4, ["line 1: longer than data.max_length, 4 tokens"]),
     (overrides("data.validation=480"), 4, ["leaves none to learn from"]),
     (overrides("data.messages=m", "data.prompt=", "data.completion=null"), 4, ['no column "m"']),
     (overrides("data.prompt={quote"), 3, ["data.prompt", "brace"]),

@@ -143,13 +143,14 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
     raw: what `tell` gives is an answer, see `_out`.
     """
     _take_any_text()
+    _have_a_home()
     terminal, interrupt = Terminal(quiet), _Interrupt()
-    if quiet or not sys.stderr.isatty():
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the Hub client's own
     try:
         result = call(terminal)
         terminal.close()
-        _out(json_visible(json.dumps(result, ensure_ascii=False)) if as_json else tell(result), raw=raw)
+        _out(_json(result) if as_json else tell(result), raw=raw)
     except TunesmithError as error:
         _fail(terminal, error, as_json)
     except MemoryError:
@@ -163,6 +164,18 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
     raise typer.Exit(exit_code(result))
 
 
+def _have_a_home() -> None:
+    """Libraries ask for the user's home as they are imported, and fail where a container's user has none: it gets one."""
+    if os.path.expanduser("~") == "~" and hasattr(os, "getuid"):
+        import tempfile
+
+        home = os.path.join(tempfile.gettempdir(), f"tunesmith-home-{os.getuid()}")
+        with contextlib.suppress(OSError):
+            os.makedirs(home, mode=0o700, exist_ok=True)
+            if os.stat(home).st_uid == os.getuid():  # not one that someone else laid there
+                os.environ["HOME"] = home
+
+
 def _take_any_text() -> None:
     """Text that the terminal's encoding does not have is written as an escape, rather than failing at the end of a run."""
     for stream in (sys.stdout, sys.stderr):
@@ -170,11 +183,22 @@ def _take_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _json(value: dict[str, Any]) -> str:
+    """As JSON that every terminal and every reader takes."""
+    plain = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    return json_visible(json.dumps(value, ensure_ascii=plain))
+
+
 def _out(text: str, *, raw: bool = False) -> None:
     """Print the result. raw: an answer, which goes as it is where it is not a terminal that would act on it."""
     if sys.stdout is None:  # closed by whoever started us
         return
-    print(text if raw and not sys.stdout.isatty() else visible(text), flush=True)
+    try:
+        print(text if raw and not sys.stdout.isatty() else visible(text), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise explained_os_error(error, "the output (stdout)") or error from None
 
 
 class _Interrupt:
@@ -200,7 +224,7 @@ def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> NoReturn:
     if as_json:
         told = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
         with contextlib.suppress(OSError, ValueError):
-            _out(json_visible(json.dumps(told, ensure_ascii=False)))
+            _out(_json(told))
     raise typer.Exit(error.exit_code) from None
 
 
@@ -211,10 +235,25 @@ def _expected(error: Exception) -> TunesmithError | None:
     if isinstance(error, OSError) and error.errno is not None:
         what = str(error.filename) if error.filename is not None else "a file"
         return explained_os_error(error, what) or EnvironmentFault(f"{what}: {error.strerror}")
-    if isinstance(error, ImportError) and (missing := _missing_package(error)):
+    if (isinstance(error, ImportError) and (missing := _missing_package(error))) or (missing := _broken_import(error)):
         return EnvironmentFault(missing, "Install it again: pip install --force-reinstall tunesmith "
                                 "(tunesmith doctor says what else is missing)")
     return None
+
+
+def _broken_import(error: Exception) -> str | None:
+    """A package that raised while it was being imported: a library of its own that is missing, or of another version."""
+    place, importing = error.__traceback__, None
+    while place is not None:
+        name = str(place.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        importing = importing or ("" if place.tb_frame.f_code.co_filename.startswith("<frozen importlib") else None)
+        if importing == "" and name not in ("tunesmith", "importlib", "_frozen_importlib", "_frozen_importlib_external", ""):
+            importing = name
+        place = place.tb_next
+    if not importing or isinstance(error, TunesmithError):
+        return None
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"the package {importing} is installed, but cannot be loaded: {reason}"
 
 
 def _missing_package(error: ImportError) -> str | None:

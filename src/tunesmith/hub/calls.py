@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 from tunesmith.errors import DiskError, NetworkError, TunesmithError, UsageError
@@ -174,18 +173,22 @@ def call(what: str, action: Callable[[], Found], tell: Tell, *, attempts: int = 
 
 
 #: What a mistake in a program raises.
-_MISTAKES = (TypeError, KeyError, AttributeError, IndexError, NameError, AssertionError, UnboundLocalError)
-_OWN_CODE = str(Path(__file__).resolve().parent.parent)
+_MISTAKES = (TypeError, KeyError, AttributeError, IndexError, NameError, AssertionError, ValueError)
+#: The client and what it stands on: a mistake that is raised below them is a garbled answer that they made nothing of.
+_CLIENT = ("huggingface_hub", "httpx", "httpcore", "httpx2", "httpcore2", "h11", "requests", "urllib3", "datasets", "fsspec",
+           "hf_xet")
 
 
 def _is_our_fault(error: BaseException) -> bool:
-    """Whether an error arose in our own code, not in the client's, which meets garbled answers: no network mends that."""
+    """Whether an error did not come through the client, so that it is a mistake of ours, which no network mends."""
     if not isinstance(error, _MISTAKES) or status(error) is not None:
         return False
     place = error.__traceback__
-    while place is not None and place.tb_next is not None:
+    while place is not None:
+        if place.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _CLIENT:
+            return False
         place = place.tb_next
-    return place is not None and str(Path(place.tb_frame.f_code.co_filename).resolve()).startswith(_OWN_CODE)
+    return True
 
 
 def status(error: BaseException | None) -> int | None:

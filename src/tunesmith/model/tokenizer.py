@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from tunesmith.errors import RecipeError, TunesmithError
+from tunesmith.errors import IntegrityError, RecipeError, TunesmithError
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.libraries import quiet_libraries
+from tunesmith.rundir.ordinary import read_json_object
 
 #: What a BLOOM base may call its tokenizer, if anything, for AutoTokenizer to come to the plain class.
 _PLAIN = (None, "BloomTokenizer", "BloomTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
@@ -37,5 +37,9 @@ def _is_plain(base: BaseFiles) -> bool:
     path = base.folder / "tokenizer_config.json"
     if base.architecture != "bloom" or not (base.folder / "tokenizer.json").exists():
         return False
-    words = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        words = read_json_object(path, infinite=True) if path.exists() else {}
+    except IntegrityError as error:
+        raise RecipeError(f"model.base: {base.name} has no usable tokenizer: {error.message}",
+                          "The folder needs tokenizer.json (and tokenizer_config.json).") from None
     return "auto_map" not in words and (words.get("tokenizer_class") or base.config.get("tokenizer_class")) in _PLAIN

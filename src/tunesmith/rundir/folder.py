@@ -62,16 +62,24 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(self._lock, 32).decode(errors="replace").strip()
-            os.close(self._lock)
-            self._lock = None
+            self._unlock()
             raise EnvironmentFault(f"{self.path}: another process ({_process(owner)}) is writing this run",
                                    "Wait for it or stop it (Ctrl-C there saves it), or give this one its own folder with "
                                    "--run.") from None
-        with disk_errors(self.path):
-            os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, str(os.getpid()).encode(), 0)
-        remove_leftovers(self.path)
+        try:
+            with disk_errors(self.path):
+                os.ftruncate(self._lock, 0)
+                os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+                remove_leftovers(self.path)
+        except BaseException:
+            self._unlock()
+            raise
         return self
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._lock is None:
@@ -81,8 +89,7 @@ class RunFolder:
                 (self.path / ".lock").unlink()  # it never began: leave nothing behind
                 self.path.rmdir()
             os.ftruncate(self._lock, 0)
-        os.close(self._lock)
-        self._lock = None
+        self._unlock()
 
     def write_json(self, path: Path, value: Any) -> None:
         """Write a JSON file of the run atomically. Raises DiskError."""

@@ -49,6 +49,6 @@ class MetricsLog:
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 records.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
         return records

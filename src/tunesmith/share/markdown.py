@@ -20,7 +20,8 @@ def code(text: str) -> str:
     """The text as code within a line, fenced by more backticks than it has in a row (CommonMark, section 6.1)."""
     shown = on_one_line(text, 2000)
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
-    space = " " if shown.startswith(("`", " ")) or shown.endswith(("`", " ")) or not shown else ""
+    # A blank at each end is taken off by Markdown; a backtick there would belong to the fence.
+    space = " " if not shown or shown[0] == "`" or shown[-1] == "`" or (shown[0] == shown[-1] == " ") else ""
     return f"{fence}{space}{shown}{space}{fence}"
 
 

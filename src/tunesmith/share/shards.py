@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tunesmith.errors import IntegrityError
+from tunesmith.rundir.ordinary import read_json_object
 
 INDEX_NAME = "model.safetensors.index.json"
 #: What a merge can add to, by safetensors' names.
@@ -62,7 +63,7 @@ def shards_of(folder: Path, every: list[Path]) -> list[Path]:
     if not index.exists():
         return every
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json_object(index)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise IntegrityError(f"{index}: damaged", "Download or copy the base again.") from None
     shards = [folder / name for name in names]

@@ -13,7 +13,7 @@ from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, Usage
 from tunesmith.hub import download, is_hub_id, parse_hub_id
 from tunesmith.hub.calls import explained
 from tunesmith.hub.download import listed, not_found, repo_of
-from tunesmith.paths import expanded
+from tunesmith.paths import expanded, require_utf8
 from tunesmith.rundir import SEAL_NAME, check_seal, read_seal, require_folder
 from tunesmith.rundir.ordinary import require_ordinary_folder
 from tunesmith.rundir.seal import sha256_file
@@ -52,6 +52,7 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
     if is_hub_id(target):
         return AdapterFiles(download_adapter(target, show), None)
     path = expanded(target).resolve()
+    require_utf8(path, target)
     hint = "Give a run folder (such as runs/NAME), an adapter folder, or ORG/NAME or ORG/NAME@REVISION on the Hub."
     if "/" in target and parse_hub_id(target):
         hint += f" {path.parent.name}/ is a folder here, so the Hub was not asked."

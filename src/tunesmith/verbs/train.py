@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import DiskError, IntegrityError, Interrupted, RecipeError, TunesmithError, UsageError
+from tunesmith.paths import require_utf8
 from tunesmith.plan import activation_bytes, native_activation_bytes
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder, check_seal
@@ -45,6 +46,7 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
     else:
         chosen = load_recipe(os.fspath(recipe), overrides)
         path = Path(run) if run is not None else Path("runs") / Path(recipe).stem
+    require_utf8(path, "--run")
     folder = RunFolder(path)
     with StopSignal(show.note) as stop:
         _refuse_another(folder, chosen)

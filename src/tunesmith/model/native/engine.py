@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.errors import OutOfMemory, RecipeError, TunesmithError
+from tunesmith.errors import IntegrityError, OutOfMemory, RecipeError, TunesmithError
 from tunesmith.model import lora
 from tunesmith.model.base_config import config_object
 from tunesmith.model.dropout import require_seeds
@@ -32,6 +31,7 @@ from tunesmith.model.native.llama import Llama
 from tunesmith.model.native.load import Checkpoint
 from tunesmith.model.native.recompute import Offload
 from tunesmith.model.native.stream import Stream, pack
+from tunesmith.rundir.ordinary import read_json_object
 
 #: On a GPU streams are padded to multiples of this many tokens: its matrix units work in tiles of 128.
 _BUCKET = 128
@@ -229,9 +229,9 @@ class _Unlearnt:
 def _generation_eos(base: BaseFiles) -> int | list[int] | None:
     """The end tokens that the base names: in its generation config, else in its config, as transformers looks."""
     path = base.folder / "generation_config.json"
-    if path.exists():
-        try:
-            return json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except ValueError:
-            return None
-    return base.config.get("eos_token_id")
+    found = read_json_object(path).get("eos_token_id") if path.exists() else base.config.get("eos_token_id")
+    tokens = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 31 for token in tokens):
+        raise IntegrityError(f"model.base: {base.name}: eos_token_id is {found!r}: a token, or a list of tokens",
+                             "Copy or download the base again.")
+    return found
