@@ -239,3 +239,27 @@ def test_a_misspelt_file_is_suggested(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as wrong:
         load_recipe(tmp_path / "recipy.yaml")
     assert "recipe.yaml?" in wrong.value.hint
+
+
+def test_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(["one"]), pyarrow.array(["two"])], names=["a", "a"])
+    pyarrow.parquet.write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="'a' stands there twice"):
+        read_files([tmp_path / "twice.parquet"])
+
+
+@pytest.mark.parametrize("value", ["!!bool maybe", "!!timestamp foo", '!!float ""', "!!int x"])
+def test_tags_whose_values_are_none_are_refused(value: str) -> None:
+    with pytest.raises(RecipeError):
+        parse_recipe(SMALL + f"train: {{seed: {value}}}\n")
+    with pytest.raises(RecipeError):
+        parse_recipe(SMALL, overrides=[f"train.seed={value}"])
+
+
+def test_a_section_of_comments_alone_is_empty() -> None:
+    assert parse_recipe(SMALL + "train:\n  # seed: 3\n") == parse_recipe(SMALL)
+
+
+def test_a_long_csv_field_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n" + "a" * 200_000 + ",b\n")
+    assert len(read_files([tmp_path / "a.csv"])[0].values["x"]) == 200_000

@@ -206,3 +206,58 @@ def test_a_config_with_something_else_in_it_is_refused_or_read(plain: Path, tmp_
         engine_of(tmp_path, "none", choose_engine("auto", base.config)[0])
     except TunesmithError as error:
         assert error.exit_code in (3, 5, 6, 9)
+
+
+@pytest.mark.parametrize("name", ["hf", "native"])
+def test_both_engines_read_the_files_that_transformers_reads(plain: Path, tmp_path: Path, name: str) -> None:
+    """A second copy of the weights beside the one that counts."""
+    import shutil
+
+    copy = Path(shutil.copytree(plain, tmp_path / "copy"))
+    want = engine_of(plain, "none", name).logits(IDS)[0]
+    tensors = safetensors.torch.load_file(copy / "model.safetensors")
+    safetensors.torch.save_file({key: value * 2 for key, value in tensors.items()}, copy / "pytorch_model.safetensors",
+                                metadata={"format": "pt"})
+    assert torch.equal(engine_of(copy, "none", name).logits(IDS)[0], want)
+
+
+def test_another_name_for_the_quantisation_does_not_hide_it(quantised: tuple[str, Path], tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(quantised[1], tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    config["compression_config"] = config.pop("quantization_config")
+    (copy / "config.json").write_text(json.dumps(config))
+    assert choose_engine("auto", config)[0] == "hf"
+    with pytest.raises(RecipeError, match="compressed-tensors"):
+        engine_of(copy, quantised[0])
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_config_that_claims_what_the_file_has_not_is_refused(plain: Path, tmp_path: Path, kind: str) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(plain, tmp_path / "copy"))
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = CONFIGS[kind].to_dict() | {"quant_method": "bitsandbytes"}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TunesmithError) as caught:
+        engine_of(copy, kind)
+    assert caught.value.exit_code in (3, 9)
+
+
+@pytest.mark.parametrize(("found", "own"), [
+    ({"quant_method": "int8"}, "the method int8"), ({"quant_method": "none"}, "the method none"),
+    ({"load_in_8bit": False, "load_in_4bit": False}, "an unknown way"), ([1], "an unknown way"), ({"load_in_8bit": True}, "int8")])
+def test_only_bitsandbytes_own_flags_mean_its_own_kinds(found: Any, own: str) -> None:
+    assert own_quantization({"quantization_config": found}) == own
+
+
+@pytest.mark.parametrize("value", ["abc", [[2]], 1.5, 10**30, {}, True])
+def test_tokens_that_are_none_are_refused_in_both_engines(plain: Path, tmp_path: Path, value: Any) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(plain, tmp_path / "copy"))
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(IntegrityError, match="eos_token_id"):
+        locate_base(str(copy), None)

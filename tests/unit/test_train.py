@@ -301,10 +301,10 @@ def test_restore_is_exact(base: Any, data: Dataset) -> None:
 
 def test_targets(base: Any) -> None:
     names = ["h.0.mlp.up", "h.1.mlp.up", "h.0.attn.qkv"]
-    assert resolve_targets("auto", "llama", names) == ["q_proj", "v_proj"]
+    assert resolve_targets("auto", "llama", ["a.q_proj", "a.k_proj", "a.v_proj"]) == ["q_proj", "v_proj"]
+    assert resolve_targets("auto", "llama", names) == "all-linear", "the table's modules are not there"
     assert resolve_targets(["up", "attn.qkv"], "x", names) == ["up", "attn.qkv"]
-    with pytest.raises(RecipeError, match="no entry for the family 'x'"):
-        resolve_targets("auto", "x", names)
+    assert resolve_targets("auto", "x", names) == "all-linear"
     with pytest.raises(RecipeError, match="'p' *|called 'p'"):
         resolve_targets(["p"], "x", names)
     assert len(engine_of(base, targets="all-linear").trainable()) == 2 * 4 * 6
@@ -370,4 +370,4 @@ def test_dropout_of_the_base_s_own_is_known(base: Any) -> None:
 
     assert of() == {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     assert of(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0) == {}
-    assert engine_of(base, dropout=0.3).dropout_of_base == {}
+    assert engine_of(base, dropout=0.3).notes == ()

@@ -80,7 +80,11 @@ class TemplateRenderer:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt))
         words = {name: str(token) if not isinstance(token, list) else list(map(str, token))
                  for name, token in self._tokenizer.special_tokens_map.items()}
-        asked = {"messages": list(messages), "template": self._tokenizer.get_chat_template(None, None), "words": words,
+        try:
+            template = self._tokenizer.get_chat_template(None, None)
+        except ValueError as error:  # several by name, and none of them the default
+            raise TemplateRefused(str(error).splitlines()[0]) from None
+        asked = {"messages": list(messages), "template": template, "words": words,
                  "prompt": generation_prompt}
         found = self._ask(json.dumps(asked).encode() + b"\n")
         if "text" in found:
@@ -125,7 +129,7 @@ class TemplateRenderer:
     def _read(self, process: subprocess.Popen[bytes], longest_s: float) -> Any:
         """One answer. Raises TemplateUnbounded where none comes in time, or the process ends."""
         assert process.stdout is not None
-        descriptor, content, size, until = process.stdout.fileno(), b"", None, time.monotonic() + longest_s
+        descriptor, content, size, until = process.stdout.fileno(), bytearray(), None, time.monotonic() + longest_s
         while size is None or len(content) < size:
             left = until - time.monotonic()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:
@@ -136,7 +140,7 @@ class TemplateRenderer:
             content += part
             if size is None and b"\n" in content:
                 head, _, content = content.partition(b"\n")
-                size = int(head)
+                size = int(bytes(head))
         return json.loads(content)
 
     def close(self) -> None:

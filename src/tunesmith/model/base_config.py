@@ -5,11 +5,16 @@ transformers takes a second to import, so it is only where it is needed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.errors import RecipeError
 
+#: What ways of keeping weights in few bits put beside a weight.
+OF_QUANTISATION = re.compile(r"(^|\.)(SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*|"
+                              r"weight_scale(_inv|_2)?|.*_scale_inv|input_scale|scales|qweight|qzeros|g_idx|.*_blocks|.*_scales|"
+                              r"weight_packed|weight_zero_point|weight_shape)$")
 _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 
 
@@ -29,15 +34,29 @@ def config_object(config: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(**decoded(dict(config)))
 
 
+_NEXT = "Take a causal (decoder-only) language model, such as Qwen/Qwen2.5-0.5B."
+
+
+def refuse_two_ways(config: Mapping[str, Any], name: str) -> None:
+    """Raise RecipeError where the config itself says that tokens see later ones, or that there is an encoder."""
+    kind = config["model_type"]
+    if config.get("is_encoder_decoder"):
+        raise RecipeError(f"model.base: {name} ({kind}) is an encoder-decoder, not a causal language model", _NEXT)
+    if config.get("use_bidirectional_attention"):
+        raise RecipeError(f"model.base: {name} ({kind}) sees later tokens (use_bidirectional_attention), so it is not a causal "
+                          "language model", _NEXT)
+    if kind in ("bert-generation", "cpmant") and not config.get("is_decoder"):
+        raise RecipeError(f"model.base: {name} ({kind}) lets tokens see later ones, so it is not a causal language model",
+                          _NEXT)
+
+
 def require_causal(config: Mapping[str, Any], name: str) -> None:
     """Raise RecipeError for a base whose tokens see later ones, or that reads with one half and writes with another.
 
     Its loss would fall for the wrong reason: what is to be predicted stands in its input.
     """
-    kind = config["model_type"]
-    next_step = "Take a causal (decoder-only) language model, such as Qwen/Qwen2.5-0.5B."
-    if config.get("is_encoder_decoder"):
-        raise RecipeError(f"model.base: {name} ({kind}) is an encoder-decoder, not a causal language model", next_step)
+    kind, next_step = config["model_type"], _NEXT
+    refuse_two_ways(config, name)
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     two_ways = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder") and not config.get("causal")
@@ -55,16 +74,20 @@ def require_causal(config: Mapping[str, Any], name: str) -> None:
 
 def own_quantization(config: Mapping[str, Any]) -> str | None:
     """How a checkpoint's weights are kept already: int8, nf4, or its method's name; None where they are plain numbers."""
-    found = config.get("quantization_config") or config.get("compression_config")
+    if config.get("compression_config"):
+        return "compressed-tensors"
+    found = config.get("quantization_config")
     if not found:
         return None
     if not isinstance(found, dict):
-        return "unknown"
-    method = str(found.get("quant_method") or "bitsandbytes" if "load_in_8bit" in found or "load_in_4bit" in found
-                 else found.get("quant_method", "unknown"))
+        return "an unknown way"
+    flagged = "load_in_8bit" in found or "load_in_4bit" in found
+    method = str(found.get("quant_method") or ("bitsandbytes" if flagged else "an unknown way"))
     if method == "bitsandbytes":
-        return "int8" if found.get("load_in_8bit") else str(found.get("bnb_4bit_quant_type", "fp4"))
-    return method
+        if found.get("load_in_8bit") is True:
+            return "int8"
+        return str(found.get("bnb_4bit_quant_type", "fp4")) if found.get("load_in_4bit") is True else "an unknown way"
+    return f"the method {method}" if method in ("int8", "nf4", "none") else method
 
 
 def require_agreement(config: Mapping[str, Any], name: str, quantization: str) -> None:
@@ -95,7 +118,8 @@ DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 
 def require_computable(config: Mapping[str, Any], name: str, quantization: str, device: str) -> None:
     """Raise RecipeError for what a library is known to fail at, before it does so in the middle of a run."""
-    if quantization == "int8" and device == "cpu" and config.get("kv_lora_rank"):
+    latent = config.get("kv_lora_rank") or str(config["model_type"]).startswith(("deepseek_v2", "deepseek_v3"))
+    if quantization == "int8" and device == "cpu" and latent:
         raise RecipeError(f"model.quantization: int8 on a CPU fails for {name}: bitsandbytes' CPU routine does not take what "
                           "its latent attention hands over while answers are made", "Set model.quantization to nf4 or none.")
     if quantization == "int8" and str(config["model_type"]).startswith("gemma3n"):

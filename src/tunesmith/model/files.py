@@ -15,7 +15,7 @@ from tunesmith.errors import IntegrityError, NetworkError, RecipeError, Tunesmit
 from tunesmith.hub import download, parse_hub_id
 from tunesmith.hub.calls import Tell, explained, quiet
 from tunesmith.hub.download import commit_of, listed, not_found
-from tunesmith.model.base_config import own_quantization
+from tunesmith.model.base_config import OF_QUANTISATION, own_quantization
 from tunesmith.paths import expanded
 from tunesmith.rundir.files import explained_os_error
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary
@@ -52,12 +52,20 @@ class BaseFiles:
     @property
     def positions(self) -> int | None:
         """How many tokens its positions reach; None where nothing bounds them (ALiBi)."""
-        found = self.config.get("max_position_embeddings") or self.config.get("n_positions")
-        return int(found) if found else None
+        default = 1024 if self.architecture == "gpt2" else None
+        found = self.config.get("max_position_embeddings") or self.config.get("n_positions") or default
+        return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
 
     @property
     def weights(self) -> list[Path]:
-        """Its safetensors files, sorted."""
+        """Its safetensors files that transformers would take, sorted: one file before an index, an index before the rest."""
+        alone, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
+        if alone.exists():
+            return [alone]
+        if index.exists():
+            places = read_json_object(index).get("weight_map")
+            if isinstance(places, dict) and all(_is_own_safetensors(self.folder, place) for place in places.values()):
+                return sorted({self.folder / place for place in places.values()})
         return sorted(self.folder.glob("*.safetensors"))
 
     def weight_bytes(self) -> int:
@@ -170,6 +178,7 @@ def _require_own_files(base: BaseFiles) -> None:
     if named is not None and not _is_own_safetensors(folder, named):
         raise IntegrityError(f"{folder / 'config.json'}: transformers_weights is {named!r}, not a safetensors file of this "
                              "folder", hint)
+    _check_generation_config(folder, base.config)
     for path in sorted(folder.glob("*.safetensors.index.json")):
         places = read_json_object(path).get("weight_map")
         if not isinstance(places, dict):
@@ -178,6 +187,19 @@ def _require_own_files(base: BaseFiles) -> None:
             if not _is_own_safetensors(folder, place):
                 raise IntegrityError(f"{path}: {tensor!r} is said to be in {place!r}, which is no safetensors file of this "
                                      "folder", hint)
+
+
+def _check_generation_config(folder: Path, config: dict[str, Any]) -> None:
+    """Raise IntegrityError where it, or the config, names tokens that are none: both engines end answers by them."""
+    path = folder / "generation_config.json"
+    words = read_json_object(path) if path.exists() else {}
+    for place, each in ((path, words), (folder / "config.json", config)):
+        for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            value = each.get(key)
+            tokens = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(isinstance(token, int) and not isinstance(token, bool) and -1 <= token < 1 << 31 for token in tokens):
+                raise IntegrityError(f"{place}: {key} is {str(value)[:60]}: a token, or a list of tokens",
+                                     "Copy or download the base again.")
 
 
 def _require_no_links(folder: Path) -> None:
@@ -201,11 +223,16 @@ def _check_headers(base: BaseFiles) -> None:
                 header = json.loads(file.read(header_bytes)) if header_bytes < min(size, 1 << 28) else None
             ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
             whole = header is not None and size == 8 + header_bytes + max(ends, default=0)
+            left = [name for name in header or {} if OF_QUANTISATION.search(name)]
             codes = [name for name, entry in (header or {}).items() if name.endswith(".weight") and _is_code(entry)]
         except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             whole = False
         if not whole:
             raise IntegrityError(f"{path}: not a whole safetensors file", "Download or copy the base again.")
+        if left and own_quantization(base.config) is None:
+            raise IntegrityError(f"{path}: has {left[0]}, as weights in few bits do, and config.json does not say how these "
+                                 "are kept", "Take a copy of the base with its quantization_config, or the model that it was "
+                                 "made from.")
         if codes and own_quantization(base.config) is None:
             raise IntegrityError(f"{path}: {codes[0]} is kept in {header[codes[0]]['dtype']}, and config.json does not say how "
                                  "that becomes a weight", "Take a copy of the base with its quantization_config, or the model "

@@ -39,7 +39,7 @@ def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | li
     """
     try:
         shapes = FAMILIES[config["model_type"]](config)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise RecipeError(f"model.base: its config.json has no usable {error}",
                           "Copy the base's config.json again.") from None
     names = [linear.name for linear in shapes.linears]

@@ -106,7 +106,7 @@ def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
             raise RecipeError(f"{where}: the YAML tag {tag} is not allowed",
                               "A recipe is plain text, numbers, true, false, null and lists.") from None
         raise RecipeError(f"{where}: {problem}", "Compare with a fresh one: tunesmith init") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise RecipeError(f"{name}: not readable as YAML: {error}", "Compare with a fresh one: tunesmith init") from None
 
 
@@ -138,6 +138,7 @@ def parse_recipe(text: str, *, name: str = "recipe", overrides: Sequence[str] = 
     if not isinstance(values, dict):
         raise RecipeError(f"{name}: a recipe is sections of settings, this is {type(values).__name__}",
                           "Write a commented one: tunesmith init")
+    values = {key: {} if value is None else value for key, value in values.items()}  # a section whose settings are comments
     source: dict[Key, str] = {}
     for word in overrides:
         _apply_override(values, word, source)
@@ -170,7 +171,7 @@ def _override_value(text: str) -> Any:
     try:
         _refuse_aliases(text)
         value = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError, ValueError):
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, AttributeError, TypeError):
         return text
     if isinstance(value, dict) or (value is None and text.strip() not in ("null", "~")):
         return text

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.model.base_config import require_agreement, require_causal
+from tunesmith.model.base_config import refuse_two_ways, require_agreement, require_causal
 from tunesmith.model.files import locate_config
 from tunesmith.plan import can_count, count_parameters
 from tunesmith.recipe import load_recipe
@@ -21,6 +21,7 @@ def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> di
     """
     chosen = load_recipe(os.fspath(recipe), overrides)
     base, config = locate_config(chosen.model.base, chosen.model.revision)
+    refuse_two_ways(config, base)
     require_agreement(config, base, chosen.model.quantization)
     if can_count(config, chosen.lora.target_modules):
         counts = count_parameters(config, r=chosen.lora.r, target_modules=chosen.lora.target_modules)

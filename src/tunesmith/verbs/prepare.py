@@ -8,7 +8,7 @@ from typing import Any
 from tunesmith.data import Dataset, TextSet, read_text, tokenize_text
 from tunesmith.data.tokenize import Rules
 from tunesmith.errors import RecipeError
-from tunesmith.model.base_config import require_agreement, require_causal, require_computable
+from tunesmith.model.base_config import refuse_two_ways, require_agreement, require_causal, require_computable
 from tunesmith.model.engines import choose_engine, settle_engine
 from tunesmith.model.files import BaseFiles, locate_base, locate_config
 from tunesmith.plan import can_count, count_parameters
@@ -44,6 +44,7 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
     parameters = None
     if can_count(config, recipe.lora.target_modules):
         parameters = count_parameters(config, r=recipe.lora.r, target_modules=recipe.lora.target_modules).trainable
+    refuse_two_ways(config, recipe.model.base)
     require_agreement(config, recipe.model.base, recipe.model.quantization)
     show.stage("starting torch")
     from tunesmith.model.device import choose_device, why_spread

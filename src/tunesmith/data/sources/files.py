@@ -15,6 +15,10 @@ from tunesmith.visible import on_one_line
 
 #: Rows of a parquet file that are read at once; and beyond how many bytes, at how many times the file's size, it is refused.
 _PARQUET_ROWS, _MOST_DECODED_BYTES, _MOST_EXPANSION = 1024, 1 << 30, 64
+#: About what a row costs in memory besides its values.
+_ROW_BYTES = 400
+#: CSV fields may be as long as this; the module's own limit is 131,072 characters.
+_LONGEST_FIELD = 64 << 20
 
 
 def read_files(paths: list[Path]) -> list[Row]:
@@ -87,6 +91,7 @@ def _json(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         header = next(reader)
@@ -113,6 +118,11 @@ def _parquet(path: Path) -> Iterator[Row]:
     number, decoded_bytes, size_bytes = 0, 0, path.stat().st_size
     try:
         file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise DataError(f"{path}: the column {on_one_line(twice)!r} stands there twice: all but one would be lost",
+                            "Give each column a name of its own.")
+        _require_honest_size(path, _ROW_BYTES * file.metadata.num_rows, size_bytes)
         stated = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
         _require_honest_size(path, stated, size_bytes)
         text = [field.name for field in file.schema_arrow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,8 +10,8 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from tunesmith.errors import EnvironmentFault, IntegrityError, OutOfMemory, RecipeError
-from tunesmith.model.base_config import DEQUANTIZED, own_quantization, require_agreement, require_computable
+from tunesmith.errors import EnvironmentFault, IntegrityError, OutOfMemory, RecipeError, TunesmithError
+from tunesmith.model.base_config import DEQUANTIZED, OF_QUANTISATION, own_quantization, require_agreement, require_computable
 from tunesmith.model.device import one_gpu_holds
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf.quantize import WAYS
@@ -52,7 +51,9 @@ def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devic
         raise IntegrityError(f"model.base: {base.name} cannot be loaded: {str(error).splitlines()[0]}") from None
     except ImportError as error:
         raise EnvironmentFault(f"model.base: {base.name} needs a package that is missing: {error}") from None
-    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+    except TunesmithError:  # a signal of the user's
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise IntegrityError(f"model.base: {base.name} cannot be loaded: {reason}",
                              "Its weights may be incomplete, or not those of its config.json.") from None
@@ -61,6 +62,7 @@ def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devic
         raise IntegrityError(f"model.base: {base.name} lacks weights that its config.json calls for, such as {wrong[0]} "
                              f"({len(wrong)} in all)", "Copy or download the base again.")
     _refuse_left_behind(base, info["unexpected_keys"])
+    _require_whole_kinds(model, base)
     _require_on_gpus(model, base, quantization, device)
     way.prepare(model)
     for parameter in model.parameters():
@@ -79,19 +81,28 @@ def _quantisation_to_ask_for(base: BaseFiles, wanted: Any) -> Any:
     return None if own is not None else wanted
 
 
-#: What ways of keeping weights in few bits put beside a weight.
-_OF_QUANTISATION = re.compile(r"(^|\.)(SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*|"
-                              r"weight_scale(_inv|_2)?|.*_scale_inv|input_scale|scales|qweight|qzeros|g_idx|.*_blocks|.*_scales|"
-                              r"weight_packed|weight_zero_point|weight_shape)$")
-
-
 def _refuse_left_behind(base: BaseFiles, unexpected: Iterable[Any]) -> None:
     """Raise IntegrityError where scales were left behind: then codes were read as if they were weights."""
-    left = sorted(str(key) for key in unexpected if _OF_QUANTISATION.search(str(key)))
+    left = sorted(str(key) for key in unexpected if OF_QUANTISATION.search(str(key)))
     if left:
         raise IntegrityError(f"model.base: {base.name} has weights in few bits whose scales ({left[0]}, {len(left)} in all) "
                              "nothing reads: its config.json does not say how they are kept",
                              "Take a copy of the base with its quantization_config, or the model that it was made from.")
+
+
+def _require_whole_kinds(model: torch.nn.Module, base: BaseFiles) -> None:
+    """Raise IntegrityError for a weight in few bits without what turns it back: the file is not kept as its config says."""
+    for name, module in model.named_modules():
+        kinds = [each.__name__ for each in type(module).__mro__]
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, torch.Tensor):
+            continue
+        whole = (getattr(weight, "CB", None) is not None or weight.dtype == torch.int8 if "Linear8bitLt" in kinds else
+                 getattr(weight, "quant_state", None) is not None if "Linear4bit" in kinds else
+                 weight.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64))
+        if not whole:
+            raise IntegrityError(f"model.base: {base.name}: {name}.weight is not kept as its config.json says",
+                                 "Copy or download the base again, or take the model that it was made from.")
 
 
 def _require_on_gpus(model: torch.nn.Module, base: BaseFiles, quantization: str, device: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunesmith.model.base_config import own_quantization
+
 #: Families that share the Llama decoder.
 LLAMA_LINE = ("llama", "mistral", "qwen2", "qwen3")
 #: What PEFT's own table puts an adapter on in these families; a test holds the two together.
@@ -27,7 +29,7 @@ def _why_not(config: dict[str, Any]) -> str | None:
     kind = config.get("model_type")
     if kind != "bloom" and kind not in LLAMA_LINE:
         return f"it does not know the architecture {kind!r}"
-    if config.get("quantization_config"):
+    if own_quantization(config) is not None:
         return "the checkpoint is quantised already"
     for name in ("hidden_dropout", "attention_dropout"):
         if config.get(name):

@@ -16,6 +16,7 @@ from typing import Any
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.tokenizer import load_tokenizer
+from tunesmith.rundir.ordinary import read_json_object
 
 #: GGUF's token types.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -156,10 +157,7 @@ def _special(base: BaseFiles, tokenizer: Any, words: dict[str, Any], rows: int) 
     Raises RecipeError when nothing ends an answer, IntegrityError for an id beyond the embedding.
     """
     path = base.folder / "generation_config.json"
-    try:
-        generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
-        raise IntegrityError(f"{path}: damaged: not JSON") from None
+    generation = read_json_object(path) if path.exists() else {}
     ends = next((each for each in (generation.get("eos_token_id"), tokenizer.eos_token_id, base.config.get("eos_token_id"))
                  if each is not None), None)
     stops = [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
