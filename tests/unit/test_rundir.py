@@ -96,9 +96,9 @@ def test_only_the_newest_checkpoints_stay_and_the_newest_whole_is_found(tmp_path
 
 def test_metrics_go_back_to_their_mark(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.append({"step": 1})
+    log.append({"step": 1, "loss": 2.5, "learning_rate": 1e-3})
     mark = log.mark()
-    log.append({"step": 2})
+    log.append({"step": 2, "loss": 2.5, "learning_rate": 1e-3})
     with open(log.path, "ab") as file:
         file.write(b'{"step": 3, "lo')
     assert [r["step"] for r in log.read()] == [1, 2]

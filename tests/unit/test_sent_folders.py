@@ -17,7 +17,8 @@ from tunesmith.errors import IntegrityError, TunesmithError
 from tunesmith.model.files import fingerprint, locate_base, locate_tokenizer
 from tunesmith.recipe import Recipe, parse_recipe
 from tunesmith.rundir import SEAL_NAME, RunFolder, canonical_seal, check_seal, read_sealed, verify_path
-from tunesmith.rundir.ordinary import parse_json, require_ordinary
+from tunesmith.rundir.ordinary import parse_json, read_ordinary, require_ordinary
+from tunesmith.rundir.seal import sha256_file
 from tunesmith.share.scan import problems
 from tunesmith.verbs.adapters import find_adapter, run_of
 from tunesmith.verbs.show import Silent
@@ -408,3 +409,93 @@ def test_an_adapter_beside_a_recipe_is_not_that_recipe_s(run: Path, tmp_path: Pa
     assert run_of(other) is None
     (run / "adapter" / "adapter_config.json").write_text("{}")
     assert run_of(run / "adapter") is None, "not the adapter that the run sealed"
+
+
+# --- finished runs that lost something -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", ["adapter", "result.json", "verdict.json", "report.html", "samples.jsonl", "metrics.jsonl"])
+def test_a_run_without_seal_and_checkpoints_is_not_trained_over(run: Path, left: str) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / SEAL_NAME).unlink()
+    for name in ("adapter", "result.json", "verdict.json", "report.html", "samples.jsonl", "metrics.jsonl"):
+        if name != left:
+            shutil.rmtree(run / name) if name == "adapter" else (run / name).unlink()
+    before = sorted(run.rglob("*"))
+    with pytest.raises(IntegrityError, match=f"{SEAL_NAME}: missing, so nothing says what {left} was made of"):
+        train_again(run)
+    assert sorted(path for path in run.rglob("*") if path.name != ".lock") == [p for p in before if p.name != ".lock"]
+
+
+@pytest.mark.parametrize("checkpoints", ["none", "damaged"])
+def test_a_damaged_finished_run_without_checkpoints_is_not_trained_again(run: Path, checkpoints: str) -> None:
+    for step in (run / "checkpoints").iterdir():
+        if checkpoints == "none":
+            shutil.rmtree(step)
+        else:
+            (step / "state.json").write_text("{}")
+    (run / "verdict.json").write_text("{}")
+    adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(IntegrityError, match=r"verdict.json: damaged, and no whole checkpoint"):
+        train_again(run)
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == adapter
+    assert not list((run / "checkpoints").glob(".damaged-*"))
+
+
+def test_a_recipe_that_is_no_text_is_damage(run: Path) -> None:
+    (run / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(IntegrityError, match=r"recipe.yaml: damaged"):
+        train_again(run)
+
+
+def test_a_blob_of_the_cache_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "1"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    os.mkfifo(blobs / "x")
+    (snapshot / "config.json").symlink_to("../../blobs/x")
+    for reader in (read_ordinary, sha256_file):
+        with pytest.raises(IntegrityError, match="a pipe"):
+            reader(snapshot / "config.json")
+
+
+@pytest.mark.parametrize("key", ["engine_reason", "machine", "data.counts", "data.source", "base.name", "started"])
+def test_a_manifest_that_lacks_what_the_report_says_is_refused_before_training(run: Path, key: str) -> None:
+    half_way(run)
+    manifest = json.loads((run / "manifest.json").read_text())
+    section, _, name = key.rpartition(".")
+    del (manifest[section] if section else manifest)[name]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    RunFolder(run).begin()
+    with pytest.raises(IntegrityError, match=f"manifest.json: {key}: not as"):
+        train_again(run)
+    assert not (run / "adapter").exists()
+
+
+@pytest.mark.parametrize("lost", ["engine", "judgement", "prompt", "seconds"])
+def test_a_result_that_lacks_something_is_damage(run: Path, lost: str) -> None:
+    result = json.loads((run / "result.json").read_text())
+    del result[lost]
+    (run / "result.json").write_text(json.dumps(result))
+    RunFolder(run).finish()
+    with pytest.raises(IntegrityError, match=f"result.json: {lost}: not as"):
+        train_again(run)
+
+
+def test_lines_of_metrics_that_no_step_wrote_are_passed_over(run: Path) -> None:
+    log = RunFolder(run).metrics
+    whole = log.read()
+    assert len(whole) == 4
+    for line in ("[]", "{}", "3", '{"step": "1", "loss": 1, "learning_rate": 1}', '{"step": 1, "loss": null, "learning_rate": 1}'):
+        with log.path.open("a") as file:
+            file.write(line + "\n")
+    assert log.read() == whole
+
+
+def test_names_that_only_look_like_checkpoints(run: Path) -> None:
+    half_way(run)
+    (run / "checkpoints" / "step-²").mkdir()
+    (run / "checkpoints" / "step-000009").write_text("a file\n")
+    assert [path.name for path in RunFolder(run).checkpoints().paths()] == ["step-000002", "step-000009"]
+    assert train_again(run)["steps"] == 4

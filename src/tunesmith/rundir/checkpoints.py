@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 from tunesmith.errors import IntegrityError
 from tunesmith.rundir.files import TEMPORARY_PREFIX, disk_errors, remove_leftovers
-from tunesmith.rundir.seal import read_sealed, write_sealed_folder
+from tunesmith.rundir.seal import check_seal, read_sealed, write_sealed_folder
 
 
 class Checkpoints:
@@ -19,8 +20,12 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The checkpoint folders, oldest first, whole or not."""
-        return sorted((path for path in self.folder.glob("step-*") if path.name[5:].isdigit()),
+        return sorted((path for path in self.folder.glob("step-*") if re.fullmatch(r"step-[0-9]{1,18}", path.name)),
                       key=lambda path: int(path.name[5:]))
+
+    def any_whole(self) -> bool:
+        """Whether a run could go on from one of them."""
+        return any(not check_seal(path) for path in reversed(self.paths()))
 
     def save(self, step: int, files: dict[str, bytes]) -> Path:
         """Write a checkpoint whole, then drop the oldest ones beyond `keep`. Raises DiskError; older ones then stay."""

@@ -15,7 +15,7 @@ from tunesmith.errors import DiskError, EnvironmentFault, IntegrityError, UsageE
 from tunesmith.rundir.checkpoints import Checkpoints
 from tunesmith.rundir.files import disk_errors, remove_leftovers, sync_folder, write_atomically
 from tunesmith.rundir.metrics import MetricsLog
-from tunesmith.rundir.ordinary import read_json_object, require_ordinary_folder
+from tunesmith.rundir.ordinary import MOST_JSON_BYTES, read_json_object, read_ordinary, require_ordinary_folder
 from tunesmith.rundir.seal import (
     NEXT_RECIPE_NAME,
     SEAL_NAME,
@@ -38,6 +38,7 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.samples = self.path / "samples.jsonl"
         self.verdict = self.path / "verdict.json"
+        self.result = self.path / "result.json"
         self.report = self.path / "report.html"
         self.metrics = MetricsLog(self.path / "metrics.jsonl")
         self._lock: int | None = None
@@ -59,15 +60,8 @@ class RunFolder:
             require_ordinary_folder(self.path, written=frozenset({".lock", self.metrics.path.name}))
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(self._lock, 32).decode(errors="replace").strip()
-            self._unlock()
-            raise EnvironmentFault(f"{self.path}: another process ({_process(owner)}) is writing this run",
-                                   "Wait for it or stop it (Ctrl-C there saves it), or give this one its own folder with "
-                                   "--run.") from None
-        try:
             with disk_errors(self.path):
+                self._take_lock(self._lock)
                 os.ftruncate(self._lock, 0)
                 os.pwrite(self._lock, str(os.getpid()).encode(), 0)
                 remove_leftovers(self.path)
@@ -75,6 +69,15 @@ class RunFolder:
             self._unlock()
             raise
         return self
+
+    def _take_lock(self, lock: int) -> None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(lock, 32).decode(errors="replace").strip()
+            raise EnvironmentFault(f"{self.path}: another process ({_process(owner)}) is writing this run",
+                                   "Wait for it or stop it (Ctrl-C there saves it), or give this one its own folder with "
+                                   "--run.") from None
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -103,6 +106,14 @@ class RunFolder:
             raise IntegrityError(f"{path}: missing", "Is this a run folder?") from None
         except IntegrityError as error:
             raise IntegrityError(error.message, error.hint or f"tunesmith verify {self.path} checks every file.") from None
+
+    def recipe_text(self) -> str:
+        """What the run's recipe.yaml says. Raises IntegrityError where it is no ordinary file of text, DiskError."""
+        try:
+            return read_ordinary(self.recipe, MOST_JSON_BYTES).decode("utf-8")
+        except UnicodeDecodeError:
+            raise IntegrityError(f"{self.recipe}: damaged: not UTF-8",
+                                 f"tunesmith verify {self.path} checks every file.") from None
 
     def begin(self) -> None:
         """Seal what the run starts from, its recipe and its manifest. Raises DiskError."""
@@ -137,8 +148,8 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether recipe and manifest are written and sealed. Raises IntegrityError when one of them is damaged or lost."""
         if not (self.path / SEAL_NAME).exists():
-            if self.checkpoints().paths():  # written after the seal, so it was there
-                raise IntegrityError(f"{self.path / SEAL_NAME}: missing, so nothing says what the checkpoints were made of",
+            if found := self._later_than_seal():
+                raise IntegrityError(f"{self.path / SEAL_NAME}: missing, so nothing says what {found.name} was made of",
                                      "Copy the whole run folder again, or start another run with --run.")
             return False
         if self._lock is not None:
@@ -152,6 +163,15 @@ class RunFolder:
                                  f"Put it back from a copy, or start another run with --run. tunesmith verify {self.path} "
                                  "says what else is damaged.")
         return True
+
+    def _later_than_seal(self) -> Path | None:
+        """Something that a run writes only once it is sealed; training again would replace it."""
+        if steps := self.checkpoints().paths():
+            return steps[-1]
+        if self.metrics.path.is_file() and self.metrics.path.stat().st_size:
+            return self.metrics.path
+        results = (self.adapter, self.samples, self.verdict, self.result, self.report)
+        return next((path for path in results if os.path.lexists(path)), None)
 
     def run_id(self) -> str | None:
         """What tells this run from every other; None for one that has no manifest, or was begun before runs had it."""

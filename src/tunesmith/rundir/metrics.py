@@ -10,6 +10,9 @@ from typing import Any
 
 from tunesmith.rundir.files import disk_errors
 
+#: What each step's line has; the report draws it.
+_EVERY_STEP = ("step", "loss", "learning_rate")
+
 
 class MetricsLog:
     """The step log of a run."""
@@ -42,13 +45,19 @@ class MetricsLog:
         return mark is None or hashlib.sha256(content).hexdigest() == mark["sha256"]
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line so far; a last line torn by a crash is passed over."""
+        """Every whole line so far, as a step wrote it; a last line torn by a crash is passed over."""
         if not self.path.exists():
             return []
         records = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict) and all(_is_number(record.get(key)) for key in _EVERY_STEP):
+                records.append(record)
         return records
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,9 +10,10 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tunesmith.errors import IntegrityError
+from tunesmith.rundir.files import disk_errors
 
 #: JSON that describes something (a config, a state, a note) is far smaller than this.
 MOST_JSON_BYTES = 32 << 20
@@ -71,10 +72,26 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "something else")
 
 
+def open_ordinary(path: Path) -> BinaryIO:
+    """An ordinary file, or what a link leads to where that is one, open for reading; a pipe is refused, not waited for.
+
+    Raises IntegrityError, OSError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise IntegrityError(f"{path}: {_kind(mode)}, not an ordinary file", "Remove it, or take a whole copy.")
+    return os.fdopen(descriptor, "rb")
+
+
 def read_ordinary(path: Path, most_bytes: int | None = None) -> bytes:
-    """The content of an ordinary file. Raises IntegrityError where it is none, or longer than `most_bytes`; OSError."""
+    """The content of an ordinary file.
+
+    Raises IntegrityError where it is none, or longer than `most_bytes`; what `disk_errors` does; OSError, as for no file.
+    """
     require_ordinary(path)
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with disk_errors(path), open_ordinary(path) as file:
         if most_bytes is not None and os.fstat(file.fileno()).st_size > most_bytes:
             raise IntegrityError(f"{path}: larger than {most_bytes:,} bytes", "A file of this kind never is.")
         return file.read()

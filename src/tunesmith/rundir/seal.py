@@ -11,7 +11,7 @@ from typing import Any
 
 from tunesmith.errors import IntegrityError
 from tunesmith.rundir.files import write_atomically, write_folder_atomically
-from tunesmith.rundir.ordinary import MOST_JSON_BYTES, parse_json, read_ordinary, require_ordinary
+from tunesmith.rundir.ordinary import MOST_JSON_BYTES, open_ordinary, parse_json, read_ordinary, require_ordinary
 
 SEAL_NAME = "sha256.json"
 #: A card is for its owner to edit: what is sealed shows that it was, and only that.
@@ -25,7 +25,7 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of an ordinary file's content, as hex. Raises IntegrityError where it is none."""
     require_ordinary(path)
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_ordinary(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -56,7 +56,7 @@ def read_seal(folder: Path) -> dict[str, str]:
         content = read_ordinary(path, MOST_JSON_BYTES)
         hashes = parse_json(content, str(path))["files"]
         whole = all(map(_is_entry, hashes, hashes.values())) and canonical_seal(hashes) == content
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise IntegrityError(f"{path}: missing") from None
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         whole = False

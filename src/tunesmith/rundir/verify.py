@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunesmith.errors import IntegrityError
 from tunesmith.rundir.checkpoints import Checkpoints
-from tunesmith.rundir.files import require_folder
+from tunesmith.rundir.files import disk_errors, require_folder
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary_folder
 from tunesmith.rundir.seal import SEAL_NAME, check_seal, read_seal, recipe_waits
 
@@ -35,9 +35,14 @@ def verify_path(path: Path) -> Damage:
     """Check a run folder, a checkpoint or an adapter folder.
 
     Of a run that was stopped half-way the start, the checkpoints, and the metrics up to the newest one are checked.
-    Raises UsageError when there is no such folder, IntegrityError when there is nothing in it that was ever sealed.
+    Raises UsageError when there is no such folder, DiskError, IntegrityError when there is nothing in it that was ever sealed.
     """
     require_folder(path, str(path), "Give a run folder or an adapter folder.")
+    with disk_errors(path):
+        return _verify(path)
+
+
+def _verify(path: Path) -> Damage:
     found = Damage()
     checkpoints = Checkpoints(path / "checkpoints", keep=1)
     if not (path / SEAL_NAME).exists() and not checkpoints.paths():

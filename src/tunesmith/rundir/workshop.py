@@ -20,6 +20,8 @@ from tunesmith.rundir.files import TEMPORARY_PREFIX, disk_errors, sync_folder
 
 #: How long after a signal its exception is raised once more [s].
 _AGAIN_S = 0.2
+#: The file name that Python gives to the frames of its import system.
+_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 
 
 @contextlib.contextmanager
@@ -77,21 +79,34 @@ class _Stopped(KeyboardInterrupt):
     """Of a class of its own: after a plain KeyboardInterrupt within an eval, Python ends as if by SIGINT, caught or not."""
 
 
+def _imports_under_way(frame: FrameType | None) -> int:
+    """The number of frames of Python's import system from this one outwards."""
+    found = 0
+    while frame is not None:
+        found += frame.f_code.co_filename == _IMPORT_SYSTEM
+        frame = frame.f_back
+    return found
+
+
 @contextlib.contextmanager
 def _signals_as_errors() -> Iterator[None]:
     """These signals end the block, so that what is temporary is removed.
 
     The signal's exception is no Exception, yet libraries turn even that into errors of their own, and Python drops it in a
     callback. So whatever ends the block after a signal is taken for its doing, and what was dropped is raised again.
+    During an import nothing is raised until the import is done: a compiled module's initialisation may run Python from C++
+    that no exception may leave (torch's ends the process with SIGABRT there), and a half-imported module helps nobody.
     """
     came = 0
+    imports_before = _imports_under_way(sys._getframe())
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal came
         if number != signal.SIGALRM:
             came = number
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
-        raise _Stopped
+        if _imports_under_way(frame) <= imports_before:
+            raise _Stopped
 
     def hide(dropped: Any) -> None:
         if not isinstance(dropped.exc_value, _Stopped):

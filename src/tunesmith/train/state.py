@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tunesmith.errors import IntegrityError
 from tunesmith.rundir.ordinary import parse_json
@@ -20,7 +20,7 @@ class CutState(_Strict):
     """How steps were cut into micro-batches, see `step.Cut`. asked: as the recipe had it; absent in older checkpoints."""
 
     rows: Annotated[int, Field(ge=1, lt=1 << 31)] | None
-    max_tokens: int
+    max_tokens: Annotated[int, Field(ge=1, lt=1 << 62)]
     overhead_tokens: Count
     checkpointing: Annotated[float, Field(ge=0, le=1)] = 0.0
     may_checkpoint: bool = False
@@ -47,6 +47,12 @@ class ProgressState(_Strict):
     seconds: Annotated[float, Field(ge=0)]
     cut: CutState | dict[str, Any] = Field(default_factory=dict)
     metrics: MetricsMark | None = None
+
+    @model_validator(mode="after")
+    def _went_on(self) -> ProgressState:
+        if self.step and not (self.seconds and self.samples and self.tokens):
+            raise ValueError("steps were made, yet no time passed, or nothing was read")
+        return self
 
 
 class ScalerState(_Strict):

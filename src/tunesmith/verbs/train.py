@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import DiskError, IntegrityError, Interrupted, RecipeError, TunesmithError, UsageError
@@ -59,7 +60,10 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
                 if not damaged:
                     show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
                     _tell_judged_otherwise(folder, chosen, show)
-                    return _shared(chosen, folder, _placed(folder.read_json(folder.path / "result.json"), folder), show)
+                    return _shared(chosen, folder, _placed(_read_result(folder), folder), show)
+                if not folder.checkpoints().any_whole():
+                    raise IntegrityError(f"{damaged[0]}: damaged, and no whole checkpoint is left to end the run from again",
+                                         "Put the file back from a copy, or start another run with --run.")
                 show.note(f"{damaged[0]}: damaged; the run ends again from its newest whole checkpoint.")
             _open(folder, chosen, prepared, show)
             result = _run(chosen, prepared, folder, stop, show)
@@ -71,9 +75,22 @@ def _placed(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     return result | {"run": str(folder.path), "adapter": str(folder.adapter)}
 
 
+def _read_result(folder: RunFolder) -> dict[str, Any]:
+    """What came out of a finished run. Raises IntegrityError where it is not as `_run` writes it."""
+    result = folder.read_json(folder.result)
+    kinds: dict[str, tuple[type, ...]] = {
+        "engine": (str,), "steps": (int,), "trainable_parameters": (int,), "all_parameters": (int,), "seconds": (int, float),
+        "judgement": (dict, NoneType), "verdict": (str, NoneType), "prompt": (str,)}
+    for key, kind in kinds.items():
+        if not isinstance(result.get(key, ...), kind):
+            raise IntegrityError(f"{folder.result}: {key}: not as this program writes it",
+                                 "Start another run with --run.")
+    return result
+
+
 def _tell_judged_otherwise(folder: RunFolder, recipe: Recipe, show: Show) -> None:
     """A finished run is not judged again: say where the recipe asks for another measurement."""
-    then = parse_recipe(folder.recipe.read_text(encoding="utf-8"), name=str(folder.recipe)).judge.model_dump()
+    then = parse_recipe(folder.recipe_text(), name=str(folder.recipe)).judge.model_dump()
     changed = {key: value for key, value in recipe.judge.model_dump().items() if then[key] != value}
     for key in changed:
         show.note(f"judge.{key}: the run was judged with {then[key]!r}, and what follows was measured so.")
@@ -127,10 +144,11 @@ def _shared(recipe: Recipe, folder: RunFolder, result: dict[str, Any], show: Sho
 
 def _refuse_another(folder: RunFolder, recipe: Recipe) -> None:
     """Raise RecipeError when the folder holds the run of another recipe, naming each setting that differs."""
-    if not folder.recipe.exists():
+    if not os.path.lexists(folder.recipe):
         return
+    recipe_text = folder.recipe_text()
     folder.begun()  # a damaged recipe is damage, not another recipe
-    before = parse_recipe(folder.recipe.read_text(encoding="utf-8"), name=str(folder.recipe))
+    before = parse_recipe(recipe_text, name=str(folder.recipe))
     if different := differences(before, recipe):
         raise RecipeError(f"{folder.path} is the run of another recipe:\n  " + "\n  ".join(different),
                           "Give this one its own folder with --run, or change the recipe (or --set) back.")
@@ -221,9 +239,9 @@ def _write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: di
     folder.write_json(folder.verdict, summary or {"verdict": None, "reason": "nothing was held out"})
     lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in (judgement.samples if judgement else [])]
     write_atomically(folder.samples, "".join(lines))
-    folder.write_json(folder.path / "result.json", result)
+    folder.write_json(folder.result, result)
     write_report(folder, manifest=folder.read_json(folder.manifest), result=result, judgement=judgement,
-                 recipe_text=folder.recipe.read_text(encoding="utf-8"))
+                 recipe_text=folder.recipe_text())
     folder.finish()
 
 
@@ -239,7 +257,7 @@ def _open(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) -> 
             show.note("The base's weights are larger than 2 GiB: they were compared by size and samples, not byte by byte.")
         if differing:
             show.note(f"Not the same as when the run began, so the last bits may differ: {', '.join(differing)}.")
-        if folder.recipe.read_text(encoding="utf-8") != dump(recipe):  # only what does not make it another run
+        if folder.recipe_text() != dump(recipe):  # only what does not make it another run
             folder.replace_recipe(dump(recipe))
         return
     # A checkpoint is the adapter and two moments in fp32; one more than is kept exists while it is written.
