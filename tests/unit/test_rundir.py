@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import random
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.errors import DiskError, EnvironmentFault, IntegrityError, UsageError
+from tunesmith.errors import DiskError, EnvironmentFault, IntegrityError, Interrupted, UsageError
 from tunesmith.rundir import (
     SEAL_NAME,
     Checkpoints,
@@ -19,6 +23,7 @@ from tunesmith.rundir import (
     check_seal,
     read_sealed,
     verify_path,
+    workshop,
     write_atomically,
     write_sealed_folder,
 )
@@ -176,3 +181,20 @@ def test_verify_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({}))
     with pytest.raises(IntegrityError, match=SEAL_NAME):
         verify_path(tmp_path)
+
+
+def test_no_signal_breaks_into_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a compiled module runs as it starts may let no exception out, so a half-done import is never interrupted."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.6)\nreached = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def import_and_wait() -> None:
+        importlib.import_module("slow_to_import")
+        time.sleep(5)  # it is raised as soon as the import is done
+
+    with pytest.raises(Interrupted) as stopped, workshop(tmp_path / "out"):
+        import_and_wait()
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert sys.modules.pop("slow_to_import").reached
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".py" and path.name != "__pycache__") == []

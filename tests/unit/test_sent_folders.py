@@ -18,7 +18,7 @@ from tunesmith.model.files import fingerprint, locate_base, locate_tokenizer
 from tunesmith.recipe import Recipe, parse_recipe
 from tunesmith.rundir import SEAL_NAME, RunFolder, canonical_seal, check_seal, read_sealed, verify_path
 from tunesmith.rundir.ordinary import parse_json, read_ordinary, require_ordinary
-from tunesmith.rundir.seal import sha256_file
+from tunesmith.rundir.seal import read_seal, seal, sha256_file
 from tunesmith.share.scan import problems
 from tunesmith.verbs.adapters import find_adapter, run_of
 from tunesmith.verbs.show import Silent
@@ -499,3 +499,18 @@ def test_names_that_only_look_like_checkpoints(run: Path) -> None:
     (run / "checkpoints" / "step-000009").write_text("a file\n")
     assert [path.name for path in RunFolder(run).checkpoints().paths()] == ["step-000002", "step-000009"]
     assert train_again(run)["steps"] == 4
+
+
+def test_an_adapter_that_another_engine_runs_is_said(run: Path) -> None:
+    import tunesmith
+
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    config["target_modules"] = ".*(" + "|".join(config["target_modules"]) + ")"
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    seal(run / "adapter", read_seal(run / "adapter"))
+    RunFolder(run).finish()
+    for verb in (lambda show: tunesmith.generate(run, prompt="x", max_new_tokens=2, show=show),
+                 lambda show: tunesmith.evaluate(run, show=show)):
+        show = Notes()
+        verb(show)
+        assert any("hf engine instead of the native one: the adapter names its modules by a pattern" in note for note in show.notes)

@@ -43,17 +43,20 @@ def build_for_training(base: BaseFiles, tokenizer: Any, *, engine: str, quantiza
 
 def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, *, engine: str, quantization: str, dtype: str,
                        device: str) -> Engine:
-    """The base with a saved adapter. engine: native only where it is known to take base and adapter, else hf.
+    """The base with a saved adapter. engine: native only where it is known to take base and adapter, else hf; its `notes`
+    say why.
 
     Raises IntegrityError when the adapter does not fit, and as above.
     """
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
     config, state = read_adapter(adapter)
+    reason = None
     if engine == "native":
         from tunesmith.model.native import adapter as native_adapter
 
-        if native_adapter.why_not(config) is None and why_spread(base, quantization, device) is None:
+        reason = native_adapter.why_not(config) or why_spread(base, quantization, device)
+        if reason is None:
             from tunesmith.model.native.engine import NativeEngine, load_decoder
 
             decoder = load_decoder(base, quantization=quantization, dtype=kind, device=torch.device(where))
@@ -67,6 +70,7 @@ def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, *, engine
 
     model = load_frozen(base, quantization=quantization, dtype=kind, device=where, device_map_auto=device == "auto")
     found = HfEngine(load_adapter(model, adapter), tokenizer, base, quantization=quantization, dtype=kind)
+    found.notes = _instead(reason)
     found.training(False)
     return _attached(found, adapter)
 
@@ -78,7 +82,8 @@ def build_bare(base: BaseFiles, tokenizer: Any, *, engine: str, quantization: st
     """
     where = choose_device(device)
     kind = choose_dtype(dtype, where)
-    if engine == "native" and why_spread(base, quantization, device) is None:
+    reason = why_spread(base, quantization, device) if engine == "native" else None
+    if engine == "native" and reason is None:
         from tunesmith.model.native.engine import NativeEngine, load_decoder
 
         decoder = load_decoder(base, quantization=quantization, dtype=kind, device=torch.device(where))
@@ -89,8 +94,14 @@ def build_bare(base: BaseFiles, tokenizer: Any, *, engine: str, quantization: st
 
     model = load_frozen(base, quantization=quantization, dtype=kind, device=where, device_map_auto=device == "auto")
     found = HfEngine(attach_nothing(model), tokenizer, base, quantization=quantization, dtype=kind)
+    found.notes = _instead(reason)
     found.training(False)
     return found
+
+
+def _instead(reason: str | None) -> tuple[str, ...]:
+    """What is to be said where the hf engine runs what the native one was to."""
+    return (f"This runs on the hf engine instead of the native one: {reason}.",) if reason else ()
 
 
 def count_modules(engine: Engine) -> int:

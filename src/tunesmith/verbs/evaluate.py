@@ -61,6 +61,8 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     engine = build_with_adapter(prepared.base, prepared.tokenizer, found.folder, engine=prepared.engine,
                                 quantization=chosen.model.quantization,
                                 dtype=chosen.model.dtype, device=chosen.model.device)
+    for note in engine.notes:
+        show.note(note)
     judgement = judge(engine, prepared.data.held_out, max_new_tokens=chosen.judge.max_new_tokens,
                       samples=chosen.judge.samples, stop_rows=chosen.judge.stop_rows, matters=chosen.judge.matters,
                       on_stage=show.stage)

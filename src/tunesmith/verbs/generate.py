@@ -43,6 +43,8 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     show.stage(f"loading {chosen['base']}")
     engine = build_with_adapter(files, load_tokenizer(files), found.folder, engine=choose_engine("auto", files.config)[0],
                                 quantization=chosen["quantization"], dtype="auto", device=device)
+    for note in engine.notes:
+        show.note(note)
     ids = encode_prompt(engine, prompt, chat=chosen["messages"])
     room = max_new_tokens if engine.positions is None else engine.positions - len(ids)
     if room < 1:

@@ -54,8 +54,11 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
     rows, where = _rows(found, files, tokenizer, recipe, show)
 
     def live() -> Engine:
-        return build_with_adapter(files, tokenizer, found.folder, engine=engine, quantization=chosen["quantization"],
-                                  dtype="auto", device=device)
+        built = build_with_adapter(files, tokenizer, found.folder, engine=engine, quantization=chosen["quantization"],
+                                   dtype="auto", device=device)
+        for note in built.notes:
+            show.note(note)
+        return built
 
     def merged(folder: Path) -> Engine:
         return build_bare(locate_base(str(folder), None), tokenizer, engine=engine, quantization="none", dtype="auto",
