@@ -70,6 +70,8 @@ def _cannot_carry(linears: Mapping[str, torch.nn.Module], architecture: str, dro
             found[name] = "the state-space layer computes past the module"
         elif architecture in _BESIDE_MODULE and _last(name) in _BESIDE_MODULE[architecture]:
             found[name] = "the layer computes with its weight, past the module"
+        elif architecture in _NO_GRADIENT and _NO_GRADIENT[architecture][0] in name.split("."):
+            found[name] = _NO_GRADIENT[architecture][1]
         elif _last(name) in fused:
             found[name] = _FUSED
     return found
@@ -77,7 +79,12 @@ def _cannot_carry(linears: Mapping[str, torch.nn.Module], architecture: str, dro
 
 _FUSED = "PEFT puts LoRA of this name on the fused experts, which take no dropout (lora.dropout: 0 allows it)"
 #: Modules of other families whose weight is used without calling them, so that LoRA on them would learn nothing.
-_BESIDE_MODULE = dict.fromkeys(("jamba", "mamba", "falcon_mamba"), frozenset({"dt_proj"}))
+_BESIDE_MODULE = dict.fromkeys(("jamba", "mamba", "falcon_mamba"), frozenset({"dt_proj"})) | {
+    "longcat_flash": frozenset({"classifier"})}
+_CHOOSES = "it only chooses which tokens attention looks at, and a choice has no gradient"
+#: Modules that no text gives a gradient, by a part of their names, with the reason.
+_NO_GRADIENT = {"deepseek_v32": ("indexer", _CHOOSES), "glm_moe_dsa": ("indexer", _CHOOSES),
+                "fuyu": ("vision_embed_tokens", "it reads images alone")}
 
 
 def _is_plain(module: torch.nn.Module) -> bool:
