@@ -41,6 +41,10 @@ _CALLED_ELSEWHERE = {
 }
 
 
+#: How pydantic begins to say which values a setting takes.
+_SHOULD_BE = "Input should be "
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader (no tags that build objects) with YAML 1.2's idea of numbers and booleans, and no repeated keys."""
 
@@ -78,7 +82,7 @@ def write_yaml(value: Any, **options: Any) -> str:
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key_node, _ in node.value:
-        if not isinstance(key_node, yaml.ScalarNode):
+        if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
             raise yaml.constructor.ConstructorError(None, None, "a setting's name is plain text", key_node.start_mark)
         if key_node.value in seen:
             raise yaml.constructor.ConstructorError(None, None, f"`{key_node.value}` is set twice", key_node.start_mark)
@@ -107,7 +111,8 @@ def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
                               "A recipe is plain text, numbers, true, false, null and lists.") from None
         raise RecipeError(f"{where}: {problem}", "Compare with a fresh one: tunesmith init") from None
     except (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        raise RecipeError(f"{name}: not readable as YAML: {error}", "Compare with a fresh one: tunesmith init") from None
+        problem = "a number of thousands of digits" if "set_int_max_str_digits" in str(error) else str(error)
+        raise RecipeError(f"{name}: not readable as YAML: {problem}", "Compare with a fresh one: tunesmith init") from None
 
 
 def _refuse_aliases(text: str) -> None:
@@ -145,7 +150,7 @@ def parse_recipe(text: str, *, name: str = "recipe", overrides: Sequence[str] = 
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(problem, name, lines, source) for problem in error.errors()]
+        problems = [_explain(problem, name, lines, source) for problem in _one_a_setting(error.errors())]
         raise RecipeError("\n".join(dict.fromkeys(problems))) from None
 
 
@@ -178,10 +183,22 @@ def _override_value(text: str) -> Any:
     return value
 
 
+def _one_a_setting(problems: Sequence[Any]) -> list[Any]:
+    """pydantic's problems, where those of a setting of several kinds (a union), one a kind, are one."""
+    found: dict[Any, Any] = {}
+    for problem in problems:
+        key = (problem["loc"][:2], problem["msg"].startswith(_SHOULD_BE))
+        if key[1] and key in found:
+            found[key] = found[key] | {"msg": f"{found[key]['msg']} or {problem['msg'].removeprefix(_SHOULD_BE)}"}
+        else:
+            found[key if key[1] else len(found)] = problem
+    return list(found.values())
+
+
 def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, str]) -> str:
     """One pydantic problem as a sentence: where, what, and what was probably meant."""
     path = tuple(part for part in problem["loc"])
-    # A union reports one problem per member, with the member's name at the end of the path.
+    # A problem of a union's member has the member's name at the end of the path.
     key: Key = path[:2]
     dotted = ".".join(str(part) for part in key)
     where = source.get(key) or (f"{name}, line {lines[key]}" if key in lines else name)
@@ -199,7 +216,7 @@ def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, s
             return (f"{where}: {dotted}: {given!r}: Apple GPUs (Metal) are not supported. cpu computes on the same machine; "
                     "auto takes what is there.")
         return f"{where}: {dotted}: {given!r} is none of auto, cpu, cuda and cuda:N (the GPU number N, from 0)"
-    limit = problem["msg"].removeprefix("Input should be ")
+    limit = problem["msg"].removeprefix(_SHOULD_BE)
     return f"{where}: {dotted}: {given!r} does not fit, it should be {limit}. ({_field_help(key)})"
 
 
