@@ -595,7 +595,7 @@ def test_a_restored_checkpoint_goes_on_bit_identically(bases: Bases) -> None:
     engine, optimizer = begin(0)
     seed_everything(3)
     go_on(engine, optimizer)
-    files = checkpoint_files(engine, optimizer, scaler, Progress(step=3, samples=12))
+    files = checkpoint_files(engine, optimizer, scaler, Progress(step=3, samples=12, tokens=99, loss_tokens=50, seconds=1.5))
     first = go_on(engine, optimizer)
     engine, optimizer = begin(9)
     assert go_on(engine, optimizer) != first

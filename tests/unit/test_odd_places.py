@@ -250,7 +250,8 @@ def test_nothing_here_reads_a_run_s_json_unchecked() -> None:
 
 
 def test_checkpoints_and_metrics_survive_odd_lines(tmp_path: Path) -> None:
-    (tmp_path / "m.jsonl").write_bytes(b'{"step": 1}\n\xff\n[' + b"[" * 10**5 + b'\n{"step": 2}\n' + b"9" * 5000 + b"\n")
-    assert [record["step"] for record in MetricsLog(tmp_path / "m.jsonl").read() if isinstance(record, dict)] == [1, 2]
+    (tmp_path / "m.jsonl").write_bytes(b'{"step": 1, "loss": 2, "learning_rate": 0}\n\xff\n[' + b"[" * 10**5
+                                       + b'\n{"step": 2, "loss": 2, "learning_rate": 0}\n' + b"9" * 5000 + b"\n")
+    assert [record["step"] for record in MetricsLog(tmp_path / "m.jsonl").read()] == [1, 2]
     (tmp_path / "step-x").mkdir()
     assert Checkpoints(tmp_path, 3).newest_whole() == (None, {}, [])

@@ -276,7 +276,7 @@ def test_restore_is_exact(base: Any, data: Dataset) -> None:
     for i in range(3):
         optimiser_step(engine, optimizer, scaler, data.learn[i:i + 4], step=i, cut=WHOLE, max_grad_norm=1,
                        dropout_seeds=sample_seeds(0, 4 * i, 4))
-    files = checkpoint_files(engine, optimizer, scaler, Progress(step=3, samples=12))
+    files = checkpoint_files(engine, optimizer, scaler, Progress(step=3, samples=12, tokens=99, loss_tokens=50, seconds=1.5))
     assert not any(content[:2] in (b"PK", b"\x80\x04", b"\x80\x02") for content in files.values())
 
     def go_on() -> tuple[bytes, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import IntegrityError
-from tunesmith.rundir.files import write_atomically, write_folder_atomically
+from tunesmith.rundir.files import disk_errors, write_atomically, write_folder_atomically
 from tunesmith.rundir.ordinary import MOST_JSON_BYTES, open_ordinary, parse_json, read_ordinary, require_ordinary
 
 SEAL_NAME = "sha256.json"
@@ -22,10 +22,10 @@ _CHUNK_BYTES = 1 << 22
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of an ordinary file's content, as hex. Raises IntegrityError where it is none."""
+    """The SHA-256 of an ordinary file's content, as hex. Raises IntegrityError where it is none, and as `disk_errors` does."""
     require_ordinary(path)
     digest = hashlib.sha256()
-    with open_ordinary(path) as file:
+    with disk_errors(path), open_ordinary(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
