@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the Hub's client is imported, which reads it once
-# Before torch starts its threads: those that wait sleep instead of spinning. On a busy machine spinning threads take the
-# cores from those that are waited for. What it costs and saves: benchmarks/busy_cpu.py; OMP_WAIT_POLICY=ACTIVE undoes it.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __all__ = [
     "TunesmithError",
     "demo",
