@@ -227,7 +227,7 @@ def test_threads_are_set_for_what_is_started_later(monkeypatch: pytest.MonkeyPat
         torch.set_num_threads(before)
 
 
-def test_threads_that_wait_sleep_unless_the_user_says_otherwise() -> None:
+def test_how_threads_wait_is_the_user_s_to_say() -> None:
     for given, want in ((None, "None"), ("PASSIVE", "PASSIVE")):
         env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": given} if given else {})
         done = subprocess.run([sys.executable, "-c", "import os, tunesmith, sys; print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"],

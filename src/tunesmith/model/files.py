@@ -17,7 +17,6 @@ from tunesmith.hub.calls import Tell, explained, quiet
 from tunesmith.hub.download import commit_of, listed, not_found
 from tunesmith.model.base_config import OF_QUANTISATION, own_quantization
 from tunesmith.paths import expanded
-from tunesmith.rundir.files import explained_os_error
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -86,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except IntegrityError as error:
         raise RecipeError(f"model.base: {error.message}", error.hint or "Copy or download the base again.") from None
     except OSError as error:
-        raise explained_os_error(error, path) or RecipeError(f"{path}: not readable: {error.strerror}") from None
+        raise RecipeError(f"{path}: not readable: {error.strerror}") from None
     if not isinstance(config.get("model_type"), str):
         raise RecipeError(f"{path}: names no model_type, so this is not a transformers model")
     return config

@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.libraries import import_peft
 from tunesmith.model.peft_config import understood
-from tunesmith.rundir.files import explained_os_error
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise IntegrityError(f"{folder}: not an adapter: it has no {CONFIG_NAME}",
                              "Give the folder of a PEFT adapter, such as runs/NAME/adapter.") from None
     except OSError as error:
-        raise explained_os_error(error, path) or IntegrityError(f"{path}: cannot be read: {error.strerror}") from None
+        raise IntegrityError(f"{path}: cannot be read: {error.strerror}") from None
     if config.get("peft_type") != "LORA":
         raise IntegrityError(f"{path}: an adapter of the kind {config.get('peft_type')}; only LoRA is supported")
     if config.get("task_type") not in (None, "CAUSAL_LM"):

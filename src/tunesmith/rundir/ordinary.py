@@ -6,9 +6,12 @@ and JSON may be too deep or too long for its reader.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +31,7 @@ def require_ordinary(path: Path, *, written: bool = False) -> None:
     """
     try:
         found = os.lstat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except ValueError:
         raise IntegrityError(f"{str(path)!r}: no name of a file") from None
@@ -72,26 +75,28 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "something else")
 
 
-def open_ordinary(path: Path) -> BinaryIO:
-    """An ordinary file, or what a link leads to where that is one, open for reading; a pipe is refused, not waited for.
+@contextmanager
+def open_ordinary(path: Path) -> Iterator[BinaryIO]:
+    """An ordinary file (see `require_ordinary`), open for reading; a pipe is refused, not waited for.
 
-    Raises IntegrityError, OSError.
+    Raises IntegrityError where it is none, FileNotFoundError where there is none, what `disk_errors` does, OSError.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise IntegrityError(f"{path}: {_kind(mode)}, not an ordinary file", "Remove it, or take a whole copy.")
-    return os.fdopen(descriptor, "rb")
+    with disk_errors(path):
+        require_ordinary(path)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except NotADirectoryError:  # below a file there is nothing
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+        with os.fdopen(descriptor, "rb") as file:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):  # what a link of the Hub's cache leads to
+                raise IntegrityError(f"{path}: {_kind(mode)}, not an ordinary file", "Remove it, or take a whole copy.")
+            yield file
 
 
 def read_ordinary(path: Path, most_bytes: int | None = None) -> bytes:
-    """The content of an ordinary file.
-
-    Raises IntegrityError where it is none, or longer than `most_bytes`; what `disk_errors` does; OSError, as for no file.
-    """
-    require_ordinary(path)
-    with disk_errors(path), open_ordinary(path) as file:
+    """The content of an ordinary file. Raises IntegrityError where it is longer than `most_bytes`, and as `open_ordinary`."""
+    with open_ordinary(path) as file:
         if most_bytes is not None and os.fstat(file.fileno()).st_size > most_bytes:
             raise IntegrityError(f"{path}: larger than {most_bytes:,} bytes", "A file of this kind never is.")
         return file.read()
@@ -124,3 +129,16 @@ def read_json_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise IntegrityError(f"{path}: damaged: not a JSON object")
     return found
+
+
+def require_kinds(found: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], name: str, hint: str) -> None:
+    """Raise IntegrityError at the first key, with its dots, that is missing or of another kind than this program writes."""
+    for key, kind in kinds.items():
+        value: Any = found
+        parts = key.split(".")
+        for depth, part in enumerate(parts):
+            if not isinstance(value, Mapping) or part not in value:
+                raise IntegrityError(f"{name}: {'.'.join(parts[:depth + 1])}: not as this program writes it", hint)
+            value = value[part]
+        if not isinstance(value, kind):
+            raise IntegrityError(f"{name}: {key}: not as this program writes it", hint)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import IntegrityError
-from tunesmith.rundir.files import disk_errors, write_atomically, write_folder_atomically
-from tunesmith.rundir.ordinary import MOST_JSON_BYTES, open_ordinary, parse_json, read_ordinary, require_ordinary
+from tunesmith.rundir.files import write_atomically, write_folder_atomically
+from tunesmith.rundir.ordinary import MOST_JSON_BYTES, open_ordinary, parse_json, read_ordinary
 
 SEAL_NAME = "sha256.json"
 #: A card is for its owner to edit: what is sealed shows that it was, and only that.
@@ -22,10 +22,9 @@ _CHUNK_BYTES = 1 << 22
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of an ordinary file's content, as hex. Raises IntegrityError where it is none, and as `disk_errors` does."""
-    require_ordinary(path)
+    """The SHA-256 of an ordinary file's content, as hex. Raises as `open_ordinary`."""
     digest = hashlib.sha256()
-    with disk_errors(path), open_ordinary(path) as file:
+    with open_ordinary(path) as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -56,7 +55,7 @@ def read_seal(folder: Path) -> dict[str, str]:
         content = read_ordinary(path, MOST_JSON_BYTES)
         hashes = parse_json(content, str(path))["files"]
         whole = all(map(_is_entry, hashes, hashes.values())) and canonical_seal(hashes) == content
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise IntegrityError(f"{path}: missing") from None
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError):
         whole = False
@@ -92,7 +91,7 @@ def _as_written(folder: Path, name: str, digest: str) -> bool:
         if any(parent.is_symlink() for parent in list(path.parents)[:len(Path(name).parts) - 1]):
             return False
         return sha256_file(path) == digest
-    except (FileNotFoundError, NotADirectoryError, IntegrityError):
+    except (FileNotFoundError, IntegrityError):
         return False
 
 
@@ -102,7 +101,7 @@ def read_sealed(folder: Path) -> dict[str, bytes]:
     for name, digest in read_seal(folder).items():
         try:
             content = read_ordinary(folder / name)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             raise IntegrityError(f"{folder / name}: missing") from None
         if hashlib.sha256(content).hexdigest() != digest:
             raise IntegrityError(f"{folder / name}: damaged")

@@ -12,7 +12,6 @@ from tunesmith.data.rows import Row
 from tunesmith.data.template import Template
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.hub import parse_hub_id
-from tunesmith.rundir.files import explained_os_error
 from tunesmith.rundir.ordinary import MOST_JSON_BYTES, read_ordinary
 
 NOTE_NAME = "tunesmith.json"
@@ -106,7 +105,7 @@ def read_note(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise explained_os_error(error, path) or IntegrityError(f"{path}: cannot be read: {error.strerror}") from None
+        raise IntegrityError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         return AdapterNote.model_validate_json(content).model_dump(mode="json", exclude_unset=True)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from typing import Any
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.files import fingerprint
 from tunesmith.recipe import Recipe
+from tunesmith.rundir.ordinary import require_kinds
 from tunesmith.verbs.prepare import Prepared
 
 _ANOTHER = "Start another run with --run."
@@ -69,6 +70,12 @@ def build_manifest(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     }
 
 
+#: What the report says of a manifest when the run has ended.
+_REPORTED: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("quantization", "started", "engine_reason", "machine", "base.name", "data.source"), (str,)),
+    **{f"data.counts.{name}": (int,) for name in ("learn", "held_out", "truncated", "dropped")}}
+
+
 def check_same(then: dict[str, Any], now: dict[str, Any], run: str) -> list[str]:
     """Refuse to resume when base or data changed; returns what else differs and only matters to the last bit.
 
@@ -89,27 +96,13 @@ def check_same(then: dict[str, Any], now: dict[str, Any], run: str) -> list[str]
     if changed:
         raise RecipeError(f"{run}: changed since the run began: {', '.join(changed)}",
                           "Put them back, or start another run with --run.")
-    _require_reported(then, run)
+    require_kinds(then, _REPORTED, f"{run}: manifest.json", _ANOTHER)
     versions = _section(then, "versions", run)
     differing = [f"{name} {versions.get(name)} -> {version}" for name, version in now["versions"].items()
                  if versions.get(name) != version]
     differing += [f"{name} {then.get(name)} -> {now[name]}" for name in ("engine", "device", "dtype", "threads")
                   if then.get(name) != now[name]]
     return differing
-
-
-def _require_reported(then: dict[str, Any], run: str) -> None:
-    """Raise IntegrityError where the report, which is written when the run has ended, would lack something of it."""
-    for name in ("quantization", "started", "engine_reason", "machine"):
-        if not isinstance(then.get(name), str):
-            raise IntegrityError(f"{run}: manifest.json: {name}: not as this program writes it", _ANOTHER)
-    counts = then["data"].get("counts")
-    for name in ("learn", "held_out", "truncated", "dropped"):
-        if not isinstance(counts, dict) or not isinstance(counts.get(name), int):
-            raise IntegrityError(f"{run}: manifest.json: data.counts: not as this program writes it", _ANOTHER)
-    for section, name in (("base", "name"), ("data", "source")):
-        if not isinstance(then[section].get(name), str):
-            raise IntegrityError(f"{run}: manifest.json: {section}.{name}: not as this program writes it", _ANOTHER)
 
 
 def _section(manifest: dict[str, Any], name: str, run: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tunesmith.paths import require_utf8
 from tunesmith.plan import activation_bytes, native_activation_bytes
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder, check_seal
+from tunesmith.rundir.ordinary import require_kinds
 from tunesmith.train.signals import StopSignal
 from tunesmith.verbs.adapters import hub_name, weight_hashes
 from tunesmith.verbs.prepare import Prepared, prepare
@@ -78,13 +79,10 @@ def _placed(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
 def _read_result(folder: RunFolder) -> dict[str, Any]:
     """What came out of a finished run. Raises IntegrityError where it is not as `_run` writes it."""
     result = folder.read_json(folder.result)
-    kinds: dict[str, tuple[type, ...]] = {
+    require_kinds(result, {
         "engine": (str,), "steps": (int,), "trainable_parameters": (int,), "all_parameters": (int,), "seconds": (int, float),
-        "judgement": (dict, NoneType), "verdict": (str, NoneType), "prompt": (str,)}
-    for key, kind in kinds.items():
-        if not isinstance(result.get(key, ...), kind):
-            raise IntegrityError(f"{folder.result}: {key}: not as this program writes it",
-                                 "Start another run with --run.")
+        "judgement": (dict, NoneType), "verdict": (str, NoneType), "prompt": (str,),
+    }, str(folder.result), "Start another run with --run.")
     return result
 
 
@@ -146,9 +144,8 @@ def _refuse_another(folder: RunFolder, recipe: Recipe) -> None:
     """Raise RecipeError when the folder holds the run of another recipe, naming each setting that differs."""
     if not os.path.lexists(folder.recipe):
         return
-    recipe_text = folder.recipe_text()
     folder.begun()  # a damaged recipe is damage, not another recipe
-    before = parse_recipe(recipe_text, name=str(folder.recipe))
+    before = parse_recipe(folder.recipe_text(), name=str(folder.recipe))
     if different := differences(before, recipe):
         raise RecipeError(f"{folder.path} is the run of another recipe:\n  " + "\n  ".join(different),
                           "Give this one its own folder with --run, or change the recipe (or --set) back.")
