@@ -61,6 +61,23 @@ def _case(base: BaseFiles, folder: Path, quantization: str = "none", scale: floa
             "load_merged": _plain, "rows": samples([12, 5, 30, 9]), "prompts": [[5, 6, 7], [9, 10]], "max_new_tokens": 6} | more
 
 
+def _clear_case(base: BaseFiles, folder: Path, quantization: str) -> dict[str, Any]:
+    """The same, drawn again until no token of an answer is nearly a tie: rounding to 16 bits may rightly turn one of these."""
+    for _ in range(50):
+        case = _case(base, folder, quantization)
+        engine, gaps = case["load_live"](), []
+        for prompt in case["prompts"]:
+            ids = list(prompt)
+            for _ in range(case["max_new_tokens"]):
+                best = engine.logits([ids])[0][-1].float().topk(2)
+                gaps.append(float(best.values[0] - best.values[1]))
+                ids.append(int(best.indices[0]))
+        if min(gaps) > 0.05:
+            return case
+        shutil.rmtree(case["adapter"])
+    pytest.fail("no adapter without near ties in 50")
+
+
 def _plain(folder: Path) -> Any:
     return build_for_training(locate_base(str(folder), None), tokenizer(), engine="native", quantization="none", dtype="float32",
                               device="cpu", seed=0, lora=LoraSettings(1, 1, 0.0, "all-linear"))
@@ -70,7 +87,7 @@ def _plain(folder: Path) -> Any:
 @pytest.mark.parametrize("family", ["bloom-no-prefix-fp16", "llama-tied-shards"])
 def test_the_nearer_merge_is_taken_and_sealed(bases: Bases, tmp_path: Path, family: str, quantization: str) -> None:
     stages: list[str] = []
-    result = merge_adapter(**_case(bases(family), tmp_path, quantization), on_stage=stages.append)
+    result = merge_adapter(**_clear_case(bases(family), tmp_path, quantization), on_stage=stages.append)
     bits = 16 if "fp16" in family else 32
     names = [f"{bits}-bit base"] + ([f"dequantised {quantization} base"] if quantization != "none" else [])
     assert list(result["candidates"]) == names
