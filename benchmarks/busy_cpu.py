@@ -1,4 +1,5 @@
-"""Steps on a CPU that other processes use too: threads that spin while they wait, threads that sleep, and one thread.
+"""Steps on a CPU that other processes use too: threads that spin while they wait, threads that do so
+briefly or sleep at once, and one thread.
 
     python benchmarks/busy_cpu.py [--repeats 3] [--out FILE]
 
@@ -24,17 +25,22 @@ model: {base: "embedded:sprout", quantization: int8}
 data: {source: "embedded:quotes", prompt: "{quote} ->: ", completion: "{tags}", validation: 0}
 train: {max_steps: 20, batch_size: 16, learning_rate: 1.0e-3, warmup_steps: 5, eval_steps: 0}
 """
-#: Name: (OMP_WAIT_POLICY, threads; None for one a core). An empty policy is the library's own, which spins for a while.
-WAYS = {"spinning": ("", None), "sleeping": ("PASSIVE", None), "one thread": ("PASSIVE", 1)}
+#: Name: (environment of OpenMP, threads; None for one a core). An empty environment is the library's own, which spins long.
+WAYS: dict[str, tuple[dict[str, str], int | None]] = {
+    "spinning": ({}, None),
+    "spinning briefly": ({"GOMP_SPINCOUNT": "1000"}, None),
+    "sleeping": ({"OMP_WAIT_POLICY": "PASSIVE"}, None),
+    "one thread": ({}, 1),
+}
 
 
-def median_step_s(policy: str, threads: int | None) -> float:
+def median_step_s(waits: dict[str, str], threads: int | None) -> float:
     """Of one run."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder, "recipe.yaml")
         recipe.write_text(RECIPE)
         words = ["--threads", str(threads)] if threads else []
-        env = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | {"OMP_WAIT_POLICY": policy}
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))} | waits
         subprocess.run([sys.executable, "-m", "tunesmith", "train", str(recipe), "--run", f"{folder}/run", "--quiet", *words],
                        check=True, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         steps = [json.loads(line)["seconds"] for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
@@ -55,8 +61,8 @@ def main() -> None:
         try:
             found: dict[str, list[float]] = {name: [] for name in WAYS}
             for _ in range(chosen.repeats):
-                for name, (policy, threads) in WAYS.items():
-                    found[name].append(median_step_s(policy, threads))
+                for name, (waits, threads) in WAYS.items():
+                    found[name].append(median_step_s(waits, threads))
         finally:
             for loop in loops:
                 loop.kill()

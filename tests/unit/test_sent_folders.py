@@ -514,3 +514,44 @@ def test_an_adapter_that_another_engine_runs_is_said(run: Path) -> None:
         show = Notes()
         verb(show)
         assert any("hf engine instead of the native one: the adapter names its modules by a pattern" in note for note in show.notes)
+
+
+def rewrite_checkpoint(run: Path, change: Any) -> None:
+    """Let `change` edit the progress and moments of a half-way run's checkpoint, which is sealed again."""
+    step = run / "checkpoints" / "step-000002"
+    state = json.loads((step / "state.json").read_text())
+    moments = safetensors.torch.load((step / "optimizer.safetensors").read_bytes())
+    change(state["progress"], moments)
+    (step / "state.json").write_text(json.dumps(state))
+    (step / "optimizer.safetensors").write_bytes(safetensors.torch.save(moments))
+    seal(step, read_seal(step))
+
+
+def first_moments(moments: dict[str, torch.Tensor], kind: str) -> str:
+    return next(name for name in moments if name.endswith(f"|{kind}"))
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda progress, moments: progress.update(samples=9), "2 steps and 9 samples do not fit"),
+    (lambda progress, moments: progress.update(step=3, samples=12), "3 steps and 12 samples do not fit"),
+    (lambda progress, moments: moments.update({(name := first_moments(moments, "exp_avg")): moments[name].half()}), "does not fit"),
+    (lambda progress, moments: moments.update({(name := first_moments(moments, "exp_avg_sq")): moments[name] - 1}), "does not fit"),
+    (lambda progress, moments: moments.update({first_moments(moments, "step"): torch.tensor(0.0)}), "does not fit"),
+])
+def test_a_checkpoint_that_this_run_cannot_have_written_is_refused(run: Path, change: Any, words: str) -> None:
+    half_way(run)
+    rewrite_checkpoint(run, change)
+    with pytest.raises(IntegrityError, match=words):
+        train_again(run)
+
+
+def test_a_checkpoint_from_before_cuts_said_what_was_asked_goes_on_as_it_was(run: Path) -> None:
+    import tunesmith
+
+    half_way(run)
+    rewrite_checkpoint(run, lambda progress, moments: (progress["cut"].pop("asked"), progress["cut"].update(rows=2)))
+    show = Notes()
+    tunesmith.train(small(), run=run, show=show)
+    assert not any("micro_batch_size" in note for note in show.notes)
+    state = json.loads((run / "checkpoints" / "step-000004" / "state.json").read_text())
+    assert state["progress"]["cut"]["rows"] == 2

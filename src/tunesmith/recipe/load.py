@@ -98,29 +98,30 @@ def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
     if len(text) > _MOST_CHARACTERS:
         raise RecipeError(f"{name}: {len(text):,} characters long: a recipe never is")
     try:
-        _refuse_aliases(text)
+        _refuse_aliases_and_tags(text)
         node = yaml.compose(text, Loader=_Loader)
         return yaml.load(text, Loader=_Loader), dict(_key_lines(node, ()))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{name}, line {mark.line + 1}" if mark else name
         problem = error.problem or "not readable as YAML"
-        if "could not determine a constructor for the tag" in problem:
-            tag = problem.split("'")[1] if "'" in problem else "a tag"
-            raise RecipeError(f"{where}: the YAML tag {tag} is not allowed",
-                              "A recipe is plain text, numbers, true, false, null and lists.") from None
-        raise RecipeError(f"{where}: {problem}", "Compare with a fresh one: tunesmith init") from None
+        hint = ("A recipe is plain text, numbers, true, false, null and lists." if "the YAML tag" in problem else
+                "Compare with a fresh one: tunesmith init")
+        raise RecipeError(f"{where}: {problem}", hint) from None
     except (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         problem = "a number of thousands of digits" if "set_int_max_str_digits" in str(error) else str(error)
         raise RecipeError(f"{name}: not readable as YAML: {problem}", "Compare with a fresh one: tunesmith init") from None
 
 
-def _refuse_aliases(text: str) -> None:
-    """A few aliases of aliases stand for billions of values; a recipe, two levels deep, has no use for any."""
+def _refuse_aliases_and_tags(text: str) -> None:
+    """A recipe has no use for either: a few aliases of aliases stand for billions of values, and tags build objects or read
+    numbers by the rules of YAML 1.1 (`!!float 1:30` is 90). !!str, which changes nothing but the kind, is let through."""
     for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem=f"the alias *{event.anchor}: write the value itself",
-                                       problem_mark=event.start_mark)  # type: ignore[arg-type]
+        tag = getattr(event, "tag", None)
+        problem = (f"the alias *{event.anchor}: write the value itself" if isinstance(event, yaml.AliasEvent) else
+                   f"the YAML tag {tag} is not allowed" if tag not in (None, "!", "tag:yaml.org,2002:str") else None)
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
 
 
 def _key_lines(node: yaml.Node | None, prefix: Key) -> Iterator[tuple[Key, int]]:
@@ -174,7 +175,7 @@ def _override_value(text: str) -> Any:
     A template such as `{tags}` or `Q: {question}` is a mapping to YAML; no setting is one, so it is taken as text.
     """
     try:
-        _refuse_aliases(text)
+        _refuse_aliases_and_tags(text)
         value = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, AttributeError, TypeError):
         return text

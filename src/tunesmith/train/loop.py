@@ -123,6 +123,10 @@ def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: 
             progress = restore(files, engine, optimizer, scaler, run.run_id())
         except IntegrityError as error:
             raise IntegrityError(f"{path}: {error.message}", error.hint) from None
+        if progress.samples != progress.step * settings.batch_size or path.name != f"step-{progress.step:06d}":
+            raise IntegrityError(f"{path}: state.json: {progress.step} steps and {progress.samples} samples do not fit this "
+                                 f"checkpoint of a run with {settings.batch_size} samples a step",
+                                 "Start afresh in another --run folder.")
         if not run.metrics.rewind(progress.metrics):
             notify(f"{run.metrics.path}: not as it was at the checkpoint; its curve may have gaps.")
         if progress.cut is not None and cut.take_over(progress.cut):

@@ -85,12 +85,17 @@ def _set_moments(moments: dict[str, torch.Tensor], engine: Engine, optimizer: Ad
         found = {key.rpartition("|")[2]: value for key, value in moments.items() if key.rpartition("|")[0] == name}
         if not found:  # it never had a gradient
             continue
-        fits = set(found) == {"step", "exp_avg", "exp_avg_sq"} and found["step"].numel() == 1 and all(
-            found[key].shape == parameter.shape and torch.isfinite(found[key]).all() for key in ("exp_avg", "exp_avg_sq"))
-        if not fits:
+        if not _moments_fit(found, parameter):
             raise IntegrityError(f"optimizer.safetensors: does not fit {name}", "Start afresh in another --run folder.")
         # The step count stays where fused AdamW keeps it; the moments go to their parameter.
         optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
+
+
+def _moments_fit(found: dict[str, torch.Tensor], parameter: torch.Tensor) -> bool:
+    """Whether they are what AdamW keeps for this parameter, and finite."""
+    return set(found) == {"step", "exp_avg", "exp_avg_sq"} and found["step"].numel() == 1 and all(
+        found[key].shape == parameter.shape and found[key].dtype == parameter.dtype and bool(torch.isfinite(found[key]).all())
+        for key in ("exp_avg", "exp_avg_sq")) and bool((found["exp_avg_sq"] >= 0).all()) and found["step"].item() >= 1
 
 
 def seed_everything(seed: int) -> None:

@@ -47,7 +47,7 @@ class Cut:
         What the engine here can do stays, which may be on another device than the checkpoint's; what memory had forced to
         be recomputed still is.
         """
-        changed = self.asked != saved.asked
+        changed = "asked" in saved.model_fields_set and self.asked != saved.asked
         if not changed:
             self.rows, self.max_tokens, self.overhead_tokens = saved.rows, saved.max_tokens, saved.overhead_tokens
         self.checkpointing, self.may_checkpoint = saved.checkpointing, saved.may_checkpoint
