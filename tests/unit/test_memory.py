@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tunesmith
@@ -37,7 +37,8 @@ def too_large(index: int) -> OutOfMemory:
     return OutOfMemory(f"index {index} alone does not fit")
 
 
-@given(sizes=st.lists(st.integers(1, 40), max_size=6), most=st.integers(1, 50))
+@settings(max_examples=40)  # each pass that fails collects garbage, which takes long beside torch
+@given(sizes=st.lists(st.integers(1, 20), max_size=5), most=st.integers(1, 25))
 def test_every_index_is_computed_once_in_order(sizes: list[int], most: int) -> None:
     indices = iter(range(sum(sizes)))
     parts = [[next(indices) for _ in range(size)] for size in sizes]
