@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow clean
+.PHONY: demo test test-all clean
 
 demo: $(STAMP)
 	@$(BIN)/tunesmith demo
@@ -15,7 +15,7 @@ test: $(STAMP)
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-slow: $(STAMP)
+test-all: test
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow
 
 $(STAMP): pyproject.toml constraints.txt

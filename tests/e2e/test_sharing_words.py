@@ -167,9 +167,15 @@ def test_a_damaged_copy_is_not_sent_to_a_run_that_it_has_not(run: Path, env: Env
     refused("push", "copy", "tester/x", cwd=tmp_path, env=env, code=9, says="pull it again")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-@pytest.mark.parametrize("words", [("merge", "RUN", "out"), ("export", "RUN", "out"), ("export", "RUN", "out", "--what", "adapter")],
-                         ids=lambda words: "-".join(words).replace("-RUN-out", ""))
+_MERGE, _EXPORT = ("merge", "RUN", "out"), ("export", "RUN", "out")
+_EXPORT_ADAPTER = (*_EXPORT, "--what", "adapter")
+
+
+@pytest.mark.parametrize(("words", "number"), [
+    (_MERGE, signal.SIGTERM), (_EXPORT, signal.SIGHUP), (_EXPORT_ADAPTER, signal.SIGINT),
+    *(pytest.param(words, number, marks=pytest.mark.slow) for words, number in [
+        (_MERGE, signal.SIGINT), (_MERGE, signal.SIGHUP), (_EXPORT, signal.SIGINT), (_EXPORT, signal.SIGTERM),
+        (_EXPORT_ADAPTER, signal.SIGTERM), (_EXPORT_ADAPTER, signal.SIGHUP)])])
 def test_a_signal_leaves_nothing(run: Path, env: Env, tmp_path: Path, words: tuple[str, ...], number: signal.Signals) -> None:
     """Sent soon after the temporary folder is there, in the middle of libraries that take an error for one of their own."""
     process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main", *(str(run) if word == "RUN" else word for word in words)],

@@ -55,7 +55,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return adapter(run)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130),
+                                              pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, recipe: Path, number: int, code: int) -> None:
     recipe.write_text(RECIPE.replace("max_steps: 6", "max_steps: 60").replace("save_steps: 2", "save_steps: 1000"))
     process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main", "train", recipe.name], cwd=tmp_path,

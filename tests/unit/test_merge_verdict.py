@@ -286,7 +286,8 @@ _MEMORY = """
 """
 
 
-@pytest.mark.parametrize("dequantised", [None, "int8", "nf4"])
+@pytest.mark.parametrize("dequantised", [None, pytest.param("int8", marks=pytest.mark.slow),
+                                         pytest.param("nf4", marks=pytest.mark.slow)])
 def test_memory_holds_less_than_two_shards(tmp_path: Path, dequantised: str | None) -> None:
     """A base of eight equal shards of four layers; what the process grows by is set against one of them."""
     import transformers

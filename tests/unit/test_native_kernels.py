@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
 import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton")
 
 from native_bases import SEED, Bases, error, gradients, randomise, samples, tokenizer
@@ -139,7 +136,7 @@ def test_a_step_by_the_kernels_is_the_plain_step(bases: Bases, family: str, quan
         assert error(got[name], grad) < 1e-4, name
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("quantization", ["none", pytest.param("int8", marks=pytest.mark.slow)])
 def test_int8_steps_by_the_kernels_are_the_plain_ones(bases: Bases, quantization: str, monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"TUNESMITH_TEST_SEED={SEED}")
     torch.manual_seed(SEED)
