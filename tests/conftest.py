@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from fork_server import ForkServer
 
-pytest_plugins = ["story"]
+pytest_plugins = ["story", "interpreter"]
 settings.register_profile("here", deadline=None)  # no timing asserts
 settings.load_profile("here")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
