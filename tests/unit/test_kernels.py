@@ -18,7 +18,7 @@ import numpy as np
 import torch.nn.functional as F
 
 from tunesmith.model.dropout import sample_seeds, token_keys
-from tunesmith.model.native.kernels import activations, cross_entropy, dequantize, dropout, fp8, norm, rope
+from tunesmith.model.native.kernels import activations, cross_entropy, dequantize, dropout, formats, fp8, norm, rope
 from tunesmith.model.native.kernels import activations_triton as activations_t
 from tunesmith.model.native.kernels import cross_entropy_triton as cross_entropy_t
 from tunesmith.model.native.kernels import dequantize_triton as dequantize_t
@@ -58,7 +58,7 @@ def bf16_is_rounded_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def convert(data: np.ndarray, source: Any, target: Any, mode: Any) -> np.ndarray:
         if (source.name, target.name) == ("fp32", "fp8e4nv"):
-            return torch.tensor(data).to(fp8.FP8).view(torch.uint8).numpy()
+            return torch.tensor(data).to(formats.FP8).view(torch.uint8).numpy()
         if (source.name, target.name) != ("fp32", "bf16"):
             return theirs(data, source, target, mode)
         return torch.tensor(data).bfloat16().view(torch.uint16).numpy()
@@ -446,6 +446,8 @@ def test_cross_entropy(dtype: torch.dtype, rows: int, entries: int) -> None:
         logits[0, (int(targets[0]) + 1) % entries] = float("-inf")  # a masked entry of the vocabulary
     want = F.cross_entropy(logits.double(), targets, reduction="none", ignore_index=-100)
     d_want = grad_of(lambda x: F.cross_entropy(x, targets, reduction="none", ignore_index=-100), logits, torch.ones(rows, device=DEVICE))
+    # A logit less the log of the sum is rounded to the logit's own digits, and exp makes of that a relative error.
+    slack = 3e-6 + 2.0**-23 * float(logits[logits.isfinite()].abs().max())
     for d_dtype in (None, torch.float32, dtype):
         d_plain = None if d_dtype is None else torch.full((rows, entries), float("nan"), dtype=d_dtype, device=DEVICE)
         d_triton = None if d_plain is None else d_plain.clone()
@@ -456,14 +458,14 @@ def test_cross_entropy(dtype: torch.dtype, rows: int, entries: int) -> None:
         check(triton[:, None], want[:, None], torch.float32, "triton", slack=1e-6, floor=FLOOR)
         assert not triton[targets == -100].any()
         if d_plain is not None:
-            check(d_plain, d_want, d_dtype, "plain gradient", floor=FLOOR)
-            check(d_triton, d_want, d_dtype, "triton gradient", floor=FLOOR)
-            check(d_triton, d_plain, d_dtype, "triton and plain gradient", halves=2, floor=FLOOR)
+            check(d_plain, d_want, d_dtype, "plain gradient", slack=slack, floor=FLOOR)
+            check(d_triton, d_want, d_dtype, "triton gradient", slack=slack, floor=FLOOR)
+            check(d_triton, d_plain, d_dtype, "triton and plain gradient", slack=slack, halves=2, floor=FLOOR)
             assert not d_triton[targets == -100].any()
     for function in (cross_entropy.cross_entropy_plain, cross_entropy_t.cross_entropy_triton):
         in_place = logits.clone()
         check(function(in_place, targets, in_place)[:, None], want[:, None], torch.float32, "in place", slack=1e-6, floor=FLOOR)
-        check(in_place, d_want, dtype, "gradient in place", floor=FLOOR)
+        check(in_place, d_want, dtype, "gradient in place", slack=slack, floor=FLOOR)
 
 
 def test_cross_entropy_rows_are_seamless_and_nan_comes_through(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,7 +505,7 @@ def test_int8(dtype: torch.dtype, shape: tuple[int, int]) -> None:
         assert (scratch[-128:] == 7).all()
 
 
-def nf4_by_formula(packed: Tensor, code: Tensor, absmax: dequantize.Nf4Absmax, shape: tuple[int, int]) -> Tensor:
+def nf4_by_formula(packed: Tensor, code: Tensor, absmax: formats.Nf4Absmax, shape: tuple[int, int]) -> Tensor:
     """The format's definition, value by value, in fp64."""
     count = int(np.prod(shape))
     nibbles = torch.stack([packed.view(-1) >> 4, packed.view(-1) & 15], dim=1).view(-1)[:count].long()
@@ -512,11 +514,11 @@ def nf4_by_formula(packed: Tensor, code: Tensor, absmax: dequantize.Nf4Absmax, s
     return (code.double()[nibbles] * scale).view(shape)
 
 
-def random_nf4(shape: tuple[int, int]) -> tuple[Tensor, Tensor, dequantize.Nf4Absmax]:
+def random_nf4(shape: tuple[int, int]) -> tuple[Tensor, Tensor, formats.Nf4Absmax]:
     """Any bytes are a weight."""
     count = int(np.prod(shape))
     blocks = (count + 63) // 64
-    absmax = dequantize.Nf4Absmax(torch.randint(256, (blocks,), dtype=torch.uint8, device=DEVICE), randn(256),
+    absmax = formats.Nf4Absmax(torch.randint(256, (blocks,), dtype=torch.uint8, device=DEVICE), randn(256),
                                   torch.rand((blocks + 255) // 256, device=DEVICE), torch.tensor(3.0, device=DEVICE))
     return torch.randint(256, ((count + 1) // 2, 1), dtype=torch.uint8, device=DEVICE), randn(16), absmax
 
@@ -541,7 +543,7 @@ def test_nf4_is_bitsandbytes_own(shape: tuple[int, int]) -> None:
     packed, state = bnb.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
     theirs = bnb.dequantize_4bit(packed, state)
     assert state.state2.blocksize == 256
-    absmax = dequantize.Nf4Absmax(*(part.to(DEVICE) for part in (state.absmax, state.state2.code, state.state2.absmax, state.offset)))
+    absmax = formats.Nf4Absmax(*(part.to(DEVICE) for part in (state.absmax, state.state2.code, state.state2.absmax, state.offset)))
     packed, code = packed.to(DEVICE), state.code.to(DEVICE)
     want = nf4_by_formula(packed, code, absmax, shape)
     for function in (dequantize.dequantize_nf4_plain, dequantize_t.dequantize_nf4_triton):
@@ -595,7 +597,7 @@ def test_fp8_weight(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     """Also one with gaps between its rows, as it lies beside LoRA's B."""
     wide = randn(shape[0], shape[1] + 24, dtype=dtype)
     for w in (wide[:, :shape[1]], wide[:, :shape[1]].clone()):
-        scale = (w.abs().amax(1).float() / fp8.LARGEST).clamp_min(1e-12)
+        scale = (w.abs().amax(1).float() / formats.FP8_LARGEST).clamp_min(1e-12)
         for transposed in (False, True):
             plain, triton = fp8.cast_weight_plain(w, scale, transposed), fp8_t.cast_weight_triton(w, scale, transposed)
             assert triton.is_contiguous()

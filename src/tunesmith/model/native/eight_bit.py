@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from tunesmith.model.native.kernels.fp8 import LARGEST, cast_weight, quantise_rows, scaled_product
+from tunesmith.model.native.kernels.formats import FP8_LARGEST
+from tunesmith.model.native.kernels.fp8 import cast_weight, quantise_rows, scaled_product
 from tunesmith.model.native.weights import FrozenWeight, Int8Weight, frozen
 
 #: What the GPU's fp8 products ask of both widths.
@@ -31,7 +32,7 @@ class Fp8Weight(FrozenWeight):
         if isinstance(exact, Int8Weight):
             self.scale = exact.scale
         else:
-            self.scale = frozen((exact.dense().abs().amax(dim=1).float() / LARGEST).clamp_min(1e-12))
+            self.scale = frozen((exact.dense().abs().amax(dim=1).float() / FP8_LARGEST).clamp_min(1e-12))
         self.register_buffer("ones", torch.ones(1, exact.inputs, device=self.scale.device), persistent=False)
 
     def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None, low_NR: torch.Tensor | None = None,

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import torch
 
+from tunesmith.model.native.kernels.formats import INT8_LARGEST
 from tunesmith.model.native.kernels.int8_matmul import (
-    LARGEST,
     int8_product,
     quantise_rows_int8,
     round_weight_int8,
@@ -50,7 +50,7 @@ class Int8Products(FrozenWeight):
         if isinstance(exact, Int8Weight):
             self.scale = exact.scale
         else:
-            self.scale = frozen((exact.dense().abs().amax(dim=1).float() / LARGEST).clamp_min(1e-12))
+            self.scale = frozen((exact.dense().abs().amax(dim=1).float() / INT8_LARGEST).clamp_min(1e-12))
         self.passes, self.settled = 0, False
         device = self.scale.device
         self.register_buffer("largest_I", torch.zeros(exact.inputs, device=device), persistent=False)

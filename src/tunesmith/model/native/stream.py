@@ -11,8 +11,7 @@ import torch
 
 from tunesmith.model.dropout import token_keys
 from tunesmith.model.engine import LabelledRow
-
-IGNORED = -100
+from tunesmith.model.native.kernels.formats import IGNORED
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from tunesmith.model.libraries import import_bitsandbytes
-from tunesmith.model.native.kernels.dequantize import Nf4Absmax, dequantize_int8, dequantize_nf4
+from tunesmith.model.native.kernels.dequantize import dequantize_int8, dequantize_nf4
 from tunesmith.model.native.kernels.dispatch import use_triton
+from tunesmith.model.native.kernels.formats import Nf4Absmax
 
 #: How many values of a weight are quantised at once: 64 MiB in fp32.
 _VALUES_AT_ONCE = 1 << 24

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from tunesmith.model.native.kernels.dispatch import use_triton
+from tunesmith.model.native.kernels.formats import IGNORED
 
-IGNORED = -100
 #: Logits worked on at once in plain torch: 16 MiB in fp32.
 _CHUNK = 1 << 22
 

@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tunesmith.model.native.kernels.cross_entropy import IGNORED
 from tunesmith.model.native.kernels.dispatch import power_of_two, require_contiguous, warps
+from tunesmith.model.native.kernels.formats import IGNORED
 
 #: The most logits that a program holds at once.
 _BLOCK = 4096

@@ -5,30 +5,13 @@ O output features, I input features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from tunesmith.model.native.kernels.dispatch import use_triton
+from tunesmith.model.native.kernels.formats import NF4_BLOCK, NF4_NESTED, Nf4Absmax
 
-#: nf4: values that share an absmax, and absmaxes that share a nested one.
-BLOCK, NESTED = 64, 256
-#: Values worked on at once in plain torch, a multiple of BLOCK: 1 MiB in fp32, which stays in a core's cache.
+#: Values worked on at once in plain torch, a multiple of NF4_BLOCK: 1 MiB in fp32, which stays in a core's cache.
 _CHUNK = 1 << 18
-
-
-@dataclass(frozen=True)
-class Nf4Absmax:
-    """The quantised absmax of each block of 64 values: block b's is code_256[q[b]] * nested[b // 256] + offset.
-
-    Dettmers et al. 2023 (https://arxiv.org/abs/2305.14314), section 3. q: uint8 [blocks]. code_256: fp32 [256].
-    nested: fp32 [ceil(blocks / 256)]. offset: fp32 without dimensions.
-    """
-
-    q: torch.Tensor
-    code_256: torch.Tensor
-    nested: torch.Tensor
-    offset: torch.Tensor
 
 
 def dequantize_int8(q_OI: torch.Tensor, scale_O: torch.Tensor, out_OI: torch.Tensor) -> torch.Tensor:
@@ -49,7 +32,7 @@ def dequantize_nf4(packed: torch.Tensor, code_16: torch.Tensor, absmax: Nf4Absma
     packed: uint8, two values to a byte over the flattened weight, the high nibble first. code_16: fp32.
     The rows of out_OI may have gaps between them.
     """
-    if out_OI.stride(0) != out_OI.shape[1] and (out_OI.shape[1] % BLOCK or not use_triton(packed)):
+    if out_OI.stride(0) != out_OI.shape[1] and (out_OI.shape[1] % NF4_BLOCK or not use_triton(packed)):
         whole_OI = torch.empty(out_OI.shape, dtype=out_OI.dtype, device=out_OI.device)
         return out_OI.copy_(dequantize_nf4(packed, code_16, absmax, whole_OI))
     if use_triton(packed):
@@ -72,16 +55,16 @@ def dequantize_nf4_plain(packed: torch.Tensor, code_16: torch.Tensor, absmax: Nf
                          out_OI: torch.Tensor) -> torch.Tensor:
     """`dequantize_nf4` in plain torch, some blocks at a time."""
     block = torch.arange(absmax.q.numel(), device=packed.device)
-    absmax_B = absmax.code_256[absmax.q.int()] * absmax.nested[block // NESTED] + absmax.offset
+    absmax_B = absmax.code_256[absmax.q.int()] * absmax.nested[block // NF4_NESTED] + absmax.offset
     byte = torch.arange(256, device=packed.device)
     # Both values of each byte, looked up at once as one 8-byte number.
     pairs = torch.stack([code_16[byte >> 4], code_16[byte & 15]], dim=1).view(torch.int64).view(-1)
     packed, out = packed.view(-1), out_OI.view(-1)
     for start in range(0, out.numel(), _CHUNK):
         values = pairs.index_select(0, packed[start // 2:(start + _CHUNK) // 2].int()).view(torch.float32)
-        part, scale_B1 = out[start:start + _CHUNK], absmax_B[start // BLOCK:(start + _CHUNK) // BLOCK, None]
-        whole = part.numel() // BLOCK * BLOCK
-        torch.mul(values[:whole].view(-1, BLOCK), scale_B1[:whole // BLOCK], out=part[:whole].view(-1, BLOCK))
+        part, scale_B1 = out[start:start + _CHUNK], absmax_B[start // NF4_BLOCK:(start + _CHUNK) // NF4_BLOCK, None]
+        whole = part.numel() // NF4_BLOCK * NF4_BLOCK
+        torch.mul(values[:whole].view(-1, NF4_BLOCK), scale_B1[:whole // NF4_BLOCK], out=part[:whole].view(-1, NF4_BLOCK))
         if whole < part.numel():  # the weight's last block is not full; nor, with an odd number of values, its last byte
             torch.mul(values[whole:part.numel()], scale_B1[-1], out=part[whole:])
     return out_OI

@@ -6,14 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
-from tunesmith.model.native.kernels.dequantize import BLOCK, NESTED, Nf4Absmax
 from tunesmith.model.native.kernels.dispatch import power_of_two, require_contiguous, warps
+from tunesmith.model.native.kernels.formats import NF4_BLOCK, NF4_NESTED, Nf4Absmax
 
 #: The most int8 values of a program: 16 to a thread, one 16-byte load.
 _COLUMNS = 4096
 #: Blocks of nf4 of a program: 4,096 values, 32 to a thread, one 16-byte load each.
 _BLOCKS = 64
-_BLOCK, _NESTED = tl.constexpr(BLOCK), tl.constexpr(NESTED)
+_BLOCK, _NESTED = tl.constexpr(NF4_BLOCK), tl.constexpr(NF4_NESTED)
 
 
 @triton.jit
@@ -72,10 +72,10 @@ def dequantize_nf4_triton(packed: torch.Tensor, code_16: torch.Tensor, absmax: N
     """Launch `dequantize_nf4`. Rows with gaps between them are whole blocks of 64 values."""
     require_contiguous(packed, code_16, absmax.q, absmax.code_256, absmax.nested, out_OI[:1])
     count, width, stride = out_OI.numel(), out_OI.shape[1], out_OI.stride(0)
-    if stride != width and width % BLOCK:
-        raise ValueError(f"rows of {width} values with gaps between them are no whole blocks of {BLOCK}")
+    if stride != width and width % NF4_BLOCK:
+        raise ValueError(f"rows of {width} values with gaps between them are no whole blocks of {NF4_BLOCK}")
     with torch.cuda.device_of(packed):
-        _nf4_kernel[(triton.cdiv(count, BLOCK * _BLOCKS),)](packed, code_16, absmax.q, absmax.code_256, absmax.nested,
+        _nf4_kernel[(triton.cdiv(count, NF4_BLOCK * _BLOCKS),)](packed, code_16, absmax.q, absmax.code_256, absmax.nested,
                                                             absmax.offset, out_OI, count, packed.numel(), width, stride,
                                                             GAPS=stride != width, BLOCKS=_BLOCKS, num_warps=4)
     return out_OI

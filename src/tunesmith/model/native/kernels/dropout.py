@@ -17,11 +17,9 @@ import numpy as np
 import torch
 
 from tunesmith.model.native.kernels.dispatch import use_triton
+from tunesmith.model.native.kernels.dropout_hash import MASK_32, MULTIPLIER_1, MULTIPLIER_2, salt_keys, signed, threshold
 
-#: lowbias32's two multipliers, and 2**32 over the golden ratio: mix(0) is 0, which this keeps the salt 0 away from.
-MULTIPLIER_1, MULTIPLIER_2, _GOLDEN = 0x7FEB352D, 0x846CA68B, 0x9E3779B9
 _STEPS = ((16, MULTIPLIER_1), (15, MULTIPLIER_2))
-_MASK = 0xFFFFFFFF
 #: Elements hashed at once: few enough for a core's cache on a CPU, many enough to fill a GPU.
 _CHUNK_CPU, _CHUNK_GPU = 1 << 17, 1 << 24
 
@@ -44,26 +42,6 @@ def dropout(x_NC: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> to
     return dropout_plain(x_NC, p, keys_N, salt)
 
 
-def threshold(p: float) -> int:
-    """floor(p * 2**32): hashes below it are dropped."""
-    return int(p * 2**32)
-
-
-def salt_keys(salt: int) -> tuple[int, int]:
-    """What the salt adds to the two keys, as signed 32-bit numbers."""
-    if not 0 <= salt <= _MASK:
-        raise ValueError(f"the dropout salt must be in [0, 2**32), but is {salt}")
-    first = mix((salt + _GOLDEN) & _MASK)
-    return _signed(first), _signed(mix((first + _GOLDEN) & _MASK))
-
-
-def mix(h: int) -> int:
-    """lowbias32 of an unsigned 32-bit number."""
-    h = (h ^ h >> 16) * MULTIPLIER_1 & _MASK
-    h = (h ^ h >> 15) * MULTIPLIER_2 & _MASK
-    return h ^ h >> 16
-
-
 def dropout_plain(x_NC: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> torch.Tensor:
     """`dropout` in plain torch, with 0 < p < 1; on a CPU the hashes are numpy's, which is quicker there (`_numpy_mask`)."""
     y_NC = torch.empty_like(x_NC, memory_format=torch.contiguous_format)
@@ -84,9 +62,9 @@ def _numpy_mask(keys_N: torch.Tensor, columns: int, p: float, salt: int) -> torc
     salt_1, salt_2 = salt_keys(salt)
     keys = keys_N.numpy().view(np.uint64)
     spare = np.empty(len(keys), dtype=np.uint32)
-    key_1 = keys.astype(np.uint32) ^ np.uint32(salt_1 & _MASK)
+    key_1 = keys.astype(np.uint32) ^ np.uint32(salt_1 & MASK_32)
     _numpy_mix_(key_1, spare)
-    key_2 = key_1 + ((keys >> np.uint64(32)).astype(np.uint32) ^ np.uint32(salt_2 & _MASK))
+    key_2 = key_1 + ((keys >> np.uint64(32)).astype(np.uint32) ^ np.uint32(salt_2 & MASK_32))
     _numpy_mix_(key_2, spare)
     hashes = np.bitwise_xor(np.arange(columns, dtype=np.uint32), key_1[:, None])
     spare = np.empty_like(hashes)
@@ -119,10 +97,5 @@ def _torch_mask(keys_N: torch.Tensor, columns: int, p: float, salt: int) -> torc
 def _torch_mix(h: torch.Tensor) -> torch.Tensor:
     """lowbias32 on int32. torch's shift brings in copies of the sign from the left, which are cut off again."""
     for shift, multiplier in _STEPS:
-        h = (h ^ (h >> shift & (1 << 32 - shift) - 1)) * _signed(multiplier)
+        h = (h ^ (h >> shift & (1 << 32 - shift) - 1)) * signed(multiplier)
     return h ^ (h >> 16 & 0xFFFF)
-
-
-def _signed(value: int) -> int:
-    """The signed 32-bit number with the bits of an unsigned one."""
-    return value - 2**32 if value >= 2**31 else value

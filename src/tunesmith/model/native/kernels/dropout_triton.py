@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from tunesmith.model.native.kernels.dispatch import power_of_two, require_contiguous, warps
-from tunesmith.model.native.kernels.dropout import MULTIPLIER_1, MULTIPLIER_2, salt_keys, threshold
+from tunesmith.model.native.kernels.dropout_hash import MULTIPLIER_1, MULTIPLIER_2, salt_keys, threshold
 
 #: Elements that a program takes, at most: channels of one token, or several tokens where these are narrow.
 _ELEMENTS = 4096

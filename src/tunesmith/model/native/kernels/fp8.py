@@ -9,10 +9,7 @@ from __future__ import annotations
 import torch
 
 from tunesmith.model.native.kernels.dispatch import use_triton
-
-FP8 = torch.float8_e4m3fn
-#: The largest value of e4m3.
-LARGEST = 448.0
+from tunesmith.model.native.kernels.formats import FP8, FP8_LARGEST
 
 
 def quantise_rows(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,8 +25,8 @@ def quantise_rows_plain(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tup
     """`quantise_rows` in plain torch."""
     x_NC = x_NC.float() if scale_C is None else x_NC.float() * scale_C
     largest_N1 = x_NC.abs().amax(dim=1, keepdim=True)
-    scale_N1 = torch.where(largest_N1 > 0, largest_N1 / LARGEST, torch.ones_like(largest_N1))
-    return (x_NC / scale_N1).clamp(-LARGEST, LARGEST).to(FP8), scale_N1
+    scale_N1 = torch.where(largest_N1 > 0, largest_N1 / FP8_LARGEST, torch.ones_like(largest_N1))
+    return (x_NC / scale_N1).clamp(-FP8_LARGEST, FP8_LARGEST).to(FP8), scale_N1
 
 
 def cast_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, *, transposed: bool) -> torch.Tensor:
@@ -47,7 +44,7 @@ def cast_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, *, transp
 def cast_weight_plain(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, transposed: bool) -> torch.Tensor:
     """`cast_weight` in plain torch."""
     q_OI = weight_OI.float() if scale_O is None else weight_OI.float() / scale_O[:, None]
-    q_OI = q_OI.clamp(-LARGEST, LARGEST).to(FP8)
+    q_OI = q_OI.clamp(-FP8_LARGEST, FP8_LARGEST).to(FP8)
     return q_OI.T.contiguous() if transposed else q_OI
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from tunesmith.model.native.kernels.dispatch import require_contiguous, row_block, warps
-from tunesmith.model.native.kernels.fp8 import FP8, LARGEST
+from tunesmith.model.native.kernels.formats import FP8, FP8_LARGEST
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def quantise_rows_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tu
     scale_N1 = torch.empty((N, 1), dtype=torch.float32, device=x_NC.device)
     block, whole = row_block(C)
     with torch.cuda.device_of(x_NC):
-        _rows_kernel[(N,)](x_NC, scale_C, q_NC, scale_N1, C, SCALED=scale_C is not None, LARGEST=LARGEST, BLOCK=block,
+        _rows_kernel[(N,)](x_NC, scale_C, q_NC, scale_N1, C, SCALED=scale_C is not None, LARGEST=FP8_LARGEST, BLOCK=block,
                            WHOLE=whole, num_warps=warps(block, per_warp=512))
     return q_NC, scale_N1
 
@@ -87,5 +87,5 @@ def cast_weight_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, tr
     with torch.cuda.device_of(weight_OI):
         _cast_kernel[(triton.cdiv(inputs, bi), triton.cdiv(outputs, bo))](
             weight_OI, scale_O, q, outputs, inputs, weight_OI.stride(0), SCALED=scale_O is not None, TRANSPOSED=transposed,
-            LARGEST=LARGEST, BO=bo, BI=bi, num_warps=8)
+            LARGEST=FP8_LARGEST, BO=bo, BI=bi, num_warps=8)
     return q

@@ -9,11 +9,8 @@ from __future__ import annotations
 import torch
 
 from tunesmith.model.native.kernels.dispatch import use_triton
+from tunesmith.model.native.kernels.formats import INT8_LARGEST, INT8_TINY
 
-#: The largest value in use, as in bitsandbytes: -128 has no counterpart.
-LARGEST = 127.0
-#: A row that is nowhere greater counts as zero, so that 127 / its greatest stays finite.
-TINY = 1e-30
 #: What a product asks of K: rows of whole 16 bytes.
 MULTIPLE = 16
 
@@ -40,7 +37,7 @@ def quantise_rows_int8_plain(x_NC: torch.Tensor, scale_C: torch.Tensor | None = 
         x_NC = x_NC.masked_fill(dropped_C.bool(), 0.0)
     largest_N = x_NC.abs().amax(dim=1)
     # Infinity * 0 is NaN: int8 cannot say that a value is not finite, so the scale does.
-    scale_N = torch.where(largest_N > TINY, largest_N / LARGEST, torch.ones_like(largest_N)) + largest_N * 0
+    scale_N = torch.where(largest_N > INT8_TINY, largest_N / INT8_LARGEST, torch.ones_like(largest_N)) + largest_N * 0
     return torch.round(x_NC * (1 / scale_N)[:, None]).to(torch.int8), scale_N
 
 
@@ -115,5 +112,5 @@ def round_weight_int8(weight_OI: torch.Tensor, scale_O: torch.Tensor, *, transpo
 
 def round_weight_int8_plain(weight_OI: torch.Tensor, scale_O: torch.Tensor, transposed: bool) -> torch.Tensor:
     """`round_weight_int8` in plain torch."""
-    q_OI = torch.round(weight_OI.float() * (1 / scale_O)[:, None]).clamp(-LARGEST, LARGEST).to(torch.int8)
+    q_OI = torch.round(weight_OI.float() * (1 / scale_O)[:, None]).clamp(-INT8_LARGEST, INT8_LARGEST).to(torch.int8)
     return q_OI.T.contiguous() if transposed else q_OI

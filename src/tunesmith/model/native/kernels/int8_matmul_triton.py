@@ -15,9 +15,9 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tunesmith.model.native.kernels.dispatch import power_of_two, require_contiguous, row_block, warps
-from tunesmith.model.native.kernels.int8_matmul import LARGEST, TINY
+from tunesmith.model.native.kernels.formats import INT8_LARGEST, INT8_TINY
 
-_LARGEST, _TINY = tl.constexpr(LARGEST), tl.constexpr(TINY)
+_LARGEST, _TINY = tl.constexpr(INT8_LARGEST), tl.constexpr(INT8_TINY)
 #: 1.5 * 2^23. Added to a number less than 2^22 and taken off again, it leaves the nearest integer, ties to even.
 _ROUNDER = tl.constexpr(12582912.0)
 #: Rows of tiles that are worked on together, so that a tile of the weight is read while the cache still has it.
