@@ -18,6 +18,7 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,9 +65,11 @@ def pretrain(tokenizer: PreTrainedTokenizerFast, banned: frozenset[str], *, devi
              learning_rate: float = 3e-3) -> tuple[BloomForCausalLM, float]:
     """Train a BLOOM model of 3 million parameters from scratch; returns it and its mean loss over the last 50 steps."""
     torch.manual_seed(17)
-    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=192, n_layer=6, n_head=8, seq_length=512,
-                         unk_token_id=0, bos_token_id=1, eos_token_id=2, pad_token_id=3)
-    model = BloomForCausalLM(config).to(device)
+    others: dict[str, Any] = {"seq_length": 512, "unk_token_id": 0}  # which its declaration lacks
+    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=192, n_layer=6, n_head=8, bos_token_id=1, eos_token_id=2,
+                         pad_token_id=3, **others)
+    model = BloomForCausalLM(config)
+    torch.nn.Module.to(model, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.1)
     losses: list[float] = []
     source = batches(tokenizer, banned, rows)

@@ -122,12 +122,12 @@ def _limited(client: Any, asked: _Asked) -> Any:
 
     def refuse(response: Any) -> None:
         """What the client would wait for without a word becomes the error that it is."""
-        from huggingface_hub.utils import hf_raise_for_status
+        from huggingface_hub import utils
 
         _Memory.down = False
         if response.status_code in _BUSY:
             response.read()
-            hf_raise_for_status(response)
+            utils.hf_raise_for_status(response)  # type: ignore[attr-defined]  # public, though its list of names lacks it
 
     def once(request: Any, **named: Any) -> Any:
         try:
@@ -241,7 +241,7 @@ def _wait_s(error: Exception, attempt: int) -> float | None:
     """How long to wait before the next attempt; None where another would end the same."""
     if offline():
         return None
-    wait_s = _setting("TUNESMITH_HUB_WAIT", FIRST_WAIT_S) * 2 ** (attempt - 1)
+    wait_s = _setting("TUNESMITH_HUB_WAIT", FIRST_WAIT_S) * 2.0 ** (attempt - 1)
     found = status(error)
     if isinstance(error, TryAgain):
         return wait_s

@@ -71,7 +71,7 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
     commit, by_hub = current_commit(repo, revision, tell, kind=kind, explain=explain, last=whole.commit())
 
     def fetch() -> Path:
-        chosen = {"repo_type": kind, "allow_patterns": list(patterns), "ignore_patterns": list(ignore)}
+        chosen: dict[str, Any] = {"repo_type": kind, "allow_patterns": list(patterns), "ignore_patterns": list(ignore)}
         if not by_hub:
             return Path(snapshot_download(repo, revision=commit or revision, local_files_only=True, **chosen))
         # By its branch first, so that the cache knows what that meant when there is no network.

@@ -69,14 +69,16 @@ def _loss_chart(metrics: list[dict[str, Any]], judgement: Judgement | None) -> a
             "y": altair.Y("loss:Q", title="nats a token", scale=altair.Scale(zero=False)), "color": colour}
     lines = altair.Chart(altair.Data(values=points)).mark_line(strokeWidth=1.5).encode(**axes)
     dots = altair.Chart(altair.Data(values=held_out)).mark_line(point=True, strokeWidth=2).encode(**axes)
-    return _styled(altair.layer(lines, dots), 260)
+    chart: altair.LayerChart = _styled(altair.layer(lines, dots), 260)
+    return chart
 
 
 def _line(metrics: list[dict[str, Any]], key: str, title: str, height: int) -> altair.Chart:
     values = [{"step": m["step"], key: m[key]} for m in metrics]
     chart = altair.Chart(altair.Data(values=values)).mark_line(color="#7a93b8", strokeWidth=1.5).encode(
         x=altair.X("step:Q", title="optimiser step"), y=altair.Y(f"{key}:Q", title=title))
-    return _styled(chart, height)
+    styled: altair.Chart = _styled(chart, height)
+    return styled
 
 
 def _styled(chart: Any, height: int) -> Any:

@@ -55,13 +55,12 @@ class Engine(Protocol):
 
     Shapes: B rows, T tokens of a row, V entries of the vocabulary.
     padded: whether rows that are computed together cost as much as the longest of them.
-    offloads: whether activations can wait in the host's memory. selective: whether some layers alone can be recomputed.
+    selective: whether some layers alone can be recomputed.
     notes: what a run should say of how this engine was built: what was left out, or is not as it is elsewhere.
     """
 
     name: str
     padded: bool
-    offloads: bool
     selective: bool
     base: BaseFiles
     tokenizer: Any
@@ -72,6 +71,11 @@ class Engine(Protocol):
     quantization: str
     positions: int | None
     notes: tuple[str, ...]
+
+    @property
+    def offloads(self) -> bool:
+        """Whether activations can wait in the host's memory."""
+        ...
 
     def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor,
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:

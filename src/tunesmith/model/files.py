@@ -226,7 +226,7 @@ def _check_headers(base: BaseFiles) -> None:
             codes = [name for name, entry in (header or {}).items() if name.endswith(".weight") and _is_code(entry)]
         except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             whole = False
-        if not whole:
+        if not whole or header is None:
             raise IntegrityError(f"{path}: not a whole safetensors file", "Download or copy the base again.")
         if left and own_quantization(base.config) is None:
             raise IntegrityError(f"{path}: has {left[0]}, as weights in few bits do, and config.json does not say how these "

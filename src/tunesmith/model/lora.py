@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 #: What PEFT writes into the config of a LoRA adapter that has the settings of a recipe alone.
-_PEFT_CONFIG = {
+_PEFT_CONFIG: dict[str, Any] = {
     "peft_type": "LORA", "task_type": "CAUSAL_LM", "peft_version": importlib.metadata.version("peft"),
     "bias": "none", "init_lora_weights": True,
     "megatron_core": "megatron.core", "qalora_group_size": 16, "alpha_pattern": {}, "rank_pattern": {}, "loftq_config": {},
@@ -84,7 +84,9 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
 
 def build_config(settings: LoraSettings, targets: str | list[str]) -> LoraConfig:
     """PEFT's own description of the adapter that the recipe asks for."""
-    return import_peft().LoraConfig(bias="none", task_type="CAUSAL_LM", target_modules=targets, **_recipe_words(settings))
+    config: LoraConfig = import_peft().LoraConfig(bias="none", task_type="CAUSAL_LM", target_modules=targets,
+                                                  **_recipe_words(settings))
+    return config
 
 
 def config_words(settings: LoraSettings) -> dict[str, Any]:

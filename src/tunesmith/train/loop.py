@@ -90,9 +90,9 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
                                 "Set model.dtype to bfloat16 or float32, or lower train.learning_rate.")
         if held_out_loss and settings.eval_steps and not last and progress.step % settings.eval_steps == 0:
             engine.training(False)
-            record["eval_loss"] = held_out_loss()
+            record["eval_loss"] = held_out = held_out_loss()
             engine.training(True)
-            if not math.isfinite(record["eval_loss"]):
+            if not math.isfinite(held_out):
                 raise DivergedError(f"step {progress.step}: the held-out loss is {record['eval_loss']}", LOWER_THE_RATE)
         run.metrics.append(record)
         on_step(record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -101,19 +102,20 @@ def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
         engine.accumulate([rows[i] for i in indices], weight, dropout_seeds and [dropout_seeds[i] for i in indices])
         for indices in cuts])
 
-    scaler.unscale_(optimizer)
+    of_torch: Any = optimizer  # it has what the scaler asks an optimiser for
+    scaler.unscale_(of_torch)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, grad_norm)
     loss = losses.double().sum() / loss_tokens
     if scaler.is_enabled():
-        scaler.step(optimizer)  # passed over when the scaled gradient overflowed
+        scaler.step(of_torch)  # passed over when the scaled gradient overflowed
         scaler.update()
     else:  # nothing is learnt from a step that is not finite; the device decides, so that the host need not wait here
-        optimizer.found_inf = (~torch.isfinite(loss + grad_norm)).float()
+        of_torch.found_inf = (~torch.isfinite(loss + grad_norm)).float()
         optimizer.step()
-        del optimizer.found_inf
+        del of_torch.found_inf
 
     # The one place in a step where the host waits for the device.
     loss_value, norm_value = torch.stack([loss, grad_norm.to(loss)]).tolist()

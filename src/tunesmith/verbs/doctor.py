@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 
@@ -29,11 +30,11 @@ def doctor() -> dict[str, Any]:
         gpus.append({"name": properties.name, "memory_bytes": properties.total_memory,
                      "capability": f"{properties.major}.{properties.minor}",
                      "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False)})
-        checks += [_check(f"int8 on cuda:{index}", lambda i=index: _quantised("int8", f"cuda:{i}"),
+        checks += [_check(f"int8 on cuda:{index}", partial(_quantised, "int8", f"cuda:{index}"),
                           "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes"),
-                   _check(f"nf4 on cuda:{index}", lambda i=index: _quantised("nf4", f"cuda:{i}"),
+                   _check(f"nf4 on cuda:{index}", partial(_quantised, "nf4", f"cuda:{index}"),
                           "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes"),
-                   _check(f"fast kernels on cuda:{index}", lambda i=index: _kernels(f"cuda:{i}"),
+                   _check(f"fast kernels on cuda:{index}", partial(_kernels, f"cuda:{index}"),
                           "Triton is missing (pip install triton), or this GPU is older than compute capability 8.0; "
                           "the native engine then goes the plain way.")]
     return {"machine": describe_machine(), "versions": library_versions(), "gpus": gpus, "hub": _hub(),

@@ -25,7 +25,8 @@ def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> di
     require_agreement(config, base, chosen.model.quantization)
     if can_count(config, chosen.lora.target_modules):
         counts = count_parameters(config, r=chosen.lora.r, target_modules=chosen.lora.target_modules)
-        trainable, everything, quantisable, notes = counts.trainable, counts.all, counts.linear, ()
+        notes: tuple[str, ...] = ()
+        trainable, everything, quantisable = counts.trainable, counts.all, counts.linear
     else:
         from tunesmith.model.hf.meta import count_on_meta
         from tunesmith.model.lora import LoraSettings

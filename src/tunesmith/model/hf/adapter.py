@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
@@ -21,7 +22,8 @@ def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str, se
     Its start depends on the seed and the module names alone. Raises RecipeError for targets that cannot carry LoRA, a rank
     that is larger than any of the modules, and where nothing is left to carry the adapter.
     """
-    head = model.get_output_embeddings()
+    of_transformers: Any = model
+    head = of_transformers.get_output_embeddings()
     linears = {name: module for name, module in model.named_modules()
                if isinstance(module, torch.nn.Linear | Conv1D) and module is not head}
     cannot = _cannot_carry(linears, architecture, settings.dropout)
@@ -105,10 +107,12 @@ def _is_plain(module: torch.nn.Module) -> bool:
 def _fused_names(architecture: str) -> set[str]:
     """Names of modules that PEFT takes for experts, which transformers 5 keeps as one parameter."""
     try:
-        from peft.utils.transformers_weight_conversion import _MODEL_TO_CONVERSION_PATTERN, _MOE_TARGET_MODULE_MAPPING
+        from peft.utils import transformers_weight_conversion as conversion
     except ImportError:  # a peft or a transformers without it
         return set()
-    return set(_MOE_TARGET_MODULE_MAPPING.get(_MODEL_TO_CONVERSION_PATTERN.get(architecture, ""), {}))
+    patterns: dict[str, str] = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {})
+    experts: dict[str, dict[str, str]] = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {})
+    return set(experts.get(patterns.get(architecture, ""), {}))
 
 
 def _short_names(wanted: list[str], every: list[str]) -> list[str]:
@@ -150,11 +154,13 @@ def _widths(module: torch.nn.Module) -> tuple[int, int]:
 
 def attach_nothing(model: torch.nn.Module) -> PeftModel:
     """The model as it is, wrapped as an engine expects it: its adapter, on the embedding that all have, is switched off."""
-    place = model.get_input_embeddings()
+    of_transformers: Any = model
+    place = of_transformers.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is place)
     peft_model = get_peft_model(model, build_config(LoraSettings(1, 1, 0.0, [name]), [name]))
     peft_model.requires_grad_(False)
-    peft_model.base_model.disable_adapter_layers()
+    tuner: Any = peft_model.base_model
+    tuner.disable_adapter_layers()
     return peft_model
 
 
@@ -177,7 +183,8 @@ def load_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
     config.inference_mode = False
     path = folder / CONFIG_NAME
     require_bounded(config.to_dict(), [name for name, _ in model.named_modules()], path)
-    _require_tokens(config.trainable_token_indices, len(model.get_input_embeddings().weight), path)
+    of_transformers: Any = model
+    _require_tokens(config.trainable_token_indices, len(of_transformers.get_input_embeddings().weight), path)
     try:
         peft_model = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError) as error:

@@ -78,7 +78,8 @@ def draw_by_sample(model: PeftModel) -> TokenKeys | None:
 
 def dropout_of_base(model: PeftModel) -> dict[str, float]:
     """The settings of a base's config by which it drops something of its own in training; heads that are not built aside."""
-    config = model.get_base_model().config.to_dict()
+    base: Any = model.get_base_model()
+    config = base.config.to_dict()
     return {key: float(value) for key, value in config.items()
             if "drop" in key and isinstance(value, float) and value > 0
             and not key.startswith(("classifier", "summary", "label"))}

@@ -35,16 +35,17 @@ class HfEngine:
         """notes: what is to be said of how the model was made, see `Engine`."""
         self.model, self.tokenizer, self.base = model, tokenizer, base
         self.quantization, self.dtype, self.positions = quantization, dtype, base.positions
-        self.device = model.get_input_embeddings().weight.device
-        self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, model.get_base_model().generation_config.eos_token_id)
+        base_model: Any = model.get_base_model()
+        self.device: torch.device = base_model.get_input_embeddings().weight.device
+        self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, base_model.generation_config.eos_token_id)
         self._token_keys = draw_by_sample(model)
         self.notes = (*notes, *_dropout_note(model))
-        base_model = model.get_base_model()
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
 
     def checkpoint_gradients(self, share: float = 1.0, *, offload: bool = False) -> None:
         """Recompute all activations in the backward pass instead of keeping them."""
-        self.model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base_model: Any = self.model.get_base_model()
+        base_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

@@ -32,8 +32,9 @@ def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devic
     way = WAYS[quantization]
     asked = _quantisation_to_ask_for(base, way.config(dtype))
     spread = device_map_auto and device == "cuda" and not one_gpu_holds(base, quantization)
+    loads: Any = AutoModelForCausalLM
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = loads.from_pretrained(
             base.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False,
             device_map="auto" if spread else {"": device}, output_loading_info=True,
             **({} if asked is None else {"quantization_config": asked}))
@@ -70,7 +71,8 @@ def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devic
         if parameter.ndim == 1 and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.float32)
     model.config.use_cache = False
-    return model
+    loaded: torch.nn.Module = model
+    return loaded
 
 
 def _quantisation_to_ask_for(base: BaseFiles, wanted: Any) -> Any:

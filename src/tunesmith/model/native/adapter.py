@@ -49,7 +49,7 @@ def attach(model: Decoder, settings: LoraSettings, architecture: str, seed: int)
 
 def settings_of(config: LoraConfig) -> LoraSettings:
     """The settings of an adapter that `why_not` has nothing against."""
-    return LoraSettings(config.r, config.lora_alpha, config.lora_dropout, sorted(config.target_modules))
+    return LoraSettings(config.r, config.lora_alpha, config.lora_dropout, sorted(config.target_modules or ()))
 
 
 def attach_as(model: Decoder, settings: LoraSettings) -> None:
@@ -66,7 +66,7 @@ def attach_as(model: Decoder, settings: LoraSettings) -> None:
 
 def adapters(model: Decoder) -> Iterator[Adapter]:
     """Every adapter, in the order of the layers."""
-    return (adapter for linear in model.linears() if linear.lora for adapter in linear.lora.adapters)
+    return (adapter for linear in model.linears() if linear.lora for adapter in linear.lora.each)
 
 
 def named_parameters(model: Decoder) -> dict[str, torch.nn.Parameter]:

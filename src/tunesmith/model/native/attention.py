@@ -72,7 +72,8 @@ class PackedAttention:
     def __call__(self, qkv_NW: torch.Tensor, layer: int) -> torch.Tensor:
         """[N, H D]. On a GPU q and k are rotated where they lie."""
         if use_triton(qkv_NW):
-            return _PackedAttention.apply(qkv_NW, self)
+            o_NW: torch.Tensor = _PackedAttention.apply(qkv_NW, self)
+            return o_NW
         q, k, v = self.heads.split(qkv_NW)
         if self.rope is not None:
             q, k = self.rope.rotated(q), self.rope.rotated(k)
@@ -140,7 +141,8 @@ class _PackedAttention(torch.autograd.Function):
             found = attention_backward_cudnn(do_NHD, *attention.heads.split(qkv_NW), o_NHD, ctx.dense, attention.stream.length)
             dv.copy_(found[2])
         else:
-            attention_backward_triton(do_NHD, *attention.heads.split(qkv_NW), o_NHD, *lse, attention.stream.first_key_N,
+            q, k, v = attention.heads.split(qkv_NW)
+            attention_backward_triton(do_NHD, q, k, v, o_NHD, lse[0], attention.stream.first_key_N,
                                       attention.stream.last_query_N, attention.slopes_H, dq, dk, dv)
             found = (dq, dk, dv)
         for target, each in zip((dq, dk), found, strict=False):

@@ -87,4 +87,5 @@ class Bloom(Decoder):
 
     def embed(self, ids_N: torch.Tensor) -> torch.Tensor:
         """Embeddings, normed (section 3.2.1 of the paper)."""
-        return self.word_embeddings_layernorm(super().embed(ids_N), None)[1]
+        normed_NC: torch.Tensor = self.word_embeddings_layernorm(super().embed(ids_N), None)[1]
+        return normed_NC

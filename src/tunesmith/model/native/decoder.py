@@ -83,7 +83,8 @@ class Decoder(nn.Module):
 
     def hidden(self, ids_N: torch.Tensor, attend: Attend, rows_L: torch.Tensor | None) -> torch.Tensor:
         """The normed last hidden state [L, C] of the chosen places of the stream, or of all."""
-        residual_NC, delta_NC = self.embed(ids_N), None
+        residual_NC = self.embed(ids_N)
+        delta_NC: torch.Tensor | None = None
         if self.offload is not None:
             self.offload.begin()
         for stretch, learnable in self._stretches(attend):
@@ -95,8 +96,9 @@ class Decoder(nn.Module):
                 residual_NC, delta_NC = recomputed(partial(_alone, stretch), residual_NC, learnable, self.mode.recompute,
                                                    self.offload)
         if rows_L is not None:
-            residual_NC, delta_NC = residual_NC[rows_L], delta_NC[rows_L]
-        return self.final_norm(residual_NC, delta_NC)[1]
+            residual_NC, delta_NC = residual_NC[rows_L], None if delta_NC is None else delta_NC[rows_L]
+        normed_LC: torch.Tensor = self.final_norm(residual_NC, delta_NC)[1]
+        return normed_LC
 
     def _stretches(self, attend: Attend) -> Iterator[tuple[Stretch, list[nn.Parameter] | None]]:
         """The layers in order, each with what learns in it where it is to be recomputed, else with None.
@@ -104,6 +106,7 @@ class Decoder(nn.Module):
         Inputs that wait on the host cost no memory, so there each half of a layer keeps its own: then the attention's last
         product is not made again. The last half of all is not recomputed: its backward pass comes at once.
         """
+        layer: Any
         for number, layer in enumerate(self.layers):
             whole = partial(layer, attend=attend, number=number)
             if number >= self.recomputed_layers:

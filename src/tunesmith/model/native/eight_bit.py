@@ -25,6 +25,8 @@ class Fp8Weight(FrozenWeight):
     the weight as it is kept, which stays the only copy; int8 values are taken as they are, with their own scale.
     """
 
+    ones: torch.Tensor
+
     def __init__(self, exact: FrozenWeight) -> None:
         super().__init__(exact.outputs, exact.inputs, exact.dtype)
         # Not a submodule: it is one of the layer's already.
@@ -54,7 +56,7 @@ class Fp8Weight(FrozenWeight):
             w_IO = cast_weight(exact.dense(), self.scale, transposed=True)
         dy_q, scale_N1 = quantise_rows(dy_NO.contiguous(), self.scale)
         dx_NI = scaled_product(dy_q, scale_N1, w_IO, self.ones, self.dtype)
-        return dx_NI if dlow_NR is None else dx_NI.addmm_(dlow_NR, a_RI)
+        return dx_NI if dlow_NR is None or a_RI is None else dx_NI.addmm_(dlow_NR, a_RI)
 
 
 def fits_fp8(weight: FrozenWeight) -> bool:

@@ -24,7 +24,8 @@ def head_losses(hidden_LC: torch.Tensor, weight_VC: torch.Tensor, targets_L: tor
     The gradient for the hidden rows is computed along with the loss, while a chunk's logits exist, as Liger does
     (Hsu et al. 2024, https://arxiv.org/abs/2410.10989): softmax minus one-hot does not depend on what comes after.
     """
-    return _HeadLoss.apply(hidden_LC, weight_VC, targets_L)
+    nats_L: torch.Tensor = _HeadLoss.apply(hidden_LC, weight_VC, targets_L)
+    return nats_L
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -40,12 +41,12 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, rows, chunk):
             here = slice(start, min(start + chunk, rows))
             logits = matmul_fp32(hidden_LC[here], weight_VC.T)
-            d_logits = None
-            if d_hidden_LC is not None:
-                d_logits = logits if logits.dtype == hidden_LC.dtype else torch.empty_like(logits, dtype=hidden_LC.dtype)
+            if d_hidden_LC is None:
+                nats_L[here] = cross_entropy(logits, targets_L[here], None)
+                continue
+            d_logits = logits if logits.dtype == hidden_LC.dtype else torch.empty_like(logits, dtype=hidden_LC.dtype)
             nats_L[here] = cross_entropy(logits, targets_L[here], d_logits)
-            if d_hidden_LC is not None:
-                torch.mm(d_logits, weight_VC, out=d_hidden_LC[here])
+            torch.mm(d_logits, weight_VC, out=d_hidden_LC[here])
         ctx.save_for_backward(d_hidden_LC)
         return nats_L
 

@@ -42,6 +42,10 @@ class Int8Products(FrozenWeight):
 
     #: `project` is another product than that of the exact weight.
     joins = False
+    largest_I: torch.Tensor
+    columns: torch.Tensor
+    dropped_I: torch.Tensor | None
+    w_outlier: torch.Tensor | None
 
     def __init__(self, exact: FrozenWeight) -> None:
         super().__init__(exact.outputs, exact.inputs, exact.dtype)
@@ -119,7 +123,7 @@ class Int8Products(FrozenWeight):
 def _beside(low_NR: torch.Tensor | None, b_OR: torch.Tensor | None, x_NK: torch.Tensor,
             w_OK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two pairs as one: the products of [low, x] and [b, w] are the sums of both."""
-    if low_NR is None:
+    if low_NR is None or b_OR is None:
         return x_NK, w_OK
     return torch.cat([low_NR, x_NK], dim=1), torch.cat([b_OR, w_OK], dim=1)
 

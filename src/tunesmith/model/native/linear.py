@@ -79,9 +79,13 @@ class Adapters(nn.Module):
     product serves q, k and v. wide: that product and the base's are one, see `weights.widens`.
     """
 
+    a_RI: torch.Tensor
+    b_OR: torch.Tensor
+
     def __init__(self, weight: FrozenWeight, adapters: list[Adapter], scale: float, dropout: float) -> None:
         super().__init__()
         self.adapters, self.scale, self.dropout = nn.ModuleList(adapters), scale, dropout
+        self.each = tuple(adapters)  # the same, with their type
         device, self.r = adapters[0].A.device, adapters[0].A.shape[0]
         ranks = self.r * len(adapters)
         self.wide = widens(weight, ranks)
@@ -90,12 +94,12 @@ class Adapters(nn.Module):
 
     def learnable(self) -> list[torch.Tensor]:
         """A and B of each adapter in turn."""
-        return [matrix for adapter in self.adapters for matrix in (adapter.A, adapter.B)]
+        return [matrix for adapter in self.each for matrix in (adapter.A, adapter.B)]
 
     def places(self) -> list[tuple[Adapter, slice, slice]]:
         """Each adapter with its ranks and its outputs."""
         return [(adapter, slice(i * self.r, (i + 1) * self.r), slice(adapter.part.start, adapter.part.stop))
-                for i, adapter in enumerate(self.adapters)]
+                for i, adapter in enumerate(self.each)]
 
 
 class Linear(nn.Module):
@@ -114,7 +118,8 @@ class Linear(nn.Module):
         last: nothing of its decoder layer comes after it. While that is recomputed, the result holds nothing.
         """
         call = self._call(front, last)
-        return _Linear.apply(x_NI, call, *(call.lora.learnable() if call.lora else []))
+        y_NO: torch.Tensor = _Linear.apply(x_NI, call, *(call.lora.learnable() if call.lora else []))
+        return y_NO
 
     def _call(self, front: str | None = None, last: bool = False) -> _Call:
         lora = self.lora if self.mode.adapter else None
@@ -125,7 +130,7 @@ class Linear(nn.Module):
     def room(self) -> int:
         """How many values it puts behind each row of its input; an input with that much room is spared a copy."""
         call = self._call()
-        return call.lora.a_RI.shape[0] if call.joins else 0
+        return call.adapters.a_RI.shape[0] if call.joins else 0
 
     def parameter_count(self) -> int:
         """Of the base alone."""
@@ -142,6 +147,18 @@ class _Call:
     front: str | None
     dropout_keys_N: torch.Tensor | None
     discarded: bool
+
+    @property
+    def adapters(self) -> Adapters:
+        """Those that are on, where some are."""
+        assert self.lora is not None
+        return self.lora
+
+    @property
+    def dropout_keys(self) -> torch.Tensor:
+        """Each token's, where the adapters drop something."""
+        assert self.dropout_keys_N is not None
+        return self.dropout_keys_N
 
     @property
     def drops(self) -> bool:
@@ -161,24 +178,26 @@ class _Call:
         if not self.drops or use_triton(x):
             return []
         ones = x.new_ones(len(x), self.weight.inputs)
-        return [dropout(ones, self.lora.dropout, self.dropout_keys_N, adapter.salt) for adapter in self.lora.adapters]
+        lora = self.adapters
+        return [dropout(ones, lora.dropout, self.dropout_keys, adapter.salt) for adapter in lora.each]
 
     def dropped(self, x: torch.Tensor, number: int, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """The dropout of one adapter; the same places in forward and backward."""
         if masks:
             return x * masks[number]
-        return dropout(x, self.lora.dropout, self.dropout_keys_N, self.lora.adapters[number].salt)
+        return dropout(x, self.adapters.dropout, self.dropout_keys, self.adapters.each[number].salt)
 
     def low(self, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """A dropout(h) of every adapter [N, R]."""
+        lora = self.adapters
         if not self.drops:
-            return h_NI @ self.lora.a_RI.T
-        lows = [self.dropped(h_NI, i, masks) @ self.lora.a_RI[ranks].T for i, (_, ranks, _) in enumerate(self.lora.places())]
+            return h_NI @ lora.a_RI.T
+        lows = [self.dropped(h_NI, i, masks) @ lora.a_RI[ranks].T for i, (_, ranks, _) in enumerate(lora.places())]
         return lows[0] if len(lows) == 1 else torch.cat(lows, dim=1)
 
     def d_a(self, dlow_NR: torch.Tensor, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The gradient of each A, fp32."""
-        places = self.lora.places()
+        places = self.adapters.places()
         if not self.drops:
             d_a_RI = matmul_fp32(dlow_NR.T, h_NI)
             return [d_a_RI[ranks] for _, ranks, _ in places]
@@ -186,16 +205,19 @@ class _Call:
 
     def d_b(self, dy_NO: torch.Tensor, low_NR: torch.Tensor) -> list[torch.Tensor]:
         """The gradient of each B, fp32."""
-        d_b_OR = matmul_fp32(dy_NO.T, low_NR).mul_(self.lora.scale)
-        return [d_b_OR[outputs, ranks] for _, ranks, outputs in self.lora.places()]
+        d_b_OR = matmul_fp32(dy_NO.T, low_NR).mul_(self.adapters.scale)
+        return [d_b_OR[outputs, ranks] for _, ranks, outputs in self.adapters.places()]
 
     def d_input(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """The gradient of h, through the base and the adapters."""
-        if dlow_NR is None or not self.drops:
-            return self.weight.project_back(dy_NO, dlow_NR, None if dlow_NR is None else self.lora.a_RI)
+        if dlow_NR is None:
+            return self.weight.project_back(dy_NO)
+        lora = self.adapters
+        if not self.drops:
+            return self.weight.project_back(dy_NO, dlow_NR, lora.a_RI)
         dh_NI = self.weight.project_back(dy_NO)
-        for i, (_, ranks, _) in enumerate(self.lora.places()):
-            dh_NI.add_(self.dropped(dlow_NR[:, ranks] @ self.lora.a_RI[ranks], i, masks))
+        for i, (_, ranks, _) in enumerate(lora.places()):
+            dh_NI.add_(self.dropped(dlow_NR[:, ranks] @ lora.a_RI[ranks], i, masks))
         return dh_NI
 
 
@@ -228,10 +250,11 @@ class _Linear(torch.autograd.Function):
             ctx.save_for_backward(kept_NI, None)
             return x_NI.new_empty(len(x_NI), call.weight.outputs)
         h_NI = x_NI if call.front is None else _FRONTS[call.front][0](x_NI)
-        low_NR, b_OR, masks = None, None, []
-        if call.lora is not None:
-            masks = call.masks(h_NI)
-            low_NR, b_OR = call.low(h_NI, masks), call.lora.b_OR
+        if call.lora is None:
+            ctx.save_for_backward(kept_NI, None)
+            return call.weight.project(h_NI, call.bias_O)
+        masks = call.masks(h_NI)
+        low_NR, b_OR = call.low(h_NI, masks), call.lora.b_OR
         if call.joins:
             joined_NIR = _joined(x_NI, low_NR)
             inputs = x_NI.shape[1]
@@ -256,7 +279,7 @@ class _Linear(torch.autograd.Function):
             else:  # the gradient of h has served when h is there again, so it gives its place
                 h_NI = dx_NI if call.lora is not None else None
                 dx_NI = backward(dx_NI, x_NI, h_NI)
-        if call.lora is None:
+        if call.lora is None or dlow_NR is None:
             return dx_NI, None
         if low_NR is None:
             low_NR = call.low(h_NI, masks)

@@ -34,8 +34,8 @@ class Layer(nn.Module):
                                              f"{name}.self_attn.v_proj": k_width}, bias=biased or kind == "qwen2")
         self.qk_norm = None
         if kind == "qwen3":
-            self.qk_norm = HeadNorm(*(read.tensor(f"{name}.self_attn.{part}_norm.weight", heads.width) for part in "qk"),
-                                    heads, eps)
+            self.qk_norm = HeadNorm(read.tensor(f"{name}.self_attn.q_norm.weight", heads.width),
+                                    read.tensor(f"{name}.self_attn.k_norm.weight", heads.width), heads, eps)
         self.o_proj = read.linear(q_width, {f"{name}.self_attn.o_proj": hidden}, bias=biased)
         self.post_attention_layernorm = read.norm(f"{name}.post_attention_layernorm", hidden, eps, shift=False)
         self.gate_up_proj = read.linear(hidden, {f"{name}.mlp.gate_proj": inner, f"{name}.mlp.up_proj": inner},
@@ -64,6 +64,8 @@ class Layer(nn.Module):
 
 class Llama(Decoder):
     """Any of the line, from its config and checkpoint."""
+
+    inverse_frequencies: torch.Tensor
 
     def __init__(self, config: dict[str, Any], read: Reader) -> None:
         super().__init__()

@@ -24,7 +24,8 @@ class Norm(nn.Module):
     def forward(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None,
                 room: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """(residual + delta, its norm), both [N, C]. room: so many values behind each row of the norm, for `Linear.room`."""
-        return _AddNorm.apply(residual_NC, delta_NC, self.weight, self.shift, self.eps, room)
+        both: tuple[torch.Tensor, torch.Tensor] = _AddNorm.apply(residual_NC, delta_NC, self.weight, self.shift, self.eps, room)
+        return both
 
     def parameter_count(self) -> int:
         """Of weight and shift."""

@@ -7,7 +7,7 @@ times, and here the second time leaves out what only the next layer would want.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class Offload:
         """The tensor of a place, back on the device; the one before it sets out."""
         # These copies stand ahead of the one below on their stream, and until that is waited for nothing is computed.
         self._leaving.clear()
-        x, done = self._coming.pop(place, None) or self._fetch(place)
+        x, done = self._coming.pop(place) if place in self._coming else self._fetch(place)
         torch.cuda.current_stream(x.device).wait_event(done)
         if place > 0:
             self._coming[place - 1] = self._fetch(place - 1)
@@ -74,13 +74,14 @@ class Offload:
         return done
 
 
-def recomputed(layer: Layer, residual_NC: torch.Tensor, learnable: list[torch.Tensor], again: Callable[[], Any],
+def recomputed(layer: Layer, residual_NC: torch.Tensor, learnable: Sequence[torch.Tensor], again: Callable[[], Any],
                offload: Offload | None) -> tuple[torch.Tensor, torch.Tensor]:
     """What the layer gives, keeping its input alone.
 
     learnable: what of the layer gets a gradient. again: a context in which it runs the second time.
     """
-    return _Recomputed.apply(residual_NC, layer, again, offload, *learnable)
+    given: tuple[torch.Tensor, torch.Tensor] = _Recomputed.apply(residual_NC, layer, again, offload, *learnable)
+    return given
 
 
 class _Recomputed(torch.autograd.Function):

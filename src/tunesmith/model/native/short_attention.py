@@ -25,7 +25,8 @@ def keeps_little(spans: tuple[tuple[int, int], ...], heads: int) -> bool:
 def short_attention(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, spans: tuple[tuple[int, int], ...],
                     slopes_H: torch.Tensor | None) -> torch.Tensor:
     """[N, H, D]: causal inside each span; differentiable. fp32 throughout."""
-    return _ShortAttention.apply(q_NHD, k_NKD, v_NKD, spans, slopes_H)
+    o_NHD: torch.Tensor = _ShortAttention.apply(q_NHD, k_NKD, v_NKD, spans, slopes_H)
+    return o_NHD
 
 
 def _blocks(spans: tuple[tuple[int, int], ...]) -> Iterator[tuple[int, slice, slice]]:

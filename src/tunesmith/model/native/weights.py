@@ -6,6 +6,8 @@ product of some hundred tokens keeps the tensor cores busy for much longer than 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import nn
 
@@ -48,7 +50,7 @@ class FrozenWeight(nn.Module):
     def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None, low_NR: torch.Tensor | None = None,
                 b_OR: torch.Tensor | None = None) -> torch.Tensor:
         """x W^T + bias + low b^T [N, O]; the last is LoRA's, and may be left out."""
-        if low_NR is None:
+        if low_NR is None or b_OR is None:
             return torch.nn.functional.linear(x_NI, self.dense(), bias_O)
         # The small product first: the large one then takes its result along instead of a pass of its own.
         return torch.nn.functional.linear(low_NR, b_OR, bias_O).addmm_(x_NI, self.dense().T)
@@ -67,7 +69,7 @@ class FrozenWeight(nn.Module):
     def project_back(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None = None,
                      a_RI: torch.Tensor | None = None) -> torch.Tensor:
         """dy W + dlow a [N, I]: the gradient of `project` for its input."""
-        if dlow_NR is None:
+        if dlow_NR is None or a_RI is None:
             return dy_NO @ self.dense()
         return (dlow_NR @ a_RI).addmm_(dy_NO, self.dense())
 
@@ -76,7 +78,7 @@ class DenseWeight(FrozenWeight):
     """Kept as it is computed in."""
 
     def __init__(self, weight_OI: torch.Tensor) -> None:
-        super().__init__(*weight_OI.shape, weight_OI.dtype)
+        super().__init__(weight_OI.shape[0], weight_OI.shape[1], weight_OI.dtype)
         self.weight = frozen(weight_OI)
         self._wide_OIR: torch.Tensor | None = None
 
@@ -106,7 +108,7 @@ class Int8Weight(FrozenWeight):
     """A row's values as multiples of its largest / 127 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, eq. 3)."""
 
     def __init__(self, q_OI: torch.Tensor, scale_O: torch.Tensor, dtype: torch.dtype) -> None:
-        super().__init__(*q_OI.shape, dtype)
+        super().__init__(q_OI.shape[0], q_OI.shape[1], dtype)
         self.q, self.scale = frozen(q_OI), frozen(scale_O)
 
     @classmethod
@@ -140,13 +142,13 @@ def quantise_int8(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class Nf4Weight(FrozenWeight):
     """4-bit NormalFloat in blocks of 64, double-quantised (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
 
-    def __init__(self, packed: torch.Tensor, state: object, dtype: torch.dtype) -> None:
+    def __init__(self, packed: torch.Tensor, state: Any, dtype: torch.dtype) -> None:
         """packed: two values a byte. state: bitsandbytes' QuantState."""
-        super().__init__(*state.shape, dtype)  # type: ignore[attr-defined]
-        self.packed, self.code = frozen(packed.flatten()), frozen(state.code.float())  # type: ignore[attr-defined]
-        self.absmax_q, self.offset = frozen(state.absmax), frozen(state.offset)  # type: ignore[attr-defined]
-        self.absmax_code = frozen(state.state2.code.float())  # type: ignore[attr-defined]
-        self.absmax_nested = frozen(state.state2.absmax)  # type: ignore[attr-defined]
+        super().__init__(state.shape[0], state.shape[1], dtype)
+        self.packed, self.code = frozen(packed.flatten()), frozen(state.code.float())
+        self.absmax_q, self.offset = frozen(state.absmax), frozen(state.offset)
+        self.absmax_code = frozen(state.state2.code.float())
+        self.absmax_nested = frozen(state.state2.absmax)
 
     @classmethod
     def quantise(cls, weight_OI: torch.Tensor, dtype: torch.dtype) -> Nf4Weight:
@@ -172,7 +174,7 @@ class StackedWeight(FrozenWeight):
     def fill(self, out_OI: torch.Tensor) -> None:
         """Each into its rows."""
         start = 0
-        for weight in self.weights:
+        for weight in cast("list[FrozenWeight]", self.weights):
             weight.fill(out_OI[start:start + weight.outputs])
             start += weight.outputs
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,8 @@ def write_adapter_gguf(adapter: Path, base: BaseFiles, out: Path, *, outtype: st
     for module, (a_RI, b_OR) in pairs.items():
         name, rank = layout.gguf_name(f"{module}.weight"), a_RI.shape[0]
         factor = _scale(config, module, rank) / (alpha / rank)
-        entries += [Entry(f"{name}.lora_a", tuple(a_RI.shape), outtype, lambda a_RI=a_RI: a_RI),
-                    Entry(f"{name}.lora_b", tuple(b_OR.shape), outtype, lambda b_OR=b_OR: b_OR, layout.rows(module),
+        entries += [Entry(f"{name}.lora_a", tuple(a_RI.shape), outtype, _as_read(a_RI)),
+                    Entry(f"{name}.lora_b", tuple(b_OR.shape), outtype, _as_read(b_OR), layout.rows(module),
                           1.0 if math.isclose(factor, 1.0, rel_tol=1e-9) else factor)]
 
     def fill(writer: Any) -> None:
@@ -65,6 +66,10 @@ def write_adapter_gguf(adapter: Path, base: BaseFiles, out: Path, *, outtype: st
     size = write_file(out, layout.architecture, fill, entries)
     return {"path": str(out), "architecture": layout.architecture, "outtype": outtype, "alpha": alpha, "modules": len(pairs),
             "bytes": size, "notes": []}
+
+
+def _as_read(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: tensor
 
 
 def _check_config(adapter: Path, config: dict[str, Any]) -> None:

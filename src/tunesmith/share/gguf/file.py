@@ -135,7 +135,7 @@ def _write_tensors(path: Path, entries: list[Entry], progress: Progress | None) 
         for entry in entries:
             start = done
             for chunk in entry.chunks():
-                file.write(memoryview(chunk).cast("B"))
+                file.write(chunk.data.cast("B"))
                 done += chunk.nbytes
                 if progress is not None:
                     progress(done, total)

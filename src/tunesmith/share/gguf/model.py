@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,8 @@ class _Tensors:
 
         file, own = self._where[name]
         try:
-            return file.get_tensor(own)
+            tensor: torch.Tensor = file.get_tensor(own)
+            return tensor
         except (SafetensorError, OSError, RuntimeError) as error:
             raise IntegrityError(f"{self.base.name}: cannot be read: {own}: {error}") from None
 
@@ -113,7 +115,7 @@ class _Tensors:
         if self.layout.tied and _HEAD in self._where and not self._copy_of_embedding():
             expected[_HEAD] = expected[_EMBEDDINGS[self.layout.architecture]]
         self._check(expected)
-        entries = [Entry(self.layout.gguf_name(name), shape, kind_for(shape, outtype), lambda name=name: self.read(name),
+        entries = [Entry(self.layout.gguf_name(name), shape, kind_for(shape, outtype), partial(self.read, name),
                          self.layout.rows(name)) for name, shape in expected.items()]
         factors = rope_factors(self.layout)
         if factors is not None:

@@ -254,7 +254,7 @@ def _space_prefix(base: BaseFiles, words: dict[str, Any], found: Vocabulary) -> 
     prepend = {"type": "Prepend", "prepend": _SPACE}
     inner = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     if pre is None and inner in ([prepend, replace], [replace]):
-        return inner[0] == prepend
+        return bool(inner[0] == prepend)
     if inner == [] and pre is not None and pre["type"] == "Metaspace" and pre["replacement"] == _SPACE and not pre["split"]:
         if pre["prepend_scheme"] == "never":
             return False

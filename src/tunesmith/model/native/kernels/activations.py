@@ -64,7 +64,7 @@ def gelu_plain(h_NC: torch.Tensor) -> torch.Tensor:
 
 def gelu_backward_plain(da_NC: torch.Tensor, h_NC: torch.Tensor, again_NC: torch.Tensor | None = None) -> torch.Tensor:
     """`gelu_backward` in plain torch."""
-    dh_NC = torch.ops.aten.gelu_backward(da_NC, h_NC, approximate="tanh")
+    dh_NC: torch.Tensor = torch.ops.aten.gelu_backward(da_NC, h_NC, approximate="tanh")
     if again_NC is not None:
         again_NC.copy_(gelu_plain(h_NC))
     return dh_NC

@@ -22,14 +22,15 @@ def fits_cudnn(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, le
     if not q_NHD.is_cuda or torch.cuda.get_device_capability(q_NHD.device) < _OLDEST:
         return False
     grouped = q_NHD.shape[1] != k_NKD.shape[1]
-    params = torch.backends.cuda.SDPAParams(*(_by_sample(each, length) for each in (q_NHD, k_NKD, v_NKD)), None, 0.0, True,
-                                            grouped)
+    params = torch.backends.cuda.SDPAParams(_by_sample(q_NHD, length), _by_sample(k_NKD, length), _by_sample(v_NKD, length),
+                                            None, 0.0, True, grouped)
     return torch.backends.cuda.can_use_cudnn_attention(params)
 
 
 def _by_sample(x_NHD: torch.Tensor, length: int) -> torch.Tensor:
     """[B, H, S, D], a view."""
-    return x_NHD.unflatten(0, (-1, length)).transpose(1, 2)
+    x_BSHD: torch.Tensor = x_NHD.unflatten(0, (-1, length))
+    return x_BSHD.transpose(1, 2)
 
 
 def attention_forward_cudnn(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor,

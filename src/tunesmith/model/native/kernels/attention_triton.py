@@ -7,6 +7,8 @@ Every block is masked: what that costs is less than what a second and third copy
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -146,7 +148,7 @@ def _query_kernel(q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, first
     tl.store(dq_ptr + q_at, (dq * grad_scale).to(dq_ptr.dtype.element_ty), mask=inside)
 
 
-def _launch(q_NHD: torch.Tensor, k_NHD: torch.Tensor, slopes_H: torch.Tensor | None) -> dict[str, object]:
+def _launch(q_NHD: torch.Tensor, k_NHD: torch.Tensor, slopes_H: torch.Tensor | None) -> dict[str, Any]:
     """What all kernels are compiled with: blocks that fit the shared memory for this head size and dtype."""
     heads, width = q_NHD.shape[1:]
     padded = max(16, triton.next_power_of_2(width))

@@ -84,7 +84,7 @@ def int8_product_plain(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Te
         y_NM *= scale_M
     if bias_M is not None:
         y_NM += bias_M
-    if low_NR is not None:
+    if low_NR is not None and b_MR is not None:
         y_NM.addmm_(low_NR.float(), b_MR.float().T)
     return y_NM.to(dtype)
 

@@ -244,7 +244,7 @@ def _pointer_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED
 def _limits(index: int) -> tuple[int, int, bool]:
     """(multiprocessors, bytes of shared memory that one program may have, whether TMA is there) of a GPU."""
     found = torch.cuda.get_device_properties(index)
-    return (found.multi_processor_count, found.shared_memory_per_block_optin,
+    return (found.multi_processor_count, found.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # torch's stub lacks it
             (found.major, found.minor) >= _TMA_SINCE)
 
 
@@ -279,15 +279,15 @@ def launch_product(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor
                    b_MR: torch.Tensor | None = None, *, tma: bool) -> torch.Tensor:
     """`int8_product` in tiles of this kind. tma: needs `takes_tma` and a GPU that has it (or the interpreter)."""
     ranks = 0 if low_NR is None else low_NR.shape[1]
-    flipped = ranks > 0 and not b_MR.is_contiguous()
-    require_contiguous(a_NK, scale_N, b_MK, scale_M, bias_M, low_NR, b_MR.T if flipped else b_MR)
+    flipped = ranks > 0 and b_MR is not None and not b_MR.is_contiguous()
+    require_contiguous(a_NK, scale_N, b_MK, scale_M, bias_M, low_NR, b_MR.T if flipped and b_MR is not None else b_MR)
     N, K, M = *a_NK.shape, b_MK.shape[0]
     y_NM = torch.empty((N, M), dtype=dtype, device=a_NK.device)
     if y_NM.numel() == 0:
         return y_NM
     a = TensorDescriptor.from_tensor(a_NK, [tile.rows, tile.depth]) if tma else a_NK
     b = TensorDescriptor.from_tensor(b_MK, [tile.columns, tile.depth]) if tma else b_MK
-    step = min(_RANKS_FP32 if ranks and low_NR.dtype == torch.float32 else _RANKS, max(16, power_of_two(ranks)))
+    step = min(_RANKS_FP32 if low_NR is not None and low_NR.dtype == torch.float32 else _RANKS, max(16, power_of_two(ranks)))
     with torch.cuda.device_of(a_NK):
         (_tma_kernel if tma else _pointer_kernel)[(triton.cdiv(N, tile.rows) * triton.cdiv(M, tile.columns),)](
             a, b, scale_N, scale_M, bias_M, low_NR, b_MR, y_NM, N, M, K, SCALED=scale_M is not None,
