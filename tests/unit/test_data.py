@@ -100,9 +100,9 @@ def test_missing_column_and_null_name_row_and_fix() -> None:
         make_examples(rows, prompt="{quote}", completion="{tags}", messages=None)
 
 
-@pytest.mark.parametrize("value", [float("nan"), [float("inf")], ["a", {"b": [1.0, float("-inf")]}]])
+@pytest.mark.parametrize("value", [float("nan"), [float("inf")], ["a", {"b": [1.0, float("-inf")]}], ["a", None]])
 def test_numbers_that_are_none_never_become_text(value: Any) -> None:
-    with pytest.raises(DataError, match=r'line 1: the column "tags" (is|holds) (nan|-?inf)'):
+    with pytest.raises(DataError, match=r'line 1: the column "tags" (is|holds) (nan|-?inf|null)'):
         make_examples([Row({"tags": value}, "line 1")], prompt="", completion="{tags}", messages=None)
 
 

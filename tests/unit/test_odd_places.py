@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import errno
+import importlib
 import json
 import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +257,18 @@ def test_checkpoints_and_metrics_survive_odd_lines(tmp_path: Path) -> None:
     assert [record["step"] for record in MetricsLog(tmp_path / "m.jsonl").read()] == [1, 2]
     (tmp_path / "step-x").mkdir()
     assert Checkpoints(tmp_path, 3).newest_whole() == (None, {}, [])
+
+
+def test_a_stop_waits_for_the_import_that_it_falls_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.2)\nDONE = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def import_and_wait() -> None:
+        importlib.import_module("slow_to_import")
+        time.sleep(5)
+        pytest.fail("it never came")
+
+    with StopSignal(), pytest.raises(Interrupted):
+        import_and_wait()
+    assert sys.modules.pop("slow_to_import").DONE

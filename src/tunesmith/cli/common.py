@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from tunesmith.errors import EnvironmentFault, Interrupted, OutOfMemory, TunesmithError
+from tunesmith.interrupts import outside_imports
 from tunesmith.rundir.files import explained_os_error
 from tunesmith.visible import json_visible, on_one_line, visible
 
@@ -204,12 +205,12 @@ def _out(text: str, *, raw: bool = False) -> None:
 class _Interrupt:
     """Remembers that Ctrl-C came: libraries turn the exception that it raises in their middle into errors of their own."""
 
-    error = Interrupted(signal.SIGINT, "Stopped.", "The same command begins again.")
+    error = Interrupted(signal.SIGINT, "Stopped.", "Run the same command to begin again.")
 
     def __init__(self) -> None:
         self.came = False
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._come)
+            signal.signal(signal.SIGINT, outside_imports(self._come))
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         self.came = True

@@ -51,7 +51,7 @@ def train_text(result: dict[str, Any]) -> str:
     else:
         lines += [*judgement_lines(found), verdict_line(found)]
         if found["verdict"] in ("helps", "loss only") and found["stop_rate_tuned"] == 0:
-            lines += ["  But no answer stops yet: train longer, and see that data.append_eos is true."]
+            lines += ["  But no answer stops yet: train longer, with data.append_eos: true."]
     adapter = relative(result["adapter"])
     lines += ["", f"  adapter  {adapter}", f"  report   {relative(result['run'])}/report.html"]
     if pushed := result.get("pushed"):

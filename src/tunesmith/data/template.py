@@ -87,18 +87,20 @@ def _value(row: Row, column: str, template: Template) -> str:
     value = row.values[column]
     if value is None:
         raise DataError(f'{row.place}: the column "{column}" is null', "Fill it in or remove the row.")
-    if (bad := _not_finite(value)) is not None:
-        holds = "is" if bad is value else "holds"
+    if bad := _no_text(value):
+        holds = "is" if isinstance(value, float) else "holds"
         raise DataError(f'{row.place}: the column "{column}" {holds} {bad}', "Fill it in or remove the row.")
     return value if isinstance(value, str) else str(value)
 
 
-def _not_finite(value: Any) -> float | None:
-    """A NaN or an infinity that a value is, or that its lists and objects hold: text made of it would say `nan`."""
+def _no_text(value: Any) -> str | None:
+    """null, nan or inf where a value is one, or its lists and objects hold one: as text it would say `None` or `nan`."""
+    if value is None:
+        return "null"
     if isinstance(value, float):
-        return None if math.isfinite(value) else value
+        return None if math.isfinite(value) else str(value)
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return next((bad for item in inside if (bad := _not_finite(item)) is not None), None)
+    return next((bad for item in inside if (bad := _no_text(item))), None)
 
 
 def _messages(row: Row, column: str) -> tuple[tuple[str, str], ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import glob
+import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -302,5 +304,12 @@ def differences(then: Recipe, now: Recipe) -> list[str]:
         for key, value in before[section].items():
             name = f"{section}.{key}"
             if value != after[section][key] and not name.startswith(HARMLESS):
-                lines.append(f"{name}: the run has {value!r}, the recipe says {after[section][key]!r}")
+                gone = isinstance(value, str) and os.path.isabs(value) and not os.path.lexists(value)
+                lines.append(f"{name}: the run has {_shown(value)}{', which is not there any more' if gone else ''}, "
+                             f"the recipe says {_shown(after[section][key])}")
     return lines
+
+
+def _shown(value: Any) -> str:
+    """A value as a recipe has it."""
+    return repr(value) if isinstance(value, str) else json.dumps(value)

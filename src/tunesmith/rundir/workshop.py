@@ -16,12 +16,11 @@ from types import FrameType
 from typing import Any
 
 from tunesmith.errors import EnvironmentFault, Interrupted, TunesmithError, UsageError
+from tunesmith.interrupts import imports_under_way
 from tunesmith.rundir.files import TEMPORARY_PREFIX, disk_errors, sync_folder
 
 #: How long after a signal its exception is raised once more [s].
 _AGAIN_S = 0.2
-#: The file name that Python gives to the frames of its import system.
-_IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 
 
 @contextlib.contextmanager
@@ -79,15 +78,6 @@ class _Stopped(KeyboardInterrupt):
     """Of a class of its own: after a plain KeyboardInterrupt within an eval, Python ends as if by SIGINT, caught or not."""
 
 
-def _imports_under_way(frame: FrameType | None) -> int:
-    """The number of frames of Python's import system from this one outwards."""
-    found = 0
-    while frame is not None:
-        found += frame.f_code.co_filename == _IMPORT_SYSTEM
-        frame = frame.f_back
-    return found
-
-
 @contextlib.contextmanager
 def _signals_as_errors() -> Iterator[None]:
     """These signals end the block, so that what is temporary is removed.
@@ -98,14 +88,14 @@ def _signals_as_errors() -> Iterator[None]:
     that no exception may leave (torch's ends the process with SIGABRT there), and a half-imported module helps nobody.
     """
     came = 0
-    imports_before = _imports_under_way(sys._getframe())
+    imports_before = imports_under_way(sys._getframe())
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal came
         if number != signal.SIGALRM:
             came = number
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
-        if _imports_under_way(frame) <= imports_before:
+        if imports_under_way(frame) <= imports_before:
             raise _Stopped
 
     def hide(dropped: Any) -> None:
@@ -122,7 +112,7 @@ def _signals_as_errors() -> Iterator[None]:
     except BaseException:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if came:
-            raise Interrupted(came, "Stopped; nothing was written.", "The same command begins again.") from None
+            raise Interrupted(came, "Stopped; nothing was written.", "Run the same command to begin again.") from None
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

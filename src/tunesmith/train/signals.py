@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from tunesmith.errors import Interrupted
+from tunesmith.interrupts import outside_imports
 
 
 class StopSignal:
@@ -29,7 +30,7 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+                self._before[number] = signal.signal(number, outside_imports(self._handle))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,7 +44,8 @@ class StopSignal:
         if self._deferring:
             self._tell("Stopping: this step is finished and saved first. Once more leaves at once, at the last checkpoint.")
         else:
-            raise Interrupted(number, "Stopped.", "The same command starts again from what was saved.")
+            raise Interrupted(number, "Stopped.", "Run the same command again: it goes on from the newest checkpoint, or "
+                                                  "begins anew where there is none.")
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -18,7 +18,8 @@ from tunesmith.train.optim import AdamW
 from tunesmith.train.state import CutState
 
 #: What to do when a run diverged. A checkpoint is only written while the adapter is finite, so it is from before.
-LOWER_THE_RATE = "Lower train.learning_rate or lengthen train.warmup_steps. The last checkpoint is from before."
+LOWER_THE_RATE = ("Lower train.learning_rate or lengthen train.warmup_steps, in a folder of its own (--run): that is another "
+                  "experiment.")
 
 
 @dataclass

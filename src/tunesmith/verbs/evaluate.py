@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-from tunesmith.errors import DataError, RecipeError, UsageError
-from tunesmith.recipe import load_recipe
-from tunesmith.verbs.adapters import base_option, find_adapter, require_base, require_choices
+from tunesmith.data.dataset import read_text
+from tunesmith.errors import DataError, RecipeError, TunesmithError, UsageError
+from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.verbs.adapters import AdapterFiles, base_option, find_adapter, require_base, require_choices
 from tunesmith.verbs.prepare import prepare
 from tunesmith.verbs.show import Show, Silent
 
@@ -41,6 +42,7 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     if not chosen.data.validation:
         raise DataError("data.validation is 0: nothing is held out to judge on",
                         "For example: --set data.validation=0.05, if the adapter was not trained on those rows.")
+    _require_unseen(found, chosen, show)
     from tunesmith.model.lora import read_adapter_config
 
     wants = read_adapter_config(found.folder).get("base_model_name_or_path")
@@ -68,3 +70,24 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
                       on_stage=show.stage)
     return {**judgement.summary(), "modules": count_modules(engine),
             "samples": [asdict(sample) for sample in judgement.samples]}
+
+
+def _require_unseen(found: AdapterFiles, chosen: Recipe, show: Show) -> None:
+    """Raises DataError where other data than the run's own would be judged on rows that the run was trained on."""
+    if found.recipe is None:
+        return
+    own = load_recipe(os.fspath(found.recipe))
+    if own.data == chosen.data:
+        return
+    templates = {"prompt": own.data.prompt, "completion": own.data.completion, "messages": own.data.messages}
+    try:
+        trained = {example.content_hash for example in read_text(own.data, show.note).learn}
+        judged = read_text(chosen.data.model_copy(update=templates), show.note).held_out
+    except TunesmithError as error:
+        show.note(f"Whether the run was trained on some of the rows that are judged on is not known: {error.message}")
+        return
+    seen = sum(example.content_hash in trained for example in judged)
+    if seen:
+        raise DataError(f"data.validation: {seen} of the {len(judged)} rows to judge on are among those that the run was "
+                        "trained on, where a low loss shows nothing",
+                        "Name rows that it has not seen (--set data.validation=FILE), or leave data as the run has it.")
