@@ -55,7 +55,7 @@ def main() -> None:
         base = locate_base(name, None)
         tokenizer = load_tokenizer(base)
         recipe = parse_recipe(preset_text("demo"))
-        rows = tokenize_text(read_text(recipe.data), tokenizer, Rules("all", False, 512, "truncate")).learn[:16]
+        rows = tokenize_text(read_text(recipe.data), tokenizer, Rules("all", False, 512, "truncate")).train[:16]
         for quantization in ("none", "int8", "nf4"):
             exact_loss, exact = gradients(base, tokenizer, rows, quantization, "exact")
             for matmul in ("fp8", "int8"):

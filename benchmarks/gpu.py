@@ -126,11 +126,11 @@ class Row:
     """A random sample that learns every token but its first."""
 
     ids: list[int]
-    learnt: list[bool] = field(init=False)
+    loss_mask: list[bool] = field(init=False)
     place: str = "random"
 
     def __post_init__(self) -> None:
-        self.learnt = [False] + [True] * (len(self.ids) - 1)
+        self.loss_mask = [False] + [True] * (len(self.ids) - 1)
 
     @property
     def loss_tokens(self) -> int:
@@ -147,8 +147,8 @@ def load_ours(cell: Cell, folder: Path) -> tuple[Any, Callable[[list[Row]], Any]
     from tunesmith.model.files import locate_base
     from tunesmith.model.lora import LoraSettings
     from tunesmith.model.tokenizer import load_tokenizer
-    from tunesmith.train.optim import build_optimizer, build_scaler
-    from tunesmith.train.step import Cut, optimiser_step
+    from tunesmith.training.optim import build_optimizer, build_scaler
+    from tunesmith.training.step import MicroBatchPlan, optimiser_step
 
     began = time.perf_counter()
     base = locate_base(str(folder / cell.model), None)
@@ -161,10 +161,10 @@ def load_ours(cell: Cell, folder: Path) -> tuple[Any, Callable[[list[Row]], Any]
         engine.checkpoint_gradients(offload=cell.offload)
     engine.training(True)
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=2e-4, weight_decay=0.0)
-    scaler, cut = build_scaler(engine.dtype, engine.device), Cut(None, cell.micro_tokens, 512)
+    scaler, plan = build_scaler(engine.dtype, engine.device), MicroBatchPlan(None, cell.micro_tokens, 512)
 
     def take_step(rows: list[Row]) -> Any:
-        return optimiser_step(engine, optimizer, scaler, rows, step=1, cut=cut, max_grad_norm=1.0,
+        return optimiser_step(engine, optimizer, scaler, rows, step=1, plan=plan, max_grad_norm=1.0,
                               dropout_seeds=sample_seeds(0, 0, len(rows)))
 
     return engine, take_step, load_s

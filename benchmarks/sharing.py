@@ -58,7 +58,7 @@ def live_answers(run: Path) -> tuple[list[list[int]], list[list[int]], list[int]
     prepared = prepare(recipe, Silent())
     engine = build_with_adapter(prepared.base, prepared.tokenizer, run / "adapter", engine=prepared.engine,
                                 quantization=recipe.model.quantization, dtype="auto", device="cpu")
-    prompts = [row.prompt_ids for row in prepared.data.held_out[:20]]
+    prompts = [row.prompt_ids for row in prepared.data.validation[:20]]
     return prompts, [answer.ids for answer in engine.generate(prompts, MOST)], engine.stop_ids
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import TunesmithError
@@ -49,20 +47,11 @@ __all__ = [
 _VERBS = frozenset(__all__) - {"TunesmithError"}
 
 
-class _Api(types.ModuleType):
-    """This module. The rooms `plan` and `train` have the names of verbs; importing a room must not hide its verb."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _VERBS:
-            return getattr(importlib.import_module(f"tunesmith.verbs.{name}"), name)
-        raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _VERBS and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *__all__})
+def __getattr__(name: str) -> Any:
+    if name in _VERBS:
+        return getattr(importlib.import_module(f"tunesmith.verbs.{name}"), name)
+    raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
 
 
-sys.modules[__name__].__class__ = _Api
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

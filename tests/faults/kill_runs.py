@@ -32,7 +32,7 @@ import vl_convert  # noqa: F401
 import tunesmith
 import tunesmith.judge
 import tunesmith.model.build
-import tunesmith.train.loop
+import tunesmith.training.loop
 import tunesmith.verbs.manifest
 import tunesmith.verbs.train
 from tunesmith import embedded

@@ -78,7 +78,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, recipe: Pat
 
 
 def test_the_second_signal_leaves_at_once() -> None:
-    from tunesmith.train.signals import StopSignal
+    from tunesmith.training.signals import StopSignal
 
     child = os.fork()
     if child == 0:
@@ -112,7 +112,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes) -> None:
-    from tunesmith.train import loop
+    from tunesmith.training import loop
 
     run, original = tmp_path / "run", loop.step_that_fits
 
@@ -166,7 +166,7 @@ def test_a_damaged_finished_run_ends_again(tmp_path: Path, whole: bytes) -> None
 
 
 def test_damaged_metrics_of_a_stopped_run_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunesmith.train import loop
+    from tunesmith.training import loop
 
     run, original = tmp_path / "run", loop.step_that_fits
 
@@ -205,7 +205,7 @@ def test_changed_data_or_base_is_refused(tmp_path: Path, recipe: Path) -> None:
 
 
 def test_nan_of_the_last_update_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tunesmith.train import loop
+    from tunesmith.training import loop
 
     original = loop.step_that_fits
 

@@ -67,13 +67,13 @@ def test_bloom_560m_shape(tmp_path: Path, quantization: str) -> None:
 
 def test_when_memory_runs_out_the_step_is_cut_smaller(tmp_path: Path) -> None:
     whole = losses(tmp_path / "whole", "model.device=cuda", "train.max_steps=3", "train.batch_size=64")
-    from tunesmith.train import step as step_module
+    from tunesmith.training import step as step_module
 
     original, failures = step_module.optimiser_step, []
 
     def out_of_memory(*args: object, **kwargs: object) -> object:
-        if kwargs["cut"].max_tokens > 300:
-            failures.append(kwargs["cut"].max_tokens)
+        if kwargs["plan"].max_tokens > 300:
+            failures.append(kwargs["plan"].max_tokens)
             raise torch.OutOfMemoryError("planted")
         return original(*args, **kwargs)
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 class Row:
     def __init__(self, length: int, vocabulary: int = 1536) -> None:
         self.ids = [random.randrange(4, vocabulary) for _ in range(length)]
-        self.learnt = [False] + [True] * (length - 1)
+        self.loss_mask = [False] + [True] * (length - 1)
 
 
 @pytest.fixture(scope="module")

@@ -33,21 +33,21 @@ class Sample:
     """What the engines read of a row, and what a step does."""
 
     ids: list[int]
-    learnt: list[bool]
+    loss_mask: list[bool]
     place: str = "a test, row 1"
 
     @property
     def loss_tokens(self) -> int:
-        return sum(self.learnt[1:])
+        return sum(self.loss_mask[1:])
 
 
 def samples(lengths: Sequence[int]) -> list[Sample]:
     """Random rows; about two thirds of the tokens are learnt, the last always, the first sometimes (which must not count)."""
     found = []
     for length in lengths:
-        learnt = (torch.rand(length) < 0.66).tolist()
-        learnt[-1] = True
-        found.append(Sample(torch.randint(4, VOCABULARY, (length,)).tolist(), learnt))
+        loss_mask = (torch.rand(length) < 0.66).tolist()
+        loss_mask[-1] = True
+        found.append(Sample(torch.randint(4, VOCABULARY, (length,)).tolist(), loss_mask))
     return found
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from tunesmith.model.native.attention import packed_attention_plain
 from tunesmith.model.native.bloom import alibi_slopes
 from tunesmith.model.native.kernels.attention_triton import attention_backward_triton, attention_forward_triton
-from tunesmith.model.native.stream import pack
+from tunesmith.model.native.packed_batch import pack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -18,7 +18,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 class Row:
     def __init__(self, length: int) -> None:
-        self.ids, self.learnt = [1] * length, [True] * length
+        self.ids, self.loss_mask = [1] * length, [True] * length
 
 
 def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: object, slopes: torch.Tensor | None,

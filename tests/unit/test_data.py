@@ -129,12 +129,12 @@ def example(text: str, place: str = "p") -> Example:
 def test_split_is_by_content_alone(texts: list[str], amount: float, rng: object) -> None:
     examples = [example(text) for text in texts]
     try:
-        learn, held = hold_out(examples, amount)
+        train, held = hold_out(examples, amount)
     except DataError:
         assert len(set(texts)) <= amount or len(set(texts)) == 1 or amount >= 0.5 or len(set(texts)) < len(texts)
         return
-    assert sorted(e.prompt for e in learn + held) == sorted(texts)
-    assert not {e.content_hash for e in learn} & {e.content_hash for e in held}
+    assert sorted(e.prompt for e in train + held) == sorted(texts)
+    assert not {e.content_hash for e in train} & {e.content_hash for e in held}
     count = max(1, round(amount * len(texts))) if amount < 1 else amount
     largest = max(texts.count(text) for text in texts)
     assert count <= len(held) < count + largest

@@ -88,7 +88,7 @@ def test_experts_take_lora_without_dropout() -> None:
 
 @pytest.mark.parametrize("r", [33, 10**9])
 def test_a_rank_beyond_every_width_is_refused(r: int) -> None:
-    from tunesmith.plan import count_parameters
+    from tunesmith.planning import count_parameters
 
     config = {"model_type": "granite", **FAMILIES["granite"]}
     with pytest.raises(RecipeError, match=r"lora\.r is"):

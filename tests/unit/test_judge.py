@@ -140,7 +140,7 @@ class CountingEngine:
     def losses(self, rows: list[TokenRow]) -> torch.Tensor:
         if len(rows) * max(len(row.ids) for row in rows) > self.room:
             raise torch.OutOfMemoryError("planted")
-        return torch.tensor([sum(row.learnt) for row in rows]).float()
+        return torch.tensor([sum(row.loss_mask) for row in rows]).float()
 
 
 @pytest.mark.parametrize("room", [10_000, 60, 20])

@@ -342,7 +342,7 @@ def test_the_embedded_base_trained(tmp_path: Path, recipe: Path, way: str, capsy
         return build_with_adapter(ready.base, ready.tokenizer, tmp_path / "run" / "adapter", engine=ready.engine, quantization=way,
                                   dtype="auto", device="cpu")
 
-    rows = ready.data.held_out
+    rows = ready.data.validation
     result = merge_adapter(ready.base, tmp_path / "run" / "adapter", tmp_path / "out", quantization=way, load_live=live,
                            load_merged=_plain, rows=rows, prompts=[row.prompt_ids for row in rows])
     with capsys.disabled():
@@ -363,7 +363,7 @@ def test_agreement_is_what_torch_says(bases: Bases, monkeypatch: pytest.MonkeyPa
     for row in rows:
         p, q = (engine.logits([row.ids])[0].double().log_softmax(-1) for engine in (live, other))
         for t in range(len(row.ids) - 1):
-            if row.learnt[t + 1]:
+            if row.loss_mask[t + 1]:
                 kl += torch.nn.functional.kl_div(q[t], p[t], reduction="sum", log_target=True).item()
                 top, count = top + int(p[t].argmax() == q[t].argmax()), count + 1
     assert found.positions == count
@@ -387,7 +387,7 @@ def test_agreement_is_what_torch_says(bases: Bases, monkeypatch: pytest.MonkeyPa
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), wanted=st.integers(1, 40))
 def test_places_are_even_and_bear_loss(lengths: list[int], wanted: int) -> None:
     rows = [Sample(list(range(n)), [random.random() < 0.5 for _ in range(n)]) for n in lengths]
-    every = [(i, t) for i, row in enumerate(rows) for t in range(len(row.ids) - 1) if row.learnt[t + 1]]
+    every = [(i, t) for i, row in enumerate(rows) for t in range(len(row.ids) - 1) if row.loss_mask[t + 1]]
     chosen = [(i, t) for i, positions in agreeing._choose_places(rows, wanted) for t in positions]
     assert len(chosen) == len(set(chosen)) == min(wanted, len(every))
     ranks = [every.index(place) for place in chosen]

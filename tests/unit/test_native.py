@@ -48,9 +48,9 @@ from tunesmith.model.native import adapter as native_adapter
 from tunesmith.model.native import support
 from tunesmith.model.native.engine import NativeEngine, load_decoder
 from tunesmith.model.native.int8_products import CALIBRATION_PASSES
-from tunesmith.train.optim import build_optimizer, build_scaler
-from tunesmith.train.resume import Progress, checkpoint_files, restore, seed_everything
-from tunesmith.train.step import Cut, optimiser_step
+from tunesmith.training.optim import build_optimizer, build_scaler
+from tunesmith.training.resume import Progress, checkpoint_files, restore, seed_everything
+from tunesmith.training.step import MicroBatchPlan, optimiser_step
 
 WAYS = ["none", "int8", "nf4"]
 #: Those that differ most in what their layers do.
@@ -77,7 +77,9 @@ def row_lengths() -> list[int]:
     return lengths[torch.randperm(5)].tolist()
 
 
-def assert_same_gradients(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], bound: float = 1e-4) -> None:
+def assert_same_gradients(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], bound: float = 1e-3) -> None:
+    """Relative error of each. In fp32 most are within 1e-5; where a draw's softmax cancels, those of q and k reach 2e-4. What is
+    wrong (another mask, a bias left out) is off by more than a hundredth."""
     assert list(got) == list(want)
     assert all(grad.any() for grad in want.values())
     far = {name: error(got[name], want[name]) for name in want if not error(got[name], want[name]) < bound}
@@ -367,7 +369,7 @@ def test_stock_peft_loads_the_file_and_loses_the_same(bases: Bases, family: str,
     assert back.name == "native"
     assert torch.equal(back.logits([row.ids])[0], native.logits([row.ids])[0])
     assert back.adapter_files() == native.adapter_files()
-    with native.bare():
+    with native.adapter_disabled():
         assert error(back.logits([row.ids])[0], native.logits([row.ids])[0]) > 1e-2
 
 
@@ -491,15 +493,15 @@ def test_any_cut_gives_the_same_step(bases: Bases, data: st.DataObject) -> None:
     scaler = build_scaler(torch.float32, engine.device)
     seeds = sample_seeds(data.draw(st.integers(0, 2**63 - 1)), data.draw(st.integers(0, 10**6)), len(rows))
 
-    def step(cut: Cut) -> tuple[float, torch.Tensor]:
+    def step(plan: MicroBatchPlan) -> tuple[float, torch.Tensor]:
         optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.0, weight_decay=0.0)
-        result = optimiser_step(engine, optimizer, scaler, rows, step=1, cut=cut, max_grad_norm=0, dropout_seeds=seeds)
+        result = optimiser_step(engine, optimizer, scaler, rows, step=1, plan=plan, max_grad_norm=0, dropout_seeds=seeds)
         return result.loss, torch.cat([p.grad.flatten().clone() for p in engine.trainable().values()])
 
-    loss, whole = step(Cut(rows=None, max_tokens=10**9, overhead_tokens=10**6))
+    loss, whole = step(MicroBatchPlan(rows=None, max_tokens=10**9, overhead_tokens=10**6))
     most, count = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 5))
-    for cut in (Cut(count, 0, 0), Cut(None, most, data.draw(st.integers(0, 100))), Cut(1, 0, 0)):
-        other_loss, other = step(cut)
+    for plan in (MicroBatchPlan(count, 0, 0), MicroBatchPlan(None, most, data.draw(st.integers(0, 100))), MicroBatchPlan(1, 0, 0)):
+        other_loss, other = step(plan)
         assert other_loss == pytest.approx(loss, rel=1e-6)
         assert error(other, whole) < 1e-5
 
@@ -597,7 +599,7 @@ def test_no_two_adapters_share_their_dropout(bases: Bases) -> None:
 
 
 def test_a_restored_checkpoint_goes_on_bit_identically(bases: Bases) -> None:
-    whole = Cut(rows=2, max_tokens=0, overhead_tokens=0)
+    whole = MicroBatchPlan(rows=2, max_tokens=0, overhead_tokens=0)
     rows = samples([12, 30, 1, 7, 9, 22])
     scaler = build_scaler(torch.float32, torch.device("cpu"))
 
@@ -606,7 +608,7 @@ def test_a_restored_checkpoint_goes_on_bit_identically(bases: Bases) -> None:
         return engine, build_optimizer(engine.trainable().values(), learning_rate=1e-2, weight_decay=0.01)
 
     def go_on(engine: Any, optimizer: Any) -> tuple[dict[str, bytes], list[float]]:
-        losses = [optimiser_step(engine, optimizer, scaler, rows, step=i, cut=whole, max_grad_norm=1,
+        losses = [optimiser_step(engine, optimizer, scaler, rows, step=i, plan=whole, max_grad_norm=1,
                                  dropout_seeds=sample_seeds(3, 6 * i, 6)).loss for i in range(3)]
         return engine.adapter_files(), losses
 
@@ -630,7 +632,7 @@ def test_the_base_never_learns(bases: Bases, quantization: str) -> None:
     before = [p.clone() for p in frozen]
     optimizer = build_optimizer(native.trainable().values(), learning_rate=0.1, weight_decay=0.1)
     scaler = build_scaler(torch.float32, native.device)
-    results = [optimiser_step(native, optimizer, scaler, rows, step=1, cut=Cut(None, 10**9, 10**6), max_grad_norm=1)
+    results = [optimiser_step(native, optimizer, scaler, rows, step=1, plan=MicroBatchPlan(None, 10**9, 10**6), max_grad_norm=1)
                for rows in [samples([9, 20])] * 4]
     assert results[-1].loss < results[0].loss
     assert all(torch.equal(was, now) for was, now in zip(before, frozen, strict=True))
@@ -694,7 +696,7 @@ def test_bare_is_the_bare_base_and_switches_back(bases: Bases, family: str, quan
     ids = [row.ids for row in rows]
     before = torch.cat(native.logits(ids))
     zero = build(bases(family), "native", quantization=quantization)  # B is zero at the start
-    with native.bare(), hf.bare():
+    with native.adapter_disabled(), hf.adapter_disabled():
         bare = torch.cat(native.logits(ids))
         assert error(bare, torch.cat(hf.logits(ids))) < 1e-5
         assert error(native.losses(rows), hf.losses(rows)) < 1e-5
@@ -702,7 +704,7 @@ def test_bare_is_the_bare_base_and_switches_back(bases: Bases, family: str, quan
     assert error(bare, torch.cat(zero.logits(ids))) < 1e-5
     assert error(bare, before) > 1e-2
     assert torch.equal(torch.cat(native.logits(ids)), before)
-    with pytest.raises(KeyError), native.bare():
+    with pytest.raises(KeyError), native.adapter_disabled():
         raise KeyError
     assert torch.equal(torch.cat(native.logits(ids)), before)
 

@@ -20,8 +20,8 @@ from tunesmith.cli.common import _expected, use_threads
 from tunesmith.errors import Interrupted, TunesmithError
 from tunesmith.rundir import Checkpoints, MetricsLog, RunFolder, verify_path, write_atomically
 from tunesmith.rundir.files import explained_os_error
-from tunesmith.train.signals import StopSignal
-from tunesmith.train.state import read_state
+from tunesmith.training.signals import StopSignal
+from tunesmith.training.state import read_state
 
 CODES = {errno.EROFS: 7, errno.EMFILE: 5, errno.ENFILE: 5, errno.ENOMEM: 6, errno.ESTALE: 7, errno.ENOSPC: 7, errno.EIO: 7, errno.EACCES: 7,
          errno.EDQUOT: 7, errno.ENXIO: 7}
@@ -83,7 +83,7 @@ def test_a_file_operation_that_fails_is_told_and_the_same_work_then_goes_on(tmp_
 
 def test_a_state_of_anybody_s_making_is_refused_or_is_a_state() -> None:
     draw = random.Random(os.urandom(8))
-    good = {"progress": {"step": 2, "samples": 8, "tokens": 90, "loss_tokens": 30, "seconds": 1.5, "cut": {"rows": None, "max_tokens": 9,
+    good = {"progress": {"step": 2, "samples": 8, "tokens": 90, "loss_tokens": 30, "seconds": 1.5, "micro_batches": {"rows": None, "max_tokens": 9,
             "overhead_tokens": 1}, "metrics": {"bytes": 3, "sha256": "0" * 64}}, "scaler": {}, "random": {
             "numpy": ["MT19937", 624, 0, 0.0], "python": [3, None]}, "run_id": "a"}
     assert read_state(json.dumps(good).encode()).progress.step == 2
@@ -135,7 +135,7 @@ def test_a_stop_is_acknowledged_at_once_and_the_second_leaves(tmp_path: Path) ->
     with pytest.raises(Interrupted), StopSignal(told.append):
         signal.raise_signal(signal.SIGTERM)
     assert len(told) == 1
-    code = ("import signal\nfrom tunesmith.train.signals import StopSignal\nwith StopSignal() as stop, stop.deferred():\n"
+    code = ("import signal\nfrom tunesmith.training.signals import StopSignal\nwith StopSignal() as stop, stop.deferred():\n"
             "    signal.raise_signal(2)\n    signal.raise_signal(2)\n    print('still here')\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "")

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from tunesmith.train.optim import build_optimizer, build_scaler
+from tunesmith.training.optim import build_optimizer, build_scaler
 
 
 def parameters(seed: int) -> list[torch.nn.Parameter]:

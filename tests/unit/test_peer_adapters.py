@@ -148,7 +148,7 @@ def test_tensors_that_change_nothing_are_seen(tmp_path: Path, monkeypatch: pytes
     whole = NativeEngine.logits
 
     def bare(self: Any, rows: Any) -> Any:
-        with self.bare():
+        with self.adapter_disabled():
             return whole(self, rows)
 
     monkeypatch.setattr(NativeEngine, "logits", bare)  # as if the adapter had been put beside the model

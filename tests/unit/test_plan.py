@@ -13,8 +13,8 @@ from conftest import RECIPE
 from tunesmith.errors import RecipeError
 from tunesmith.model.hf.meta import count_on_meta
 from tunesmith.model.lora import LoraSettings
-from tunesmith.plan import count_parameters, native_activation_bytes
-from tunesmith.plan.shapes import FAMILIES
+from tunesmith.planning import count_parameters, native_activation_bytes
+from tunesmith.planning.shapes import FAMILIES
 
 
 def test_bloom_7b1_to_the_digit(assets: Path) -> None:

@@ -132,12 +132,12 @@ def test_unknown_preset() -> None:
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 
 
-@given(base=texts, template=texts, rate=st.floats(1e-9, 10), held_out=st.one_of(st.floats(0, 0.99), st.integers(0, 9), texts),
+@given(base=texts, template=texts, rate=st.floats(1e-9, 10), validation=st.one_of(st.floats(0, 0.99), st.integers(0, 9), texts),
        steps=st.integers(1, 10**6), targets=st.one_of(st.just("auto"), st.lists(texts, min_size=1, max_size=3)))
-def test_what_is_dumped_or_rendered_is_read_back(base: str, template: str, rate: float, held_out: object, steps: int,
+def test_what_is_dumped_or_rendered_is_read_back(base: str, template: str, rate: float, validation: object, steps: int,
                                                  targets: object) -> None:
     recipe = parse_recipe(write_yaml({
-        "model": {"base": base}, "data": {"source": "s", "completion": template, "validation": held_out},
+        "model": {"base": base}, "data": {"source": "s", "completion": template, "validation": validation},
         "train": {"learning_rate": rate, "max_steps": steps}, "lora": {"target_modules": targets}}))
     assert parse_recipe(dump(recipe)) == recipe
     assert parse_recipe(render_commented(recipe)) == recipe

@@ -379,7 +379,7 @@ def test_a_micro_batch_that_changes_takes_effect_and_is_said(run: Path) -> None:
     tunesmith.train(small(train__micro_batch_size="1"), run=run, show=show)
     assert any("micro_batch_size was auto until this checkpoint and is 1" in note for note in show.notes)
     state = json.loads((run / "checkpoints" / "step-000004" / "state.json").read_text())
-    assert state["progress"]["cut"]["rows"] == 1
+    assert state["progress"]["micro_batches"]["rows"] == 1
 
 
 def test_a_finished_run_judged_otherwise_says_so(run: Path) -> None:
@@ -549,9 +549,9 @@ def test_a_checkpoint_from_before_cuts_said_what_was_asked_goes_on_as_it_was(run
     import tunesmith
 
     half_way(run)
-    rewrite_checkpoint(run, lambda progress, moments: (progress["cut"].pop("asked"), progress["cut"].update(rows=2)))
+    rewrite_checkpoint(run, lambda progress, moments: (progress["micro_batches"].pop("asked"), progress["micro_batches"].update(rows=2)))
     show = Notes()
     tunesmith.train(small(), run=run, show=show)
     assert not any("micro_batch_size" in note for note in show.notes)
     state = json.loads((run / "checkpoints" / "step-000004" / "state.json").read_text())
-    assert state["progress"]["cut"]["rows"] == 2
+    assert state["progress"]["micro_batches"]["rows"] == 2

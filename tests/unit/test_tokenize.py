@@ -35,7 +35,7 @@ def plain(prompt: str, completion: str) -> Example:
 
 
 def learnt_text(tokenizer: Any, row: Any) -> str:
-    return tokenizer.decode([i for i, learnt in zip(row.ids, row.learnt, strict=True) if learnt])
+    return tokenizer.decode([i for i, loss_mask in zip(row.ids, row.loss_mask, strict=True) if loss_mask])
 
 
 @settings(deadline=None, max_examples=60)
@@ -47,10 +47,10 @@ def test_the_mask_ends_exactly_where_the_prompt_does(sprout: Any, prompt: str, c
     prompt_ids = encoder.prompt_ids(prompt)
     assert row.ids[: len(prompt_ids)] == prompt_ids == row.prompt_ids
     first = max(1, len(prompt_ids))  # nothing predicts the very first token
-    assert row.learnt == [i >= first for i in range(len(row.ids))]
+    assert row.loss_mask == [i >= first for i in range(len(row.ids))]
     assert sprout.decode(row.ids[len(prompt_ids):]) == completion + "</s>"
     assert row.ids[-1] == sprout.eos_token_id
-    assert row.learnt[-1] or len(row.ids) == 1
+    assert row.loss_mask[-1] or len(row.ids) == 1
 
 
 def test_the_notebook_s_setting_tokenizes_in_one_piece(assets: Path) -> None:
@@ -60,7 +60,7 @@ def test_the_notebook_s_setting_tokenizes_in_one_piece(assets: Path) -> None:
         values = json.loads(line)
         row, _ = encoder.encode(plain(values["quote"] + " ->: ", str(values["tags"])))
         assert row.ids == tokenizer(values["quote"] + " ->: " + str(values["tags"]))["input_ids"]
-        assert row.learnt == [False] + [True] * (len(row.ids) - 1)
+        assert row.loss_mask == [False] + [True] * (len(row.ids) - 1)
 
 
 def test_the_quotes_recipe_fits_the_quotes(assets: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_quotes_recipe_fits_the_quotes(assets: Path) -> None:
                                         eos_token="<|endoftext|>")
     chosen = recipe.data
     counts = tokenize_text(read_text(chosen), tokenizer, Rules(chosen.loss_on, chosen.append_eos, chosen.max_length, chosen.overlong)).counts
-    assert counts["learn"] + counts["held_out"] == 2508
+    assert counts["train"] + counts["validation"] == 2508
     assert max(json.loads((assets / "quotes_lengths.json").read_text())) < chosen.max_length
 
 
@@ -109,12 +109,12 @@ def test_end_token_is_learnt_also_where_it_is_the_pad_token(sprout: Any) -> None
     data = tokenize_text(TextSet([plain("a", "b"), plain("a", "bb bb bb")], [], 0), tokenizer, rules())
     from tunesmith.model.hf.padded import collate
 
-    batch = collate(data.learn, tokenizer.pad_token_id)
-    short = min(range(2), key=lambda i: len(data.learn[i].ids))
+    batch = collate(data.train, tokenizer.pad_token_id)
+    short = min(range(2), key=lambda i: len(data.train[i].ids))
     labels = batch.labels_BT[short]
     assert (labels == tokenizer.eos_token_id).sum() == 1
-    assert labels[len(data.learn[short].ids) - 1] == tokenizer.eos_token_id
-    assert (labels[len(data.learn[short].ids):] == -100).all()
+    assert labels[len(data.train[short].ids) - 1] == tokenizer.eos_token_id
+    assert (labels[len(data.train[short].ids):] == -100).all()
 
 
 def test_no_end_token_to_append() -> None:
@@ -130,12 +130,12 @@ def test_overlong_rows_are_counted(sprout: Any) -> None:
         tokenize_text(text, sprout, rules("all", max_length=20))
     cut = tokenize_text(text, sprout, rules("all", max_length=20, overlong="truncate"))
     assert cut.counts["truncated"] == 1
-    assert len(cut.learn[1].ids) == 20
-    assert cut.learn[1].ids[-1] != sprout.eos_token_id
+    assert len(cut.train[1].ids) == 20
+    assert cut.train[1].ids[-1] != sprout.eos_token_id
     dropped = tokenize_text(text, sprout, rules("all", max_length=20, overlong="drop"))
-    assert (dropped.counts["dropped"], dropped.counts["learn"]) == (1, 1)
+    assert (dropped.counts["dropped"], dropped.counts["train"]) == (1, 1)
     with pytest.raises(DataError, match="all 1 rows"):
-        tokenize_text(TextSet(text.learn[1:], [], 0), sprout, rules("all", max_length=20, overlong="drop"))
+        tokenize_text(TextSet(text.train[1:], [], 0), sprout, rules("all", max_length=20, overlong="drop"))
 
 
 def test_a_row_with_nothing_to_learn(sprout: Any) -> None:
@@ -163,7 +163,7 @@ def test_chat_learns_the_assistant_alone(chat_tokenizer: Any) -> None:
     assert chat_tokenizer.decode(row.prompt_ids).endswith("<|im_start|>assistant\n")
     assert row.ids[: len(row.prompt_ids)] == row.prompt_ids
     everything, _ = Encoder(chat_tokenizer, rules("all")).encode(Example("", "", turns, "p"))
-    assert all(everything.learnt[1:])
+    assert all(everything.loss_mask[1:])
 
 
 def test_chat_without_a_template_or_an_answer(sprout: Any, chat_tokenizer: Any) -> None:
@@ -195,9 +195,9 @@ def test_real_conversations(assets: Path, chat_tokenizer: Any, tmp_path: Path) -
 model: {{base: x}}
 data: {{source: {assets}/chat/sharegpt_500.json, messages: conversations, max_length: 100000, validation: 0.1}}""")
     text = read_text(recipe.data)
-    assert len(text.learn) + len(text.held_out) == 500
-    usable = [e for e in text.learn if any(role == "assistant" for role, _ in e.messages or ())][:20]
-    for row in tokenize_text(TextSet(usable, [], 0), chat_tokenizer, rules(max_length=100_000)).learn:
+    assert len(text.train) + len(text.validation) == 500
+    usable = [e for e in text.train if any(role == "assistant" for role, _ in e.messages or ())][:20]
+    for row in tokenize_text(TextSet(usable, [], 0), chat_tokenizer, rules(max_length=100_000)).train:
         answers = [turn for turn in usable[0].messages or () if turn[0] == "assistant"]
         assert answers
         assert 0 < row.loss_tokens < len(row.ids)

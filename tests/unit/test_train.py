@@ -21,13 +21,13 @@ from tunesmith.model.lora import LoraSettings, resolve_targets
 from tunesmith.model.tokenizer import load_tokenizer
 from tunesmith.recipe import parse_recipe, preset_text
 from tunesmith.rundir import write_sealed_folder
-from tunesmith.train import step as step_module
-from tunesmith.train.optim import build_optimizer, build_scaler, learning_rate_at
-from tunesmith.train.resume import Progress, checkpoint_files, restore, seed_everything
-from tunesmith.train.state import CutState
-from tunesmith.train.step import Cut, optimiser_step, step_that_fits
+from tunesmith.training import step as step_module
+from tunesmith.training.optim import build_optimizer, build_scaler, learning_rate_at
+from tunesmith.training.resume import Progress, checkpoint_files, restore, seed_everything
+from tunesmith.training.state import MicroBatchPlanState
+from tunesmith.training.step import MicroBatchPlan, optimiser_step, step_that_fits
 
-WHOLE = Cut(rows=None, max_tokens=10**9, overhead_tokens=10**6)
+WHOLE = MicroBatchPlan(rows=None, max_tokens=10**9, overhead_tokens=10**6)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def engine_of(base: Any, *, quantization: str = "none", dropout: float = 0.0, dt
     return engine
 
 
-def gradient(engine: Any, rows: Any, cut: Cut) -> tuple[float, torch.Tensor]:
+def gradient(engine: Any, rows: Any, plan: MicroBatchPlan) -> tuple[float, torch.Tensor]:
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.0, weight_decay=0.0)
-    result = optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), rows, step=1, cut=cut, max_grad_norm=0,
+    result = optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), rows, step=1, plan=plan, max_grad_norm=0,
                             dropout_seeds=sample_seeds(3, 0, len(rows)))
     return result.loss, torch.cat([p.grad.flatten().clone() for p in engine.trainable().values()])
 
@@ -69,10 +69,10 @@ def randomised(engine: Any) -> Any:
 def test_any_cut_gives_the_same_step(base: Any, data: Dataset, indices: list[int], rows: int, most: int,
                                      dropout: float) -> None:
     engine = randomised(cached_engine(base, dropout))
-    samples = [data.learn[i] for i in indices]
+    samples = [data.train[i] for i in indices]
     loss, whole = gradient(engine, samples, WHOLE)
-    for cut in (Cut(rows, 0, 0), Cut(None, most, 10), Cut(1, 0, 0)):
-        other_loss, other = gradient(engine, samples, cut)
+    for plan in (MicroBatchPlan(rows, 0, 0), MicroBatchPlan(None, most, 10), MicroBatchPlan(1, 0, 0)):
+        other_loss, other = gradient(engine, samples, plan)
         assert other_loss == pytest.approx(loss, rel=1e-6)
         assert (other - whole).norm() <= 1e-6 * whole.norm()
 
@@ -88,22 +88,22 @@ def cached_engine(base: Any, dropout: float = 0.0) -> Any:
 
 def test_loss_is_the_mean_over_loss_bearing_tokens_of_plain_transformers(base: Any, data: Dataset) -> None:
     engine = randomised(cached_engine(base))
-    rows = data.learn[:5]
+    rows = data.train[:5]
     expected = 0.0
     for row in rows:
         ids = torch.tensor([row.ids])
         logits = engine.model(input_ids=ids).logits[0, :-1]
         losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-        expected += losses[torch.tensor(row.learnt[1:])].sum().item()
+        expected += losses[torch.tensor(row.loss_mask[1:])].sum().item()
     assert gradient(engine, rows, WHOLE)[0] == pytest.approx(expected / sum(row.loss_tokens for row in rows), rel=1e-5)
 
 
 def test_checkpointed_gradients_are_the_same(base: Any, data: Dataset) -> None:
     torch.manual_seed(1)
     engine = engine_of(base, dropout=0.3)
-    loss, plain = gradient(engine, data.learn[:6], Cut(3, 0, 0))
+    loss, plain = gradient(engine, data.train[:6], MicroBatchPlan(3, 0, 0))
     engine.checkpoint_gradients()
-    again, checkpointed = gradient(engine, data.learn[:6], Cut(3, 0, 0))
+    again, checkpointed = gradient(engine, data.train[:6], MicroBatchPlan(3, 0, 0))
     assert again == pytest.approx(loss, rel=1e-6)
     assert (plain - checkpointed).norm() <= 1e-5 * plain.norm()
 
@@ -146,7 +146,7 @@ def test_the_base_is_frozen_and_its_norms_are_fp32(base: Any, quantization: str,
     assert engine.parameter_counts() == (4 * 6 * (192 + 3 * 192), 2_964_864 + 4 * 6 * (192 + 3 * 192))
     before = {name: p.clone() for name, p in frozen.items()}
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.1, weight_decay=0.1)
-    optimiser_step(engine, optimizer, build_scaler(engine.dtype, engine.device), data.learn[:4], step=1, cut=WHOLE, max_grad_norm=1)
+    optimiser_step(engine, optimizer, build_scaler(engine.dtype, engine.device), data.train[:4], step=1, plan=WHOLE, max_grad_norm=1)
     assert all(torch.equal(before[name], p) for name, p in frozen.items())
     assert any(p.any() for name, p in engine.trainable().items() if ".lora_B." in name)
 
@@ -164,7 +164,7 @@ def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantizati
     stock = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, device_map="cpu",
                                                  quantization_config=WAYS[quantization].config(torch.float32))
     stock = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
-    ids = torch.tensor([data.learn[0].ids])
+    ids = torch.tensor([data.train[0].ids])
     ours = engine.logits(ids.tolist())[0]
     with torch.no_grad():
         theirs = stock(input_ids=ids).logits
@@ -177,7 +177,7 @@ def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantizati
             stock = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
             theirs = stock(input_ids=ids).logits
     assert torch.allclose(ours, theirs, atol=1e-5 * theirs.abs().max().item())
-    with engine.bare():
+    with engine.adapter_disabled():
         assert not torch.allclose(engine.logits(ids.tolist())[0], theirs, atol=1e-2)
     back = build_with_adapter(base, engine.tokenizer, tmp_path / "adapter", engine="hf", quantization=quantization, dtype="auto", device="cpu")
     assert torch.equal(back.logits(ids.tolist())[0], ours)
@@ -188,9 +188,9 @@ def test_a_step_whose_loss_is_not_finite_names_step_and_rows(base: Any, data: Da
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=1.0, weight_decay=0.0)
     next(iter(engine.trainable().values())).data.fill_(float("nan"))
     with pytest.raises(DivergedError) as caught:
-        optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), data.learn[:2], step=17, cut=WHOLE, max_grad_norm=1)
+        optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), data.train[:2], step=17, plan=WHOLE, max_grad_norm=1)
     assert "step 17" in str(caught.value)
-    assert data.learn[1].place in str(caught.value)
+    assert data.train[1].place in str(caught.value)
 
 
 def test_fp16_scales_its_loss_and_passes_over_overflow(base: Any, data: Dataset) -> None:
@@ -198,12 +198,12 @@ def test_fp16_scales_its_loss_and_passes_over_overflow(base: Any, data: Dataset)
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=1e-2, weight_decay=0.0)
     scaler = build_scaler(engine.dtype, engine.device)
     scaler._init_scale = 2.0**20  # still fp32-safe; the factor is what is looked at
-    losses = [optimiser_step(engine, optimizer, scaler, data.learn[:8], step=i, cut=WHOLE, max_grad_norm=1).loss for i in range(6)]
+    losses = [optimiser_step(engine, optimizer, scaler, data.train[:8], step=i, plan=WHOLE, max_grad_norm=1).loss for i in range(6)]
     assert losses[-1] < losses[0]
     before = {name: p.clone() for name, p in engine.trainable().items()}
     scale = scaler.get_scale()
     scaler.update(float("inf"))
-    result = optimiser_step(engine, optimizer, scaler, data.learn[:8], step=7, cut=WHOLE, max_grad_norm=1)
+    result = optimiser_step(engine, optimizer, scaler, data.train[:8], step=7, plan=WHOLE, max_grad_norm=1)
     assert result.loss > 0
     assert all(torch.equal(before[name], p) for name, p in engine.trainable().items())
     assert scale > 1
@@ -212,7 +212,7 @@ def test_fp16_scales_its_loss_and_passes_over_overflow(base: Any, data: Dataset)
 def test_clipping(base: Any, data: Dataset) -> None:
     engine = engine_of(base)
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.0, weight_decay=0.0)
-    result = optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), data.learn[:4], step=1, cut=WHOLE,
+    result = optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), data.train[:4], step=1, plan=WHOLE,
                             max_grad_norm=1e-3)
     assert result.grad_norm > 1e-3
     clipped = torch.cat([p.grad.flatten() for p in engine.trainable().values()]).norm()
@@ -224,45 +224,45 @@ def test_out_of_memory_cuts_smaller_then_checkpoints_then_gives_up(base: Any, da
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.0, weight_decay=0.0)
     original = step_module.optimiser_step
 
-    def planted(*args: Any, cut: Cut, **more: Any) -> Any:
-        tried.append(replace(cut))
-        if not cut.checkpointing:
+    def planted(*args: Any, plan: MicroBatchPlan, **more: Any) -> Any:
+        tried.append(replace(plan))
+        if not plan.checkpointing:
             raise torch.OutOfMemoryError("planted")
-        return original(*args, cut=cut, **more)
+        return original(*args, plan=plan, **more)
 
     monkeypatch.setattr(step_module, "optimiser_step", planted)
-    arguments = (engine, optimizer, build_scaler(torch.float32, engine.device), data.learn[:8])
-    cut = Cut(None, 1000, 10, may_checkpoint=True)
-    assert step_that_fits(*arguments, step=1, cut=cut, max_grad_norm=1).loss > 0
-    longest = max(len(row.ids) for row in data.learn[:8])
+    arguments = (engine, optimizer, build_scaler(torch.float32, engine.device), data.train[:8])
+    plan = MicroBatchPlan(None, 1000, 10, may_checkpoint=True)
+    assert step_that_fits(*arguments, step=1, plan=plan, max_grad_norm=1).loss > 0
+    longest = max(len(row.ids) for row in data.train[:8])
     assert [c.max_tokens for c in tried][-2:] == [longest, longest]
-    assert cut.checkpointing
+    assert plan.checkpointing
     with pytest.raises(OutOfMemory) as caught:
-        step_that_fits(*arguments, step=1, cut=Cut(4, 0, 0), max_grad_norm=1)
+        step_that_fits(*arguments, step=1, plan=MicroBatchPlan(4, 0, 0), max_grad_norm=1)
     assert caught.value.exit_code == 6
 
 
 def test_the_host_s_memory_comes_last() -> None:
-    cut, tried = Cut(None, 1000, 10, may_checkpoint=True, may_offload=True), []
-    while cut.shrink(longest=400):
-        tried.append((cut.max_tokens, cut.checkpointing, cut.offloading))
+    plan, tried = MicroBatchPlan(None, 1000, 10, may_checkpoint=True, may_offload=True), []
+    while plan.shrink(longest=400):
+        tried.append((plan.max_tokens, plan.checkpointing, plan.offloading))
     assert tried == [(500, False, False), (400, False, False), (400, True, False), (400, True, True)]
-    some = Cut(1, 0, 0, may_checkpoint=True, selective=True)
+    some = MicroBatchPlan(1, 0, 0, may_checkpoint=True, selective=True)
     assert [(some.shrink(9), some.checkpointing) for _ in range(3)] == [(True, 0.5), (True, 1.0), (False, 1.0)]
-    assert not Cut(1, 0, 0, may_offload=True).shrink(10), "nothing waits on the host that is not recomputed"
+    assert not MicroBatchPlan(1, 0, 0, may_offload=True).shrink(10), "nothing waits on the host that is not recomputed"
 
 
 def test_a_cut_from_a_gpu_goes_on_where_nothing_can_wait_on_the_host(base: Any) -> None:
-    saved = CutState(rows=None, max_tokens=400, overhead_tokens=512, checkpointing=0.5, may_checkpoint=True, offloading=True,
+    saved = MicroBatchPlanState(rows=None, max_tokens=400, overhead_tokens=512, checkpointing=0.5, may_checkpoint=True, offloading=True,
                      may_offload=True, selective=True)
-    here = Cut(None, 9000, 96, may_checkpoint=True)
+    here = MicroBatchPlan(None, 9000, 96, may_checkpoint=True)
     here.take_over(saved)
     assert (here.max_tokens, here.checkpointing) == (400, 0.5)
     assert not here.offloading
     assert not here.may_offload
     assert not here.selective
     engine_of(base).checkpoint_gradients(here.checkpointing, offload=here.offloading)
-    back = Cut(None, 9000, 512, may_offload=True, selective=True)
+    back = MicroBatchPlan(None, 9000, 512, may_offload=True, selective=True)
     back.take_over(saved)
     assert back.offloading
     assert back.selective
@@ -274,7 +274,7 @@ def test_restore_is_exact(base: Any, data: Dataset) -> None:
     scaler = build_scaler(torch.float32, engine.device)
     seed_everything(0)
     for i in range(3):
-        optimiser_step(engine, optimizer, scaler, data.learn[i:i + 4], step=i, cut=WHOLE, max_grad_norm=1,
+        optimiser_step(engine, optimizer, scaler, data.train[i:i + 4], step=i, plan=WHOLE, max_grad_norm=1,
                        dropout_seeds=sample_seeds(0, 4 * i, 4))
     files = checkpoint_files(engine, optimizer, scaler, Progress(step=3, samples=12, tokens=99, loss_tokens=50, seconds=1.5))
     assert not any(content[:2] in (b"PK", b"\x80\x04", b"\x80\x02") for content in files.values())
@@ -284,7 +284,7 @@ def test_restore_is_exact(base: Any, data: Dataset) -> None:
 
         import numpy as np
 
-        result = optimiser_step(engine, optimizer, scaler, data.learn[9:15], step=4, cut=Cut(2, 0, 0), max_grad_norm=1,
+        result = optimiser_step(engine, optimizer, scaler, data.train[9:15], step=4, plan=MicroBatchPlan(2, 0, 0), max_grad_norm=1,
                                 dropout_seeds=sample_seeds(0, 12, 6))
         return engine.adapter_files()["adapter_model.safetensors"], result.loss + random.random() + np.random.random()
 

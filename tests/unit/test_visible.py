@@ -135,7 +135,7 @@ def test_a_report_of_hostile_data_has_the_report_s_own_structure(tmp_path: Path)
         run = RunFolder(tmp_path / "run")
         run.path.mkdir(exist_ok=True)
         manifest = {"base": {"name": text}, "quantization": text, "data": {"source": text, "counts": dict.fromkeys(
-            ("learn", "held_out", "truncated", "dropped"), 1)}, "started": text, "engine_reason": text, "machine": text,
+            ("train", "validation", "truncated", "dropped"), 1)}, "started": text, "engine_reason": text, "machine": text,
             "versions": {text: text}}
         result = {"steps": 1, "engine": text, "trainable_parameters": 1, "all_parameters": 2, "seconds": 1.0, "tokens_per_second": 1.0,
                   "peak_memory_bytes": 1}

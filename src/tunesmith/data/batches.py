@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def cut_step(lengths: Sequence[int], *, rows: int | None, max_tokens: int, overhead_tokens: int,
+def plan_micro_batches(lengths: Sequence[int], *, rows: int | None, max_tokens: int, overhead_tokens: int,
              padded: bool = True) -> list[list[int]]:
     """Cut one step's samples into micro-batches; returns the indices of each.
 
@@ -29,8 +29,8 @@ def cut_step(lengths: Sequence[int], *, rows: int | None, max_tokens: int, overh
             cost = best[begin] + tokens + overhead_tokens
             if cost < best[end]:
                 best[end], start[end] = cost, begin
-    cuts, end = [], len(order)
+    micro_batches, end = [], len(order)
     while end:
-        cuts.append(order[start[end]:end])
+        micro_batches.append(order[start[end]:end])
         end = start[end]
-    return cuts[::-1]
+    return micro_batches[::-1]

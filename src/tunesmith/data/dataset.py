@@ -33,17 +33,17 @@ class DataSettings(Protocol):
 
 @dataclass(frozen=True)
 class TextSet:
-    """The examples to learn from and those held out; `repeated` were dropped because they stand in both sources."""
+    """The examples of the train side and of the validation set; `repeated` were dropped because they stand in both sources."""
 
-    learn: list[Example]
-    held_out: list[Example]
+    train: list[Example]
+    validation: list[Example]
     repeated: int
 
     @property
     def content_hash(self) -> str:
         """SHA-256 over the content of every example, in order."""
         digest = hashlib.sha256()
-        for side in (self.learn, self.held_out):
+        for side in (self.train, self.validation):
             digest.update(str(len(side)).encode())
             for example in side:
                 digest.update(example.content_hash.encode())
@@ -54,11 +54,11 @@ class TextSet:
 class Dataset:
     """The token rows of a run.
 
-    counts: rows learnt from, held out, truncated, dropped for their length, dropped as repeated, and the tokens.
+    counts: train rows, validation rows, those truncated, dropped for their length, dropped as repeated, and the tokens.
     """
 
-    learn: list[TokenRow]
-    held_out: list[TokenRow]
+    train: list[TokenRow]
+    validation: list[TokenRow]
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -73,14 +73,14 @@ def read_text(settings: DataSettings, tell: Tell = quiet) -> TextSet:
 
     every = examples(settings.source, "data.source")
     if not isinstance(settings.validation, str):
-        learn, held_out = hold_out(every, settings.validation)
-        return TextSet(learn, held_out, 0)
-    held_out = examples(settings.validation, "data.validation")
-    seen = {example.content_hash for example in held_out}
-    learn = [example for example in every if example.content_hash not in seen]
-    if not learn:
+        train, validation = hold_out(every, settings.validation)
+        return TextSet(train, validation, 0)
+    validation = examples(settings.validation, "data.validation")
+    seen = {example.content_hash for example in validation}
+    train = [example for example in every if example.content_hash not in seen]
+    if not train:
         raise DataError("data.source: every row also stands in data.validation, so none is left to learn from")
-    return TextSet(learn, held_out, len(every) - len(learn))
+    return TextSet(train, validation, len(every) - len(train))
 
 
 def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules) -> Dataset:
@@ -91,16 +91,16 @@ def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules) -> Dataset:
     """
     encoder = Encoder(tokenizer, rules)
     counts = {"truncated": 0, "dropped": 0, "repeated": text.repeated}
-    learn = _encode_all(text.learn, encoder, counts)
-    held_out = _encode_all(text.held_out, encoder, counts)
-    if not learn:
-        raise DataError(f"data.max_length: all {len(text.learn)} rows are longer than {rules.max_length} tokens",
+    train = _encode_all(text.train, encoder, counts)
+    validation = _encode_all(text.validation, encoder, counts)
+    if not train:
+        raise DataError(f"data.max_length: all {len(text.train)} rows are longer than {rules.max_length} tokens",
                         "Raise data.max_length, or set data.overlong to truncate.")
-    if text.held_out and not held_out:
-        raise DataError(f"data.max_length: all {len(text.held_out)} held-out rows exceed {rules.max_length} tokens",
+    if text.validation and not validation:
+        raise DataError(f"data.max_length: all {len(text.validation)} held-out rows exceed {rules.max_length} tokens",
                         "Raise data.max_length, or set data.overlong to truncate.")
-    counts |= {"learn": len(learn), "held_out": len(held_out), "tokens": sum(len(row.ids) for row in learn)}
-    return Dataset(learn, held_out, counts)
+    counts |= {"train": len(train), "validation": len(validation), "tokens": sum(len(row.ids) for row in train)}
+    return Dataset(train, validation, counts)
 
 
 def _encode_all(examples: list[Example], encoder: Encoder, counts: dict[str, int]) -> list[TokenRow]:

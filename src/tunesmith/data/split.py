@@ -27,8 +27,8 @@ def hold_out(examples: list[Example], amount: float | int) -> tuple[list[Example
             break
         chosen.add(content_hash)
         total += sizes[content_hash]
-    learn = [e for e in examples if e.content_hash not in chosen]
-    if not learn:
+    train = [e for e in examples if e.content_hash not in chosen]
+    if not train:
         raise DataError(f"data.validation: {amount} of {len(examples)} rows held out leaves none to learn from",
                         "Hold out fewer, or set data.validation to a source of its own.")
-    return learn, [e for e in examples if e.content_hash in chosen]
+    return train, [e for e in examples if e.content_hash in chosen]

@@ -1,4 +1,4 @@
-"""Examples to token rows: which tokens there are, and exactly which of them are learnt.
+"""Examples to token rows: which tokens there are, and exactly which of them bear loss (the loss mask).
 
 The prompt's tokens are always those that generation will send: a completion never melts into the prompt's last token.
 Only the notebook's own setting (`loss_on: all`, `append_eos: false`) tokenizes the text in one piece, as it does.
@@ -23,12 +23,12 @@ class TokenRow:
     """One example as tokens.
 
     ids: the tokens, at most `max_length`.
-    learnt: for each token whether its prediction bears loss; False for the first, which nothing predicts.
+    loss_mask: for each token whether its prediction bears loss; False for the first, which nothing predicts.
     prompt_ids, prompt, reference: what generation is given, the same as text, and the answer that the data gives.
     """
 
     ids: list[int]
-    learnt: list[bool]
+    loss_mask: list[bool]
     prompt_ids: list[int]
     prompt: str
     reference: str
@@ -37,7 +37,7 @@ class TokenRow:
     @property
     def loss_tokens(self) -> int:
         """How many tokens bear loss."""
-        return sum(self.learnt)
+        return sum(self.loss_mask)
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ class Encoder:
     def encode(self, example: Example) -> tuple[TokenRow, bool]:
         """The example as tokens, and whether it was longer than `max_length` (then it is cut, and has no end token)."""
         row, ends = self._chat(example) if example.messages is not None else self._plain_text(example)
-        ids, learnt = row.ids, row.learnt
+        ids, loss_mask = row.ids, row.loss_mask
         if self.rules.append_eos and not ends and self.eos is not None:
-            ids, learnt = [*ids, self.eos], [*learnt, True]
+            ids, loss_mask = [*ids, self.eos], [*loss_mask, True]
         overlong = len(ids) > self.rules.max_length
-        ids, learnt = ids[: self.rules.max_length], learnt[: self.rules.max_length]
-        if learnt:
-            learnt[0] = False
-        return TokenRow(ids, learnt, row.prompt_ids, row.prompt, row.reference, row.place), overlong
+        ids, loss_mask = ids[: self.rules.max_length], loss_mask[: self.rules.max_length]
+        if loss_mask:
+            loss_mask[0] = False
+        return TokenRow(ids, loss_mask, row.prompt_ids, row.prompt, row.reference, row.place), overlong
 
     def _plain_text(self, example: Example) -> tuple[TokenRow, bool]:
         prompt_ids = self.prompt_ids(example.prompt)
@@ -112,8 +112,8 @@ class Encoder:
         if ids is None:
             ids = prompt_ids + self._plain(example.completion)
         first = 0 if self.rules.loss_on == "all" else len(prompt_ids)
-        learnt = [False] * first + [True] * (len(ids) - first)
-        return TokenRow(ids, learnt, prompt_ids, example.prompt, example.completion, example.place), False
+        loss_mask = [False] * first + [True] * (len(ids) - first)
+        return TokenRow(ids, loss_mask, prompt_ids, example.prompt, example.completion, example.place), False
 
     def _in_one_piece(self, example: Example) -> list[int] | None:
         """The whole text as tokens; None where the completion would melt into the prompt's last token, and must not."""
@@ -147,12 +147,12 @@ class Encoder:
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
         before = self._render(turns[: answers[-1]], example, prompt=True)
         if self.rules.loss_on == "all":
-            learnt = [True] * len(ids)
+            loss_mask = [True] * len(ids)
         else:
             spans = [self._answer_span(turns, i, text, example) for i in answers]
-            learnt = [any(start < last and end > first for first, last in spans) for start, end in offsets]
+            loss_mask = [any(start < last and end > first for first, last in spans) for start, end in offsets]
         ends = answers[-1] != len(turns) - 1 or self._ends(text)
-        row = TokenRow(ids, learnt, self._plain(before), before, turns[answers[-1]]["content"], example.place)
+        row = TokenRow(ids, loss_mask, self._plain(before), before, turns[answers[-1]]["content"], example.place)
         return row, ends
 
     def _answer_span(self, turns: list[dict[str, str]], index: int, text: str, example: Example) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tunesmith.data import TokenRow
-from tunesmith.data.batches import cut_step
+from tunesmith.data.batches import plan_micro_batches
 from tunesmith.errors import OutOfMemory
 from tunesmith.model.engine import Engine
 from tunesmith.model.memory import in_parts
@@ -34,7 +34,7 @@ def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) 
     max_tokens: tokens computed at once; fewer when memory runs out. Raises OutOfMemory when a row alone does not fit.
     """
     nats = np.zeros(len(rows))
-    cuts = cut_step([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens, overhead_tokens=64,
+    cuts = plan_micro_batches([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens, overhead_tokens=64,
                     padded=engine.padded)
 
     def too_large(row: int) -> OutOfMemory:

@@ -58,17 +58,17 @@ def _drawn(*charts: altair.LayerChart | altair.Chart) -> list[Markup]:
 
 def _loss_chart(metrics: list[dict[str, Any]], judgement: Judgement | None) -> altair.LayerChart:
     points = [{"step": m["step"], "loss": m["loss"], "of": "training"} for m in metrics]
-    held_out = [{"step": m["step"], "loss": m["eval_loss"], "of": "held out"} for m in metrics if "eval_loss" in m]
+    validation = [{"step": m["step"], "loss": m["eval_loss"], "of": "held out"} for m in metrics if "eval_loss" in m]
     if judgement is not None:
         last = metrics[-1]["step"] if metrics else 0
-        held_out = [{"step": 0, "loss": judgement.loss_base, "of": "held out"}, *held_out,
+        validation = [{"step": 0, "loss": judgement.loss_base, "of": "held out"}, *validation,
                     {"step": last, "loss": judgement.loss_tuned, "of": "held out"}]
     colour = altair.Color("of:N", title=None, legend=altair.Legend(orient="top-right"),
                           scale=altair.Scale(domain=["training", "held out"], range=["#7a93b8", "#d1495b"]))
     axes = {"x": altair.X("step:Q", title="optimiser step"),
             "y": altair.Y("loss:Q", title="nats a token", scale=altair.Scale(zero=False)), "color": colour}
     lines = altair.Chart(altair.Data(values=points)).mark_line(strokeWidth=1.5).encode(**axes)
-    dots = altair.Chart(altair.Data(values=held_out)).mark_line(point=True, strokeWidth=2).encode(**axes)
+    dots = altair.Chart(altair.Data(values=validation)).mark_line(point=True, strokeWidth=2).encode(**axes)
     chart: altair.LayerChart = _styled(altair.layer(lines, dots), 260)
     return chart
 

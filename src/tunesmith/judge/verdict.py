@@ -69,7 +69,7 @@ class Judgement:
         return {key: value for key, value in asdict(self).items() if key != "samples"}
 
 
-def mean_held_out_loss(engine: Engine, rows: list[TokenRow]) -> float:
+def mean_validation_loss(engine: Engine, rows: list[TokenRow]) -> float:
     """Nats a loss-bearing token over the held-out rows. The engine must be out of training."""
     return row_losses(engine, rows).mean
 
@@ -86,7 +86,7 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
     answered = [row for row in rows if _can_be_answered(row, engine, max_new_tokens)][: max(stop_rows, samples)]
     prompts = [row.prompt_ids for row in answered]
     on_stage("judging the bare base")
-    with engine.bare():
+    with engine.adapter_disabled():
         base = row_losses(engine, rows)
         before = answer_prompts(engine, prompts, max_new_tokens)
     on_stage("judging the adapter")
@@ -114,7 +114,7 @@ def different(rows: list[TokenRow]) -> list[TokenRow]:
     """The rows, equal ones once: a row that is repeated says no more than it does alone."""
     first: dict[tuple[tuple[int, ...], tuple[bool, ...]], TokenRow] = {}
     for row in rows:
-        first.setdefault((tuple(row.ids), tuple(row.learnt)), row)
+        first.setdefault((tuple(row.ids), tuple(row.loss_mask)), row)
     return list(first.values())
 
 

@@ -117,7 +117,7 @@ def _attached(engine: Engine, adapter: Path) -> Engine:
     probe = [[token % int(engine.base.config.get("vocab_size", 2)) for token in range(1, 9)]]
     with torch.no_grad():
         tuned = engine.logits(probe)[0]
-        with engine.bare():
+        with engine.adapter_disabled():
             bare = engine.logits(probe)[0]
     trained = any(bool(parameter.any()) for name, parameter in engine.trainable().items() if "lora_A" not in name)
     if trained and torch.equal(tuned, bare):

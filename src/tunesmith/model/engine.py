@@ -36,7 +36,7 @@ def stop_and_pad_ids(tokenizer: Any, config_eos: int | list[int] | None) -> tupl
     return stops, next(pad for pad in pads if pad is not None)
 
 
-class LabelledRow(Protocol):
+class MaskedRow(Protocol):
     """One sample: its tokens, and of each whether it bears loss (the first never does: nothing comes before it)."""
 
     @property
@@ -45,8 +45,8 @@ class LabelledRow(Protocol):
         ...
 
     @property
-    def learnt(self) -> Sequence[bool]:
-        """Which of them are learnt, one by one."""
+    def loss_mask(self) -> Sequence[bool]:
+        """Which of them bear loss, one by one."""
         ...
 
 
@@ -77,7 +77,7 @@ class Engine(Protocol):
         """Whether activations can wait in the host's memory."""
         ...
 
-    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor,
+    def accumulate(self, rows: Sequence[MaskedRow], weight: torch.Tensor,
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss) to the adapter's; returns what `losses` does.
 
@@ -86,8 +86,8 @@ class Engine(Protocol):
         """
         ...
 
-    def losses(self, rows: Sequence[LabelledRow]) -> torch.Tensor:
-        """Each row's summed cross-entropy [B] (nats, fp32) over its learnt tokens, without a gradient."""
+    def losses(self, rows: Sequence[MaskedRow]) -> torch.Tensor:
+        """Each row's summed cross-entropy [B] (nats, fp32) over its tokens that bear loss, without a gradient."""
         ...
 
     def logits(self, rows_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -114,7 +114,7 @@ class Engine(Protocol):
         """Switch dropout (and what else differs) on or off."""
         ...
 
-    def bare(self) -> AbstractContextManager[None]:
+    def adapter_disabled(self) -> AbstractContextManager[None]:
         """Within it the adapter is off: the bare base answers."""
         ...
 

@@ -43,7 +43,7 @@ class DataSection(Section):
     messages: str | None = Field(
         None, description="instead of prompt and completion: the column with a chat, as role/content or from/value")
     loss_on: Literal["all", "completion"] = Field(
-        "completion", description="which tokens are learnt: completion (the answer alone) | all (as the notebook)")
+        "completion", description="which tokens bear loss: completion (the answer alone) | all (as the notebook)")
     append_eos: bool = Field(True, description="teach the model to stop; false reproduces the notebook, which never does")
     max_length: Annotated[int, Field(ge=2)] = Field(2048, description="longest row [tokens]")
     overlong: Literal["error", "truncate", "drop"] = Field(
@@ -57,12 +57,12 @@ class DataSection(Section):
             raise ValueError("give either `completion` (with `prompt`) or `messages`, not both and not neither")
         if self.messages is not None and self.prompt:
             raise ValueError("`prompt` goes with `completion`; `messages` brings its own prompts")
-        held_out = self.validation
-        if isinstance(held_out, bool) or (isinstance(held_out, int | float) and not held_out >= 0):
-            raise ValueError(f"`validation` is {held_out}: a share below 1, a count of rows, or a source")
-        if isinstance(held_out, float) and held_out >= 1 and not held_out.is_integer():
-            raise ValueError(f"`validation` is {held_out}: a share is below 1, a count is a whole number")
-        if isinstance(held_out, float) and held_out == float("inf"):
+        validation = self.validation
+        if isinstance(validation, bool) or (isinstance(validation, int | float) and not validation >= 0):
+            raise ValueError(f"`validation` is {validation}: a share below 1, a count of rows, or a source")
+        if isinstance(validation, float) and validation >= 1 and not validation.is_integer():
+            raise ValueError(f"`validation` is {validation}: a share is below 1, a count is a whole number")
+        if isinstance(validation, float) and validation == float("inf"):
             raise ValueError("`validation` is infinite: a share below 1, a count of rows, or a source")
         return self
 

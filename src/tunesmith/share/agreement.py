@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from tunesmith.data import TokenRow
-from tunesmith.data.batches import cut_step
+from tunesmith.data.batches import plan_micro_batches
 from tunesmith.errors import DataError, OutOfMemory
 from tunesmith.model.engine import Answer, Engine
 from tunesmith.model.memory import in_parts
@@ -78,7 +78,7 @@ def reference(engine: Engine, rows: Sequence[TokenRow], prompts: Sequence[list[i
     Raises DataError when no token of the rows bears loss, OutOfMemory.
     """
     engine.training(False)
-    if not any(any(row.learnt[1:]) for row in rows):
+    if not any(any(row.loss_mask[1:]) for row in rows):
         raise DataError("no held-out row with a token that bears loss: there is nothing to compare a merge on",
                         "Hold some rows out (data.validation).")
     vocabulary = engine.logits([rows[0].ids[:1]])[0].shape[1]
@@ -88,7 +88,7 @@ def reference(engine: Engine, rows: Sequence[TokenRow], prompts: Sequence[list[i
         kept_PV[part] = log_PV
     answers, loss = _answers(engine, prompts, max_new_tokens), _mean_loss(engine, rows)
     whole = Reference(rows, prompts, max_new_tokens, places, kept_PV, answers, loss, _UNKNOWN)
-    with engine.bare():
+    with engine.adapter_disabled():
         return Reference(rows, prompts, max_new_tokens, places, kept_PV, answers, loss, compare(engine, whole))
 
 
@@ -145,7 +145,7 @@ _UNKNOWN = Agreement(math.nan, math.nan, None, math.nan, math.nan, 0, 0)
 
 def _choose_places(rows: Sequence[TokenRow], wanted: int) -> list[tuple[int, list[int]]]:
     """At most `wanted` positions whose next token bears loss, at even steps through the rows."""
-    every = [(i, t) for i, row in enumerate(rows) for t in range(len(row.ids) - 1) if row.learnt[t + 1]]
+    every = [(i, t) for i, row in enumerate(rows) for t in range(len(row.ids) - 1) if row.loss_mask[t + 1]]
     count = min(wanted, len(every))
     chosen: dict[int, list[int]] = {}
     for i, t in (every[k * len(every) // count] for k in range(count)):
@@ -167,7 +167,7 @@ def _log_probabilities(engine: Engine, rows: Sequence[TokenRow], places: list[tu
         return OutOfMemory(f"the logits of a held-out row of {lengths[k]} tokens do not fit in memory",
                            "Compare on shorter rows, or on the CPU.")
 
-    parts = cut_step(lengths, rows=None, max_tokens=together, overhead_tokens=64, padded=engine.padded)
+    parts = plan_micro_batches(lengths, rows=None, max_tokens=together, overhead_tokens=64, padded=engine.padded)
     for chosen, found in in_parts(parts, lambda part: engine.logits(
             [rows[places[k][0]].ids[:lengths[k]] for k in part]), too_large):
         for k, logits_TV in zip(chosen, found, strict=True):
@@ -181,8 +181,8 @@ def _answers(engine: Engine, prompts: Sequence[list[int]], max_new_tokens: int) 
 
 def _mean_loss(engine: Engine, rows: Sequence[TokenRow]) -> float:
     """Nats a loss-bearing token over all rows."""
-    rows = [row for row in rows if any(row.learnt[1:])]
-    parts = cut_step([len(row.ids) for row in rows], rows=None, max_tokens=_LOSS_TOKENS, overhead_tokens=64,
+    rows = [row for row in rows if any(row.loss_mask[1:])]
+    parts = plan_micro_batches([len(row.ids) for row in rows], rows=None, max_tokens=_LOSS_TOKENS, overhead_tokens=64,
                      padded=engine.padded)
 
     def too_large(k: int) -> OutOfMemory:
@@ -191,4 +191,4 @@ def _mean_loss(engine: Engine, rows: Sequence[TokenRow]) -> float:
 
     nats = sum(found for _, found in in_parts(
         parts, lambda part: engine.losses([rows[k] for k in part]).double().sum().item(), too_large))
-    return nats / sum(sum(row.learnt[1:]) for row in rows)
+    return nats / sum(sum(row.loss_mask[1:]) for row in rows)

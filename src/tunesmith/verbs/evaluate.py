@@ -65,7 +65,7 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
                                 dtype=chosen.model.dtype, device=chosen.model.device)
     for note in engine.notes:
         show.note(note)
-    judgement = judge(engine, prepared.data.held_out, max_new_tokens=chosen.judge.max_new_tokens,
+    judgement = judge(engine, prepared.data.validation, max_new_tokens=chosen.judge.max_new_tokens,
                       samples=chosen.judge.samples, stop_rows=chosen.judge.stop_rows, matters=chosen.judge.matters,
                       on_stage=show.stage)
     return {**judgement.summary(), "modules": count_modules(engine),
@@ -81,8 +81,8 @@ def _require_unseen(found: AdapterFiles, chosen: Recipe, show: Show) -> None:
         return
     templates = {"prompt": own.data.prompt, "completion": own.data.completion, "messages": own.data.messages}
     try:
-        trained = {example.content_hash for example in read_text(own.data, show.note).learn}
-        judged = read_text(chosen.data.model_copy(update=templates), show.note).held_out
+        trained = {example.content_hash for example in read_text(own.data, show.note).train}
+        judged = read_text(chosen.data.model_copy(update=templates), show.note).validation
     except TunesmithError as error:
         show.note(f"Whether the run was trained on some of the rows that are judged on is not known: {error.message}")
         return

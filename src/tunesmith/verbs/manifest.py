@@ -73,7 +73,7 @@ def build_manifest(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
 #: What the report says of a manifest when the run has ended.
 _REPORTED: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("quantization", "started", "engine_reason", "machine", "base.name", "data.source"), (str,)),
-    **{f"data.counts.{name}": (int,) for name in ("learn", "held_out", "truncated", "dropped")}}
+    **{f"data.counts.{name}": (int,) for name in ("train", "validation", "truncated", "dropped")}}
 
 
 def check_same(then: dict[str, Any], now: dict[str, Any], run: str) -> list[str]:

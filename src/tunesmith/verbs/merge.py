@@ -93,13 +93,14 @@ def _rows(found: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os
             # By the run's own rules, which its rows have passed; of them those that are not too long to measure on.
             most = min(chosen.data.max_length, base.positions or chosen.data.max_length)
             rules = Rules(chosen.data.loss_on, chosen.data.append_eos, most, chosen.data.overlong)
-            held_out = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules).held_out
-            cut = [replace(row, ids=row.ids[:longest], learnt=row.learnt[:longest]) for row in held_out]
-            rows = ([row for row in held_out if len(row.ids) <= longest] or [row for row in cut if any(row.learnt)])[:_ROWS]
+            validation = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules).validation
+            cut = [replace(row, ids=row.ids[:longest], loss_mask=row.loss_mask[:longest]) for row in validation]
+            whole = [row for row in validation if len(row.ids) <= longest]
+            rows = (whole or [row for row in cut if any(row.loss_mask)])[:_ROWS]
             if rows:
                 return rows, f"{len(rows)} held-out rows"
     plain = parse_recipe('data: {source: "embedded:quotes", prompt: "{quote}", completion: " ({author})", validation: 64}\n'
                          'model: {base: "embedded:sprout"}\n', name="the embedded quotes")
-    rows = tokenize_text(read_text(plain.data), tokenizer, Rules("all", False, longest, "truncate")).held_out[:_ROWS]
+    rows = tokenize_text(read_text(plain.data), tokenizer, Rules("all", False, longest, "truncate")).validation[:_ROWS]
     show.note("No held-out rows of this adapter are known: the merge is measured on the embedded quotes. --recipe names rows.")
     return rows, "the embedded quotes"

@@ -8,7 +8,7 @@ from typing import Any
 
 from tunesmith.model.base_config import refuse_two_ways, require_agreement, require_causal
 from tunesmith.model.files import locate_config
-from tunesmith.plan import can_count, count_parameters
+from tunesmith.planning import can_count, count_parameters
 from tunesmith.recipe import load_recipe
 
 

@@ -11,7 +11,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.model.base_config import refuse_two_ways, require_agreement, require_causal, require_computable
 from tunesmith.model.engines import choose_engine, settle_engine
 from tunesmith.model.files import BaseFiles, locate_base, locate_config
-from tunesmith.plan import can_count, count_parameters
+from tunesmith.planning import can_count, count_parameters
 from tunesmith.recipe import Recipe
 from tunesmith.verbs.show import Show
 
@@ -69,7 +69,7 @@ def prepare(recipe: Recipe, show: Show) -> Prepared:
                         (data.counts["repeated"], "left out: they also stand in data.validation")):
         if count:
             show.note(f"{count} row{'s' if count > 1 else ''} {what}.")
-    longest = max(data.learn + data.held_out, key=lambda row: len(row.ids))
+    longest = max(data.train + data.validation, key=lambda row: len(row.ids))
     if base.positions is not None and len(longest.ids) > base.positions:
         raise RecipeError(f"data.max_length: {longest.place} has {len(longest.ids)} tokens, "
                           f"the base has {base.positions} positions",

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import DiskError, IntegrityError, Interrupted, RecipeError, TunesmithError, UsageError
 from tunesmith.paths import require_utf8
-from tunesmith.plan import activation_bytes, native_activation_bytes
+from tunesmith.planning import activation_bytes, native_activation_bytes
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder, check_seal
 from tunesmith.rundir.ordinary import require_kinds
-from tunesmith.train.signals import StopSignal
+from tunesmith.training.signals import StopSignal
 from tunesmith.verbs.adapters import hub_name, weight_hashes
 from tunesmith.verbs.prepare import Prepared, prepare
 from tunesmith.verbs.show import Show, Silent
@@ -27,7 +27,7 @@ from tunesmith.verbs.show import Show, Silent
 if TYPE_CHECKING:
     from tunesmith.judge import Judgement
     from tunesmith.model.engine import Engine
-    from tunesmith.train.step import Cut
+    from tunesmith.training.step import MicroBatchPlan
 
 
 def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str] | None = None,
@@ -152,11 +152,11 @@ def _refuse_another(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal, show: Show) -> dict[str, Any]:
-    from tunesmith.judge import judge, mean_held_out_loss
+    from tunesmith.judge import judge, mean_validation_loss
     from tunesmith.model.build import build_for_training
     from tunesmith.model.lora import LoraSettings
-    from tunesmith.train.loop import peak_memory_bytes
-    from tunesmith.train.loop import train as train_loop
+    from tunesmith.training.loop import peak_memory_bytes
+    from tunesmith.training.loop import train as train_loop
 
     _tell_busy(engine_device=recipe.model.device, show=show)
     show.stage(f"loading {recipe.model.base} in {recipe.model.quantization}")
@@ -164,21 +164,23 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
         prepared.base, prepared.tokenizer, engine=prepared.engine, quantization=recipe.model.quantization,
         dtype=recipe.model.dtype, device=recipe.model.device, seed=recipe.train.seed, matmul=recipe.train.matmul,
         lora=LoraSettings(recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.target_modules))
-    settings = _settings(recipe, len(prepared.data.learn))
-    cut = _choose_cut(recipe, prepared, engine)
+    settings = _settings(recipe, len(prepared.data.train))
+    plan = _plan_micro_batches(recipe, prepared, engine)
     _show_facts(recipe, prepared, engine, settings.total_steps, show)
-    held_out = prepared.data.held_out
+    validation = prepared.data.validation
 
     with stop.deferred():
-        progress = train_loop(engine, prepared.data.learn, settings, folder, cut, stop, notify=show.note,
-                              held_out_loss=(lambda: mean_held_out_loss(engine, held_out)) if held_out else None,
+        progress = train_loop(engine, prepared.data.train, settings, folder, plan, stop, notify=show.note,
+                              validation_loss=(lambda: mean_validation_loss(engine, validation)) if validation else None,
                               on_step=lambda record: show.step(record, settings.total_steps))
     if stop.number is not None:
         raise Interrupted(stop.number, "Stopped after the last step, before judging.", "The same command judges it.")
 
     peak_bytes = peak_memory_bytes(engine.device)
-    judgement = judge(engine, held_out, max_new_tokens=recipe.judge.max_new_tokens, samples=recipe.judge.samples,
-                      stop_rows=recipe.judge.stop_rows, matters=recipe.judge.matters, on_stage=show.stage) if held_out else None
+    judgement = None
+    if validation:
+        judgement = judge(engine, validation, max_new_tokens=recipe.judge.max_new_tokens, samples=recipe.judge.samples,
+                          stop_rows=recipe.judge.stop_rows, matters=recipe.judge.matters, on_stage=show.stage)
     trainable, everything = engine.parameter_counts()
     metrics = folder.metrics.read()
     result = {
@@ -266,7 +268,7 @@ def _open(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) -> 
 
 
 def _settings(recipe: Recipe, rows: int) -> Any:
-    from tunesmith.train.loop import TrainSettings
+    from tunesmith.training.loop import TrainSettings
 
     chosen = recipe.train
     steps = chosen.max_steps or max(1, math.ceil((chosen.num_epochs or 1) * rows / chosen.batch_size))
@@ -277,19 +279,22 @@ def _settings(recipe: Recipe, rows: int) -> Any:
         save_total_limit=chosen.save_total_limit, eval_steps=chosen.eval_steps)
 
 
-def _choose_cut(recipe: Recipe, prepared: Prepared, engine: Engine) -> Cut:
-    """How steps are cut, from what this machine's memory holds. A GPU that still runs out cuts smaller as it goes."""
+def _plan_micro_batches(recipe: Recipe, prepared: Prepared, engine: Engine) -> MicroBatchPlan:
+    """How steps are split into micro-batches, from what this machine's memory holds.
+
+    A GPU that still runs out splits smaller as it goes.
+    """
     import psutil
     import torch
 
-    from tunesmith.train.step import Cut
+    from tunesmith.training.step import MicroBatchPlan
 
     wanted, config = recipe.train.gradient_checkpointing, prepared.base.config
     on_gpu = engine.device.type == "cuda"
-    # On a CPU a fixed share of all memory, not of what is free now: a resumed run must cut as the first one did.
+    # On a CPU a fixed share of all memory, not of what is free now: a resumed run must split as the first one did.
     budget_bytes = 0.8 * torch.cuda.mem_get_info(engine.device)[0] if on_gpu else 0.25 * psutil.virtual_memory().total
     value_bytes = torch.finfo(engine.dtype).bits // 8
-    longest = max(len(row.ids) for row in prepared.data.learn)
+    longest = max(len(row.ids) for row in prepared.data.train)
 
     def fitting(share: float) -> int:
         bytes_of = native_activation_bytes if engine.name == "native" else activation_bytes
@@ -301,7 +306,7 @@ def _choose_cut(recipe: Recipe, prepared: Prepared, engine: Engine) -> Cut:
         shares = (0.0, 0.25, 0.5, 0.75, 1.0) if engine.selective else (0.0, 1.0)
         share = next((each for each in shares if fitting(each) >= longest), 1.0)
     rows = None if recipe.train.micro_batch_size == "auto" else recipe.train.micro_batch_size
-    return Cut(rows, max(longest, fitting(share)), overhead_tokens=512 if on_gpu else 96, checkpointing=share,
+    return MicroBatchPlan(rows, max(longest, fitting(share)), overhead_tokens=512 if on_gpu else 96, checkpointing=share,
                may_checkpoint=wanted == "auto", selective=engine.selective,
                may_offload=engine.offloads and wanted is not False, asked=rows)
 
@@ -319,8 +324,8 @@ def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, 
     total, kept = everything - trainable, engine.kept()
     show.facts({
         "base": f"{recipe.model.base} ({total / 1e6:,.1f} M parameters), " + described(kept, recipe.model.quantization),
-        "data": f"{counts['learn'] + counts['held_out']:,} rows · {counts['learn']:,} to learn from, "
-                f"{counts['held_out']:,} held out",
+        "data": f"{counts['train'] + counts['validation']:,} rows · {counts['train']:,} to learn from, "
+                f"{counts['validation']:,} held out",
         "adapter": f"LoRA r={recipe.lora.r} on {', '.join(targets)} · {trainable:,} of {everything / 1e6:,.1f} M "
                    f"parameters train ({100 * trainable / everything:.2g}%)",
         "engine": f"{engine.name} on {where}, {str(engine.dtype).removeprefix('torch.')}"

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from tunesmith.errors import OutOfMemory
 from tunesmith.model.dropout import require_seeds
-from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
+from tunesmith.model.engine import Answer, MaskedRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf import adapter as lora
 from tunesmith.model.hf.dropout import draw_by_sample, dropout_of_base
@@ -52,7 +52,7 @@ class HfEngine:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
-    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor,
+    def accumulate(self, rows: Sequence[MaskedRow], weight: torch.Tensor,
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
         if self._token_keys is not None and self.model.training:
@@ -66,11 +66,11 @@ class HfEngine:
         return losses_B.detach()
 
     @torch.no_grad()
-    def losses(self, rows: Sequence[LabelledRow]) -> torch.Tensor:
-        """Each row's summed cross-entropy [B] in nats over its learnt tokens, fp32."""
+    def losses(self, rows: Sequence[MaskedRow]) -> torch.Tensor:
+        """Each row's summed cross-entropy [B] in nats over its tokens that bear loss, fp32."""
         return self._losses(rows)
 
-    def _losses(self, rows: Sequence[LabelledRow]) -> torch.Tensor:
+    def _losses(self, rows: Sequence[MaskedRow]) -> torch.Tensor:
         batch = collate(rows, self.pad_id)
         targets_BT = torch.full_like(batch.labels_BT, IGNORED)
         targets_BT[:, :-1] = batch.labels_BT[:, 1:]
@@ -150,7 +150,7 @@ class HfEngine:
         self.model.train(on)
 
     @contextmanager
-    def bare(self) -> Iterator[None]:
+    def adapter_disabled(self) -> Iterator[None]:
         """The bare base, its adapter switched off."""
         with self.model.disable_adapter():
             yield

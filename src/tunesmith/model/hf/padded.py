@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tunesmith.model.dropout import token_keys
-from tunesmith.model.engine import LabelledRow
+from tunesmith.model.engine import MaskedRow
 
 IGNORED = -100
 
@@ -26,7 +26,7 @@ class MicroBatch:
     labels_BT: torch.Tensor
 
 
-def collate(rows: Sequence[LabelledRow], pad_id: int) -> MicroBatch:
+def collate(rows: Sequence[MaskedRow], pad_id: int) -> MicroBatch:
     """Pad rows on the right to the longest."""
     width = max(len(row.ids) for row in rows)
     input_ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.int64)
@@ -34,14 +34,14 @@ def collate(rows: Sequence[LabelledRow], pad_id: int) -> MicroBatch:
     labels_BT = torch.full((len(rows), width), IGNORED, dtype=torch.int64)
     for i, row in enumerate(rows):
         ids = torch.tensor(row.ids, dtype=torch.int64)
-        learnt = torch.tensor(row.learnt, dtype=torch.bool)
+        loss_mask = torch.tensor(row.loss_mask, dtype=torch.bool)
         input_ids_BT[i, : len(ids)] = ids
         attention_mask_BT[i, : len(ids)] = 1
-        labels_BT[i, : len(ids)] = torch.where(learnt, ids, IGNORED)
+        labels_BT[i, : len(ids)] = torch.where(loss_mask, ids, IGNORED)
     return MicroBatch(input_ids_BT, attention_mask_BT, labels_BT)
 
 
-def padded_keys(rows: Sequence[LabelledRow], dropout_seeds: Sequence[int]) -> torch.Tensor:
+def padded_keys(rows: Sequence[MaskedRow], dropout_seeds: Sequence[int]) -> torch.Tensor:
     """The dropout key of each token [B, T], int64, as `collate` lays the rows; 0 for padding."""
     lengths = [len(row.ids) for row in rows]
     keys_BT = torch.zeros((len(rows), max(lengths)), dtype=torch.int64)

@@ -1,6 +1,6 @@
-"""Causal attention inside each sample of a packed stream, and over a cache when answers are generated.
+"""Causal attention inside each sample of a packed batch, and over a cache when answers are generated.
 
-Shapes: N tokens of a stream, H heads of queries, K heads of keys and values (K divides H), D the width of a head,
+Shapes: N tokens of a batch, H heads of queries, K heads of keys and values (K divides H), D the width of a head,
 W = (H + 2 K) D the width of q, k and v side by side. B answers, T places of a cache.
 """
 
@@ -20,8 +20,8 @@ from tunesmith.model.native.kernels.attention_cudnn import (
 )
 from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.kernels.rope import rotate_
+from tunesmith.model.native.packed_batch import PackedBatch
 from tunesmith.model.native.short_attention import keeps_little, short_attention
-from tunesmith.model.native.stream import Stream
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class Rope:
 
 
 class PackedAttention:
-    """Attention of one pass over a stream. slopes_H: ALiBi's (Press et al. 2021, https://arxiv.org/abs/2108.12409), fp32."""
+    """Attention of one pass over a batch. slopes_H: ALiBi's (Press et al. 2021, https://arxiv.org/abs/2108.12409), fp32."""
 
-    def __init__(self, stream: Stream, heads: Heads, *, rope: Rope | None, slopes_H: torch.Tensor | None,
+    def __init__(self, batch: PackedBatch, heads: Heads, *, rope: Rope | None, slopes_H: torch.Tensor | None,
                  window: int | None) -> None:
-        self.stream, self.heads, self.rope, self.slopes_H, self.window = stream, heads, rope, slopes_H, window
-        longest = stream.length or max((stop - start for start, stop in stream.spans), default=0)
-        self.dense = (stream.length >= SHORTEST and slopes_H is None and (window is None or longest <= window)
+        self.batch, self.heads, self.rope, self.slopes_H, self.window = batch, heads, rope, slopes_H, window
+        longest = batch.length or max((stop - start for start, stop in batch.spans), default=0)
+        self.dense = (batch.length >= SHORTEST and slopes_H is None and (window is None or longest <= window)
                       and not torch.are_deterministic_algorithms_enabled())
-        self._short = (stream.ids_N.device.type == "cpu" and keeps_little(stream.spans, heads.queries)
+        self._short = (batch.ids_N.device.type == "cpu" and keeps_little(batch.spans, heads.queries)
                        and (window is None or longest <= window))
 
     def __call__(self, qkv_NW: torch.Tensor, layer: int) -> torch.Tensor:
@@ -79,8 +79,8 @@ class PackedAttention:
             q, k = self.rope.rotated(q), self.rope.rotated(k)
         self.seen(k, v, layer)
         if self._short and qkv_NW.dtype == torch.float32:
-            return short_attention(q, k, v, self.stream.spans, self.slopes_H).flatten(1)
-        return packed_attention_plain(q, k, v, self.stream.spans, self.slopes_H, self.window).flatten(1)
+            return short_attention(q, k, v, self.batch.spans, self.slopes_H).flatten(1)
+        return packed_attention_plain(q, k, v, self.batch.spans, self.slopes_H, self.window).flatten(1)
 
     def seen(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:
         """Called with the rotated keys and the values of each layer; a cache that is being filled keeps them."""
@@ -120,11 +120,11 @@ class _PackedAttention(torch.autograd.Function):
             rotate_(q, attention.rope.cos_ND2, attention.rope.sin_ND2, False)
             rotate_(k, attention.rope.cos_ND2, attention.rope.sin_ND2, False)
         ctx.attention, ctx.dense = attention, None
-        if attention.dense and fits_cudnn(q, k, v, attention.stream.length):
-            o_NHD, ctx.dense = attention_forward_cudnn(q, k, v, attention.stream.length)
+        if attention.dense and fits_cudnn(q, k, v, attention.batch.length):
+            o_NHD, ctx.dense = attention_forward_cudnn(q, k, v, attention.batch.length)
             ctx.save_for_backward(qkv_NW, o_NHD)
         else:
-            o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.stream.first_key_N, attention.slopes_H)
+            o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.batch.first_key_N, attention.slopes_H)
             ctx.save_for_backward(qkv_NW, o_NHD, lse_HN)
         return o_NHD.flatten(1)
 
@@ -138,12 +138,12 @@ class _PackedAttention(torch.autograd.Function):
         dq, dk, dv = attention.heads.split(d_qkv_NW)
         do_NHD = do_NHD.contiguous().view_as(o_NHD)
         if ctx.dense is not None:
-            found = attention_backward_cudnn(do_NHD, *attention.heads.split(qkv_NW), o_NHD, ctx.dense, attention.stream.length)
+            found = attention_backward_cudnn(do_NHD, *attention.heads.split(qkv_NW), o_NHD, ctx.dense, attention.batch.length)
             dv.copy_(found[2])
         else:
             q, k, v = attention.heads.split(qkv_NW)
-            attention_backward_triton(do_NHD, q, k, v, o_NHD, lse[0], attention.stream.first_key_N,
-                                      attention.stream.last_query_N, attention.slopes_H, dq, dk, dv)
+            attention_backward_triton(do_NHD, q, k, v, o_NHD, lse[0], attention.batch.first_key_N,
+                                      attention.batch.last_query_N, attention.slopes_H, dq, dk, dv)
             found = (dq, dk, dv)
         for target, each in zip((dq, dk), found, strict=False):
             if attention.rope is not None:
@@ -175,14 +175,14 @@ class Cache:
 class FillingAttention(PackedAttention):
     """Packed attention over the prompts that leaves their keys and values in a cache."""
 
-    def __init__(self, cache: Cache, stream: Stream, heads: Heads, **more: Any) -> None:
-        super().__init__(stream, heads, **more)
+    def __init__(self, cache: Cache, batch: PackedBatch, heads: Heads, **more: Any) -> None:
+        super().__init__(batch, heads, **more)
         self.cache = cache
-        total = stream.spans[-1][1]
+        total = batch.spans[-1][1]
         self.answer_N = torch.zeros(total, dtype=torch.int64)
-        for answer, (start, stop) in enumerate(stream.spans):
+        for answer, (start, stop) in enumerate(batch.spans):
             self.answer_N[start:stop] = answer
-        self.answer_N = self.answer_N.to(stream.ids_N.device)
+        self.answer_N = self.answer_N.to(batch.ids_N.device)
 
     def __call__(self, qkv_NW: torch.Tensor, layer: int) -> torch.Tensor:
         """As the packed attention; on a GPU, what was rotated in place is kept afterwards."""
@@ -194,7 +194,7 @@ class FillingAttention(PackedAttention):
 
     def seen(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:
         """Into the cache."""
-        self.cache.write(layer, self.answer_N, self.stream.positions_N, k_NKD, v_NKD)
+        self.cache.write(layer, self.answer_N, self.batch.positions_N, k_NKD, v_NKD)
 
 
 class CachedAttention:

@@ -15,8 +15,8 @@ from torch import nn
 from tunesmith.model.native.attention import Cache, CachedAttention, FillingAttention, Heads, PackedAttention, Rope
 from tunesmith.model.native.linear import Linear, Mode
 from tunesmith.model.native.norm import HeadNorm, Norm
+from tunesmith.model.native.packed_batch import PackedBatch
 from tunesmith.model.native.recompute import Offload, recomputed
-from tunesmith.model.native.stream import Stream
 
 #: Attention of one pass: q, k, v side by side [N, W] and the layer's number -> [N, H D].
 Attend = Callable[[torch.Tensor, int], torch.Tensor]
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
         return None
 
     def hidden(self, ids_N: torch.Tensor, attend: Attend, rows_L: torch.Tensor | None) -> torch.Tensor:
-        """The normed last hidden state [L, C] of the chosen places of the stream, or of all."""
+        """The normed last hidden state [L, C] of the chosen places of the batch, or of all."""
         residual_NC = self.embed(ids_N)
         delta_NC: torch.Tensor | None = None
         if self.offload is not None:
@@ -122,13 +122,13 @@ class Decoder(nn.Module):
     def _positioned(self, positions_N: torch.Tensor) -> dict[str, Any]:
         return {"rope": self.rope(positions_N), "slopes_H": self.slopes, "window": self.window}
 
-    def packed(self, stream: Stream) -> Attend:
-        """Attention over a stream."""
-        return PackedAttention(stream, self.heads, **self._positioned(stream.positions_N))
+    def packed(self, batch: PackedBatch) -> Attend:
+        """Attention over a batch."""
+        return PackedAttention(batch, self.heads, **self._positioned(batch.positions_N))
 
-    def filling(self, stream: Stream, cache: Cache) -> Attend:
-        """Attention over a stream of prompts that fills a cache."""
-        return FillingAttention(cache, stream, self.heads, **self._positioned(stream.positions_N))
+    def filling(self, batch: PackedBatch, cache: Cache) -> Attend:
+        """Attention over a batch of prompts that fills a cache."""
+        return FillingAttention(cache, batch, self.heads, **self._positioned(batch.positions_N))
 
     def cached(self, cache: Cache, positions_B: torch.Tensor, longest: int) -> Attend:
         """Attention of one new token for each answer."""

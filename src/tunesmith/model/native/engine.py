@@ -13,7 +13,7 @@ from tunesmith.errors import IntegrityError, OutOfMemory, RecipeError, Tunesmith
 from tunesmith.model import lora
 from tunesmith.model.base_config import config_object
 from tunesmith.model.dropout import require_seeds
-from tunesmith.model.engine import Answer, LabelledRow, stop_and_pad_ids
+from tunesmith.model.engine import Answer, MaskedRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.lora import LoraSettings
 from tunesmith.model.memory import in_parts
@@ -29,8 +29,8 @@ from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.linear import matmul_fp32
 from tunesmith.model.native.llama import Llama
 from tunesmith.model.native.load import Checkpoint
+from tunesmith.model.native.packed_batch import PackedBatch, pack
 from tunesmith.model.native.recompute import Offload
-from tunesmith.model.native.stream import Stream, pack
 from tunesmith.rundir.ordinary import read_json_object
 
 #: On a GPU streams are padded to multiples of this many tokens: its matrix units work in tiles of 128.
@@ -102,17 +102,17 @@ class NativeEngine:
         self.model.offload = Offload(self.device) if offload else None
         self._graphs.forget()
 
-    def _pack(self, rows: Sequence[LabelledRow], dropout_seeds: Sequence[int] | None = None) -> Stream:
+    def _pack(self, rows: Sequence[MaskedRow], dropout_seeds: Sequence[int] | None = None) -> PackedBatch:
         return pack(rows, bucket=self._bucket, window=self.model.window, dropout_seeds=dropout_seeds)
 
-    def accumulate(self, rows: Sequence[LabelledRow], weight: torch.Tensor,
+    def accumulate(self, rows: Sequence[MaskedRow], weight: torch.Tensor,
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
         self._give_gradients()
         drops = self._training and self.settings.dropout > 0
-        stream = self._pack(rows, require_seeds(dropout_seeds) if drops else None)
+        batch = self._pack(rows, require_seeds(dropout_seeds) if drops else None)
         capture = not self._calibrating and self.model.offload is None
-        nats_L, sample_L = self._graphs.run(stream, weight, capture=capture)
+        nats_L, sample_L = self._graphs.run(batch, weight, capture=capture)
         if self._calibrating and all(products.calibrated for products in self._calibrating):
             for products in self._calibrating:
                 products.settle()
@@ -128,36 +128,36 @@ class NativeEngine:
                     self._gradients[name] = torch.empty_like(parameter)
                 parameter.grad = self._gradients[name].zero_()
 
-    def _forward_backward(self, stream: Stream, weight: torch.Tensor) -> torch.Tensor:
-        """The nats of each learnt token [L]; the gradient goes to the adapter's. All tensors on the device."""
-        self.model.mode.dropout_keys_N, self.model.mode.rounded = stream.dropout_keys_N, True
+    def _forward_backward(self, batch: PackedBatch, weight: torch.Tensor) -> torch.Tensor:
+        """The nats of each token that bears loss [L]; the gradient goes to the adapter's. All tensors on the device."""
+        self.model.mode.dropout_keys_N, self.model.mode.rounded = batch.dropout_keys_N, True
         try:
             with torch.enable_grad():
                 adapter.refresh(self.model)
-                nats_L = self._nats(stream)
+                nats_L = self._nats(batch)
                 (nats_L.sum() * weight).backward()
         finally:
             self.model.mode.dropout_keys_N, self.model.mode.rounded = None, False
         return nats_L.detach()
 
-    def _nats(self, stream: Stream) -> torch.Tensor:
-        hidden_LC = self.model.hidden(stream.ids_N, self.model.packed(stream), stream.learnt_L)
-        return head_losses(hidden_LC, self.model.head, stream.targets_L)
+    def _nats(self, batch: PackedBatch) -> torch.Tensor:
+        hidden_LC = self.model.hidden(batch.ids_N, self.model.packed(batch), batch.loss_positions_L)
+        return head_losses(hidden_LC, self.model.head, batch.targets_L)
 
     @torch.no_grad()
-    def losses(self, rows: Sequence[LabelledRow]) -> torch.Tensor:
-        """Each row's summed cross-entropy [B] in nats over its learnt tokens, fp32."""
+    def losses(self, rows: Sequence[MaskedRow]) -> torch.Tensor:
+        """Each row's summed cross-entropy [B] in nats over its tokens that bear loss, fp32."""
         adapter.refresh(self.model)
-        stream = self._pack(rows).to(self.device)
-        return torch.zeros(len(rows), device=self.device).index_add_(0, stream.sample_L, self._nats(stream))
+        batch = self._pack(rows).to(self.device)
+        return torch.zeros(len(rows), device=self.device).index_add_(0, batch.sample_L, self._nats(batch))
 
     @torch.no_grad()
     def logits(self, rows_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """fp32 logits [T, V] of each row."""
         adapter.refresh(self.model)
-        stream = pack([_Unlearnt(ids) for ids in rows_ids], bucket=self._bucket, window=self.model.window).to(self.device)
-        logits_NV = matmul_fp32(self.model.hidden(stream.ids_N, self.model.packed(stream), None), self.model.head.T)
-        return [logits_NV[start:stop] for start, stop in stream.spans[:len(rows_ids)]]
+        batch = pack([_Unlearnt(ids) for ids in rows_ids], bucket=self._bucket, window=self.model.window).to(self.device)
+        logits_NV = matmul_fp32(self.model.hidden(batch.ids_N, self.model.packed(batch), None), self.model.head.T)
+        return [logits_NV[start:stop] for start, stop in batch.spans[:len(rows_ids)]]
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Answer]:
         """Greedy answers to token prompts, in their order."""
@@ -201,7 +201,7 @@ class NativeEngine:
         self._training = on
 
     @contextmanager
-    def bare(self) -> Iterator[None]:
+    def adapter_disabled(self) -> Iterator[None]:
         """The bare base, its adapter switched off."""
         self.model.mode.adapter = False
         try:
@@ -220,10 +220,10 @@ class NativeEngine:
 
 
 class _Unlearnt:
-    """A row of which nothing is learnt."""
+    """A row without loss."""
 
     def __init__(self, ids: Sequence[int]) -> None:
-        self.ids, self.learnt = ids, [False] * len(ids)
+        self.ids, self.loss_mask = ids, [False] * len(ids)
 
 
 def _generation_eos(base: BaseFiles) -> int | list[int] | None:

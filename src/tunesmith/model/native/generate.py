@@ -1,4 +1,4 @@
-"""Greedy answers: the prompts as one packed stream, then one token at a time for all answers together."""
+"""Greedy answers: the prompts as one packed batch, then one token at a time for all answers together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunesmith.model.engine import Answer
 from tunesmith.model.native.attention import Cache
 from tunesmith.model.native.decoder import Decoder
 from tunesmith.model.native.linear import matmul_fp32
-from tunesmith.model.native.stream import pack
+from tunesmith.model.native.packed_batch import pack
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class _Prompt:
     ids: Sequence[int]
 
     @property
-    def learnt(self) -> list[bool]:
+    def loss_mask(self) -> list[bool]:
         return [False] * len(self.ids)
 
 
@@ -30,9 +30,9 @@ def generate(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: i
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     longest = int(lengths.max())
     cache = Cache(len(model.layers), len(prompts), longest + max_new_tokens, model.heads, dtype, device)
-    stream = pack([_Prompt(prompt) for prompt in prompts], window=model.window).to(device)
+    batch = pack([_Prompt(prompt) for prompt in prompts], window=model.window).to(device)
     last = (lengths.cumsum(0) - 1).to(device)
-    hidden_BC = model.hidden(stream.ids_N, model.filling(stream, cache), last)
+    hidden_BC = model.hidden(batch.ids_N, model.filling(batch, cache), last)
     stops = torch.tensor(stop_ids, device=device, dtype=torch.int64)
     at_B, alive = lengths.to(device), list(range(len(prompts)))
     found: list[list[int]] = [[] for _ in prompts]

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: one launch for a forward and backward pass, for each size of stream that comes again."""
+"""Steps as CUDA graphs: one launch for a forward and backward pass, for each size of batch that comes again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from tunesmith.model.native.stream import Stream
+from tunesmith.model.native.packed_batch import PackedBatch
 
-#: A pass over a stream on the device: (stream, weight of the loss) -> nats of each learnt token.
-Pass = Callable[[Stream, torch.Tensor], torch.Tensor]
+#: A pass over a batch on the device: (batch, weight of the loss) -> nats of each token that bears loss.
+Pass = Callable[[PackedBatch, torch.Tensor], torch.Tensor]
 #: Longer streams keep the GPU busy by themselves.
 _MOST_TOKENS = 16384
 
@@ -19,16 +19,16 @@ _MOST_TOKENS = 16384
 class _Captured:
     """A graph, and the tensors that it reads and writes."""
 
-    def __init__(self, run: Pass, stream: Stream, weight: torch.Tensor, pool: Any, side: torch.cuda.Stream) -> None:
-        self.stream, self.weight, self.graph = stream, weight.clone(), torch.cuda.CUDAGraph()
+    def __init__(self, run: Pass, batch: PackedBatch, weight: torch.Tensor, pool: Any, side: torch.cuda.Stream) -> None:
+        self.batch, self.weight, self.graph = batch, weight.clone(), torch.cuda.CUDAGraph()
         # What another thread does meanwhile (an import that looks at the GPU) is no part of the graph, and may be done.
         with torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"):
-            self.nats_L = run(self.stream, self.weight)
+            self.nats_L = run(self.batch, self.weight)
 
-    def replay(self, stream: Stream, weight: torch.Tensor) -> torch.Tensor:
+    def replay(self, batch: PackedBatch, weight: torch.Tensor) -> torch.Tensor:
         """Copy the step's inputs in and launch."""
-        for name, tensor in self.stream.tensors().items():
-            tensor.copy_(getattr(stream, name).pin_memory(), non_blocking=True)
+        for name, tensor in self.batch.tensors().items():
+            tensor.copy_(getattr(batch, name).pin_memory(), non_blocking=True)
         self.weight.copy_(weight)
         self.graph.replay()
         return self.nats_L
@@ -55,33 +55,33 @@ class StepGraphs:
         self._seen: set[tuple[int, int, int, bool]] = set()
         self._pool = torch.cuda.graph_pool_handle() if self._enabled else None
 
-    def run(self, stream: Stream, weight: torch.Tensor, *, capture: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-        """(nats of each learnt token [L], whose they are [L]) of a stream that lies on the host.
+    def run(self, batch: PackedBatch, weight: torch.Tensor, *, capture: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """(nats of each token that bears loss [L], whose they are [L]) of a batch that lies on the host.
 
         capture: whether a graph may be made of this pass, or taken for it.
         """
-        key = (len(stream.ids_N), len(stream.learnt_L), stream.length, stream.dropout_keys_N is not None)
+        key = (len(batch.ids_N), len(batch.loss_positions_L), batch.length, batch.dropout_keys_N is not None)
         if not self._enabled or not capture or key[0] > _MOST_TOKENS:
-            return self._plain(stream, weight)
+            return self._plain(batch, weight)
         try:
             if key not in self._captured:
                 if key not in self._seen:
                     self._seen.add(key)
-                    return self._plain(stream, weight)
+                    return self._plain(batch, weight)
                 torch.cuda.synchronize(self._device)
                 torch.cuda.empty_cache()  # what the pass outside the graph left behind is of no use inside
                 assert self._side is not None
                 with torch.cuda.device(self._device):
-                    self._captured[key] = _Captured(self._run, self._static(stream), weight, self._pool, self._side)
+                    self._captured[key] = _Captured(self._run, self._static(batch), weight, self._pool, self._side)
             captured = self._captured[key]
-            return captured.replay(stream, weight), captured.stream.sample_L
+            return captured.replay(batch, weight), captured.batch.sample_L
         except torch.OutOfMemoryError:
             self.forget()
             raise
 
-    def _static(self, stream: Stream) -> Stream:
-        return replace(stream.to(self._device), spans=())
+    def _static(self, batch: PackedBatch) -> PackedBatch:
+        return replace(batch.to(self._device), spans=())
 
-    def _plain(self, stream: Stream, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        on_device = stream.to(self._device)
+    def _plain(self, batch: PackedBatch, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        on_device = batch.to(self._device)
         return self._run(on_device, weight), on_device.sample_L

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.errors import RecipeError
-from tunesmith.plan.shapes import FAMILIES
+from tunesmith.planning.shapes import FAMILIES
 
 
 @dataclass(frozen=True)

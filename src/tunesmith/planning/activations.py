@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tunesmith.plan.shapes import FAMILIES
+from tunesmith.planning.shapes import FAMILIES
 
 #: Tensors of the hidden width that a layer keeps for its backward pass: norms, attention, the four-fold MLP, dropout.
 _KEPT_PER_LAYER = 34

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 
 from tunesmith.errors import IntegrityError
 from tunesmith.model.engine import Engine
-from tunesmith.train.optim import AdamW
-from tunesmith.train.state import CutState, RandomState, read_state
+from tunesmith.training.optim import AdamW
+from tunesmith.training.state import MicroBatchPlanState, RandomState, read_state
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Progress:
     tokens: int = 0
     loss_tokens: int = 0
     seconds: float = 0.0
-    cut: CutState | None = None
+    micro_batches: MicroBatchPlanState | None = None
     metrics: dict[str, Any] | None = None
 
 
@@ -42,7 +42,7 @@ def checkpoint_files(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradSca
         for key, value in optimizer.state[parameter].items():
             moments[f"{name}|{key}"] = value.detach().to("cpu", copy=True).contiguous()
     tensors, words = _random_state()
-    reached = asdict(progress) | {"cut": progress.cut.model_dump() if progress.cut else {}}
+    reached = asdict(progress) | {"micro_batches": progress.micro_batches.model_dump() if progress.micro_batches else {}}
     state = {"progress": reached, "scaler": scaler.state_dict(), "random": words, "run_id": run_id}
     return {**engine.adapter_files(), "optimizer.safetensors": safetensors.torch.save(moments),
             "random.safetensors": safetensors.torch.save(tensors),
@@ -69,7 +69,7 @@ def restore(files: dict[str, bytes], engine: Engine, optimizer: AdamW, scaler: t
                              "Start afresh in another --run folder.") from None
     found = state.progress
     return Progress(found.step, found.samples, found.tokens, found.loss_tokens, found.seconds,
-                    found.cut if isinstance(found.cut, CutState) else None,
+                    found.micro_batches if isinstance(found.micro_batches, MicroBatchPlanState) else None,
                     found.metrics.model_dump() if found.metrics else None)
 
 

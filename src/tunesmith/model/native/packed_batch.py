@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from tunesmith.model.dropout import token_keys
-from tunesmith.model.engine import LabelledRow
+from tunesmith.model.engine import MaskedRow
 from tunesmith.model.native.kernels.formats import IGNORED
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A packed stream of N tokens, of which L bear loss; B samples. Padding, if any, stands at the end.
+class PackedBatch:
+    """A packed batch of N tokens, of which L bear loss; B samples. Padding, if any, stands at the end.
 
     ids_N, positions_N: token ids and places within the sample, int64. first_key_N, last_query_N: the earliest key that a
     token sees and the latest query that sees it, int32, both monotonic; a token of padding sees itself alone.
-    learnt_L: where in the stream the next token is learnt; targets_L: that token, IGNORED in padding; sample_L: whose.
+    loss_positions_L: where in the batch the next token bears loss; targets_L: that token, IGNORED in padding; sample_L: whose.
     spans: where each sample begins and ends (padding is the last), on the host, for the plain path alone.
     length: of every sample where all have the same and nothing is padded; else 0.
     dropout_keys_N: what each token's dropout is drawn from, int64; None where nothing is dropped. See `model.dropout`.
@@ -30,7 +30,7 @@ class Stream:
     positions_N: torch.Tensor
     first_key_N: torch.Tensor
     last_query_N: torch.Tensor
-    learnt_L: torch.Tensor
+    loss_positions_L: torch.Tensor
     targets_L: torch.Tensor
     sample_L: torch.Tensor
     samples: int
@@ -43,12 +43,12 @@ class Stream:
         return {field.name: getattr(self, field.name) for field in fields(self)
                 if isinstance(getattr(self, field.name), torch.Tensor)}
 
-    def to(self, device: torch.device) -> Stream:
+    def to(self, device: torch.device) -> PackedBatch:
         """The same on a device, without waiting for it."""
         if device.type == "cpu":
             return self
         moved = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in self.tensors().items()}
-        return Stream(**moved, samples=self.samples, spans=self.spans, length=self.length)
+        return PackedBatch(**moved, samples=self.samples, spans=self.spans, length=self.length)
 
 
 def round_up(count: int, bucket: int) -> int:
@@ -56,8 +56,8 @@ def round_up(count: int, bucket: int) -> int:
     return -(-count // bucket) * bucket
 
 
-def pack(rows: Sequence[LabelledRow], *, bucket: int = 1, window: int | None = None,
-         dropout_seeds: Sequence[int] | None = None) -> Stream:
+def pack(rows: Sequence[MaskedRow], *, bucket: int = 1, window: int | None = None,
+         dropout_seeds: Sequence[int] | None = None) -> PackedBatch:
     """Lay rows one after another.
 
     bucket: N and L are padded to multiples of it, L to more than it has. window: how many tokens back a token sees at most,
@@ -76,22 +76,23 @@ def pack(rows: Sequence[LabelledRow], *, bucket: int = 1, window: int | None = N
     first, last = begin, end
     if window is not None:
         first, last = np.maximum(begin, at - window + 1), np.minimum(end, at + window - 1)
-    # The token before a learnt one bears its loss; the first of a sample has nothing before it.
-    learnt = np.concatenate([np.asarray(row.learnt, bool) for row in rows])
-    learnt[starts[:-1]] = False
-    where = learnt.nonzero()[0] - 1
-    # Where all is learnt but each sample's first token, L then ends in the same bucket as N: one graph, not two.
+    # A token's loss stands at the position before it; the first of a sample has nothing before it.
+    loss_mask = np.concatenate([np.asarray(row.loss_mask, bool) for row in rows])
+    loss_mask[starts[:-1]] = False
+    where = loss_mask.nonzero()[0] - 1
+    # Where all bears loss but each sample's first token, L then ends in the same bucket as N: one graph, not two.
     width = round_up(len(where) + len(rows), bucket) if bucket > 1 else len(where)
-    learnt_L, targets_L, sample_L = (np.zeros(width, np.int64), np.full(width, IGNORED, np.int64), np.zeros(width, np.int64))
-    learnt_L[:len(where)] = where
+    loss_positions_L, sample_L = np.zeros(width, np.int64), np.zeros(width, np.int64)
+    targets_L = np.full(width, IGNORED, np.int64)
+    loss_positions_L[:len(where)] = where
     targets_L[:len(where)] = ids[where + 1]
     sample_L[:len(where)] = np.arange(len(rows)).repeat(lengths)[where]
     length = int(lengths[0]) if padded == total and (lengths == lengths[0]).all() else 0
     spans = [(int(a), int(b)) for a, b in itertools.pairwise(starts)]
     if padded > total:
         spans.append((total, padded))
-    return Stream(
+    return PackedBatch(
         torch.from_numpy(ids), torch.from_numpy(at - begin), torch.from_numpy(first.astype(np.int32)),
-        torch.from_numpy(last.astype(np.int32)), torch.from_numpy(learnt_L), torch.from_numpy(targets_L),
+        torch.from_numpy(last.astype(np.int32)), torch.from_numpy(loss_positions_L), torch.from_numpy(targets_L),
         torch.from_numpy(sample_L), len(rows), tuple(spans), length,
         None if dropout_seeds is None else torch.from_numpy(token_keys(dropout_seeds, lengths.tolist(), padded)))

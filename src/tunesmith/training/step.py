@@ -1,4 +1,4 @@
-"""One optimiser step: its samples, cut to fit, give exactly the gradient of the whole."""
+"""One optimiser step: its samples, split to fit, give exactly the gradient of the whole."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from tunesmith.data import TokenRow
-from tunesmith.data.batches import cut_step
+from tunesmith.data.batches import plan_micro_batches
 from tunesmith.errors import DivergedError, OutOfMemory
 from tunesmith.model.engine import Engine
 from tunesmith.model.memory import attempt
-from tunesmith.train.optim import AdamW
-from tunesmith.train.state import CutState
+from tunesmith.training.optim import AdamW
+from tunesmith.training.state import MicroBatchPlanState
 
 #: What to do when a run diverged. A checkpoint is only written while the adapter is finite, so it is from before.
 LOWER_THE_RATE = ("Lower train.learning_rate or lengthen train.warmup_steps, in a folder of its own (--run): that is another "
@@ -23,8 +23,8 @@ LOWER_THE_RATE = ("Lower train.learning_rate or lengthen train.warmup_steps, in 
 
 
 @dataclass
-class Cut:
-    """How steps are cut into micro-batches; shrinks when memory runs out, and then stays so for the run.
+class MicroBatchPlan:
+    """How steps are split into micro-batches; shrinks when memory runs out, and then stays so for the run.
 
     rows: samples at once, or None to choose by length. max_tokens: tokens at once when chosen.
     overhead_tokens: what a micro-batch costs beyond its tokens, in tokens. checkpointing: the share of the
@@ -43,8 +43,8 @@ class Cut:
     selective: bool = False
     asked: int | None = None
 
-    def take_over(self, saved: CutState) -> bool:
-        """Go on with the cut of a checkpoint. True where another micro-batch was asked for since: then this one's holds.
+    def take_over(self, saved: MicroBatchPlanState) -> bool:
+        """Go on with the plan of a checkpoint. True where another micro-batch was asked for since: then this one's holds.
 
         What the engine here can do stays, which may be on another device than the checkpoint's; what memory had forced to
         be recomputed still is.
@@ -57,7 +57,7 @@ class Cut:
         return changed
 
     def shrink(self, longest: int) -> bool:
-        """Take the next smaller cut; False when there is none. longest: tokens of the step's longest row."""
+        """Take the next smaller plan; False when there is none. longest: tokens of the step's longest row."""
         if self.rows is not None and self.rows > 1:
             self.rows //= 2
         elif self.rows is None and self.max_tokens > longest:
@@ -86,22 +86,22 @@ class StepResult:
 
 
 def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler,
-                   rows: Sequence[TokenRow], *, step: int, cut: Cut, max_grad_norm: float,
+                   rows: Sequence[TokenRow], *, step: int, plan: MicroBatchPlan, max_grad_norm: float,
                    dropout_seeds: Sequence[int] | None = None) -> StepResult:
     """Accumulate the gradient of `rows` over micro-batches, clip it, and step.
 
-    The loss of every micro-batch is divided by the loss-bearing tokens of the whole step, so any cut gives the same
+    The loss of every micro-batch is divided by the loss-bearing tokens of the whole step, so any split gives the same
     step. dropout_seeds: of each row, see `model.dropout`. Raises DivergedError with the step and the rows when the loss or
     the gradient is not finite.
     """
     loss_tokens = sum(row.loss_tokens for row in rows)
     optimizer.zero_grad(set_to_none=False)
     weight = scaler.scale(torch.full((), 1 / loss_tokens, device=engine.device))
-    cuts = cut_step([len(row.ids) for row in rows], rows=cut.rows, max_tokens=cut.max_tokens,
-                    overhead_tokens=cut.overhead_tokens, padded=engine.padded)
+    micro_batches = plan_micro_batches([len(row.ids) for row in rows], rows=plan.rows, max_tokens=plan.max_tokens,
+                    overhead_tokens=plan.overhead_tokens, padded=engine.padded)
     losses = torch.cat([
         engine.accumulate([rows[i] for i in indices], weight, dropout_seeds and [dropout_seeds[i] for i in indices])
-        for indices in cuts])
+        for indices in micro_batches])
 
     of_torch: Any = optimizer  # it has what the scaler asks an optimiser for
     scaler.unscale_(of_torch)
@@ -121,7 +121,7 @@ def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
     # The one place in a step where the host waits for the device.
     loss_value, norm_value = torch.stack([loss, grad_norm.to(loss)]).tolist()
     if not math.isfinite(loss_value):
-        order = [i for indices in cuts for i in indices]
+        order = [i for indices in micro_batches for i in indices]
         guilty = [order[at] for at in (~torch.isfinite(losses)).nonzero()[:, 0].tolist()] or order
         raise _diverged(f"the loss is {loss_value}", step, [rows[i] for i in guilty])
     if not math.isfinite(norm_value) and not scaler.is_enabled():
@@ -131,22 +131,22 @@ def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
 
 
 def step_that_fits(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler,
-                   rows: Sequence[TokenRow], *, step: int, cut: Cut, max_grad_norm: float,
+                   rows: Sequence[TokenRow], *, step: int, plan: MicroBatchPlan, max_grad_norm: float,
                    dropout_seeds: Sequence[int] | None = None) -> StepResult:
-    """The same step, cut smaller each time memory runs out. Raises OutOfMemory when one row alone does not fit."""
+    """The same step, split smaller each time memory runs out. Raises OutOfMemory when one row alone does not fit."""
     def once() -> StepResult:
-        return optimiser_step(engine, optimizer, scaler, rows, step=step, cut=cut, max_grad_norm=max_grad_norm,
+        return optimiser_step(engine, optimizer, scaler, rows, step=step, plan=plan, max_grad_norm=max_grad_norm,
                               dropout_seeds=dropout_seeds)
 
     while (result := attempt(once)) is None:
         longest = max(len(row.ids) for row in rows)
-        if not cut.shrink(longest):
+        if not plan.shrink(longest):
             raise OutOfMemory(f"step {step}: one row of {longest} tokens alone does not fit in the GPU's memory",
                               "Lower data.max_length, quantise the base (nf4), or take a smaller one.")
         optimizer.zero_grad(set_to_none=True)
         scaler.update(scaler.get_scale())  # forgets that this step's gradients may be unscaled already
-        if cut.checkpointing:
-            engine.checkpoint_gradients(cut.checkpointing, offload=cut.offloading)
+        if plan.checkpointing:
+            engine.checkpoint_gradients(plan.checkpointing, offload=plan.offloading)
     return result
 
 

@@ -18,11 +18,11 @@ from tunesmith.errors import DivergedError, IntegrityError, Interrupted
 from tunesmith.model.dropout import sample_seeds
 from tunesmith.model.engine import Engine
 from tunesmith.rundir import RunFolder
-from tunesmith.train.optim import AdamW, build_optimizer, build_scaler, learning_rate_at
-from tunesmith.train.resume import Progress, checkpoint_files, restore, seed_everything
-from tunesmith.train.signals import StopSignal
-from tunesmith.train.state import CutState
-from tunesmith.train.step import LOWER_THE_RATE, Cut, step_that_fits
+from tunesmith.training.optim import AdamW, build_optimizer, build_scaler, learning_rate_at
+from tunesmith.training.resume import Progress, checkpoint_files, restore, seed_everything
+from tunesmith.training.signals import StopSignal
+from tunesmith.training.state import MicroBatchPlanState
+from tunesmith.training.step import LOWER_THE_RATE, MicroBatchPlan, step_that_fits
 
 #: fp16 passes over a step that overflowed; the scale halves each time, so a healthy run skips far fewer in a row.
 _MOST_SKIPPED = 25
@@ -45,8 +45,8 @@ class TrainSettings:
     eval_steps: int
 
 
-def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: RunFolder, cut: Cut, stop: StopSignal, *,
-          held_out_loss: Callable[[], float] | None, on_step: Callable[[dict[str, Any]], None],
+def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: RunFolder, plan: MicroBatchPlan,
+          stop: StopSignal, *, validation_loss: Callable[[], float] | None, on_step: Callable[[dict[str, Any]], None],
           notify: Callable[[str], None]) -> Progress:
     """Train the engine's adapter to the last step, from the newest whole checkpoint of `run` if it has one.
 
@@ -59,7 +59,7 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
     order = SampleOrder(len(rows), settings.seed)
     checkpoints = run.checkpoints(settings.save_total_limit)
     run_id = run.run_id()
-    progress = _start(engine, optimizer, scaler, run, cut, settings, notify)
+    progress = _start(engine, optimizer, scaler, run, plan, settings, notify)
 
     skipped = 0
     engine.training(True)
@@ -70,7 +70,7 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = [rows[i] for i in order.take(progress.samples, settings.batch_size)]
-        result = step_that_fits(engine, optimizer, scaler, batch, step=progress.step + 1, cut=cut,
+        result = step_that_fits(engine, optimizer, scaler, batch, step=progress.step + 1, plan=plan,
                                 max_grad_norm=settings.max_grad_norm,
                                 dropout_seeds=sample_seeds(settings.seed, progress.samples, len(batch)))
         seconds = time.perf_counter() - started
@@ -88,18 +88,18 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
         if skipped >= _MOST_SKIPPED:
             raise DivergedError(f"step {progress.step}: fp16 overflowed in {skipped} steps in a row, so nothing is learnt",
                                 "Set model.dtype to bfloat16 or float32, or lower train.learning_rate.")
-        if held_out_loss and settings.eval_steps and not last and progress.step % settings.eval_steps == 0:
+        if validation_loss and settings.eval_steps and not last and progress.step % settings.eval_steps == 0:
             engine.training(False)
-            record["eval_loss"] = held_out = held_out_loss()
+            record["eval_loss"] = validation = validation_loss()
             engine.training(True)
-            if not math.isfinite(held_out):
+            if not math.isfinite(validation):
                 raise DivergedError(f"step {progress.step}: the held-out loss is {record['eval_loss']}", LOWER_THE_RATE)
         run.metrics.append(record)
         on_step(record)
 
         if last or progress.step % settings.save_steps == 0 or stop.number is not None:
             _require_finite(engine, progress.step)
-            progress.cut, progress.metrics = CutState(**asdict(cut)), run.metrics.mark()
+            progress.micro_batches, progress.metrics = MicroBatchPlanState(**asdict(plan)), run.metrics.mark()
             checkpoints.save(progress.step, checkpoint_files(engine, optimizer, scaler, progress, run_id))
         if stop.number is not None and not last:
             raise Interrupted(stop.number, f"Stopped and saved at step {progress.step} of {settings.total_steps}.",
@@ -108,7 +108,7 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
     return progress
 
 
-def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: RunFolder, cut: Cut,
+def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: RunFolder, plan: MicroBatchPlan,
            settings: TrainSettings, notify: Callable[[str], None]) -> Progress:
     """Where the run begins: at its newest whole checkpoint, or at the beginning."""
     path, files, damaged = run.checkpoints(settings.save_total_limit).newest_whole()
@@ -129,14 +129,14 @@ def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: 
                                  "Start afresh in another --run folder.")
         if not run.metrics.rewind(progress.metrics):
             notify(f"{run.metrics.path}: not as it was at the checkpoint; its curve may have gaps.")
-        if progress.cut is not None and cut.take_over(progress.cut):
-            notify(f"train.micro_batch_size was {progress.cut.asked or 'auto'} until this checkpoint and is "
-                   f"{cut.asked or 'auto'} from here on: the same experiment, but its last bits may differ.")
+        if progress.micro_batches is not None and plan.take_over(progress.micro_batches):
+            notify(f"train.micro_batch_size was {progress.micro_batches.asked or 'auto'} until this checkpoint and is "
+                   f"{plan.asked or 'auto'} from here on: the same experiment, but its last bits may differ.")
         if progress.step < settings.total_steps:
             notify(f"Resuming {_short(run.path)} at step {progress.step} of {settings.total_steps} "
                    f"(checkpoint of {time.strftime('%H:%M', time.localtime(path.stat().st_mtime))}, whole).")
-    if cut.checkpointing:
-        engine.checkpoint_gradients(cut.checkpointing, offload=cut.offloading)
+    if plan.checkpointing:
+        engine.checkpoint_gradients(plan.checkpointing, offload=plan.offloading)
     return progress
 
 

@@ -16,8 +16,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class CutState(_Strict):
-    """How steps were cut into micro-batches, see `step.Cut`. asked: as the recipe had it; absent in older checkpoints."""
+class MicroBatchPlanState(_Strict):
+    """How steps were split into micro-batches, see `step.MicroBatchPlan`. asked: as the recipe had it."""
 
     rows: Annotated[int, Field(ge=1, lt=1 << 31)] | None
     max_tokens: Annotated[int, Field(ge=1, lt=1 << 62)]
@@ -45,7 +45,7 @@ class ProgressState(_Strict):
     tokens: Count
     loss_tokens: Count
     seconds: Annotated[float, Field(ge=0)]
-    cut: CutState | dict[str, Any] = Field(default_factory=dict)
+    micro_batches: MicroBatchPlanState | dict[str, Any] = Field(default_factory=dict)
     metrics: MetricsMark | None = None
 
     @model_validator(mode="after")
@@ -91,7 +91,7 @@ def read_state(content: bytes) -> State:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise IntegrityError(f"state.json: {where}: {first['msg']}",
                              "It was not written by this version of tunesmith. Start afresh in another --run folder.") from None
-    if isinstance(found.progress.cut, dict) and found.progress.cut:
-        raise IntegrityError("state.json: progress.cut: not as this version of tunesmith writes it",
+    if isinstance(found.progress.micro_batches, dict) and found.progress.micro_batches:
+        raise IntegrityError("state.json: progress.micro_batches: not as this version of tunesmith writes it",
                              "Start afresh in another --run folder.")
     return found
