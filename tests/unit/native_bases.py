@@ -73,6 +73,22 @@ def _rope(kind: str, **more: Any) -> dict[str, Any]:
 
 _LLAMA, _MISTRAL, _QWEN2, _QWEN3 = (transformers.LlamaConfig, transformers.MistralConfig, transformers.Qwen2Config,
                                     transformers.Qwen3Config)
+_SMOLLM3, _GRANITE, _PHI3 = transformers.SmolLM3Config, transformers.GraniteConfig, transformers.Phi3Config
+#: Special tokens within the embedded vocabulary, for families whose own are larger.
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+#: Rows of the tests are shorter and longer than this, so that longrope's both sets of frequencies are met.
+LONG_FROM = 16
+
+
+def _phi3(**more: Any) -> Any:
+    config = _line(_PHI3, **_TOKENS, **more)
+    del config.head_dim  # which _line sets, and Phi-3 has none
+    return config
+
+
+def _longrope(turned: int) -> dict[str, Any]:
+    factors = {"short_factor": [1 + i / 10 for i in range(turned // 2)], "long_factor": [2 + i / 3 for i in range(turned // 2)]}
+    return {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": LONG_FROM, **factors}
 
 #: Their configs. `saved` below says how some of them are written.
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -99,6 +115,20 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "qwen2-window-nowhere": lambda: _line(_QWEN2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
     "qwen3": lambda: _line(_QWEN3, head_dim=32, tie_word_embeddings=True),
     "qwen3-biases": lambda: _line(_QWEN3, head_dim=20, attention_bias=True),
+    "qwen2-mixed-windows": lambda: _line(_QWEN2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "smollm3": lambda: _line(_SMOLLM3, num_hidden_layers=5, **_TOKENS),
+    "smollm3-windows-untied": lambda: _line(_SMOLLM3, num_hidden_layers=3, no_rope_layers=[0, 1, 0], use_sliding_window=True,
+                                            sliding_window=WINDOW, tie_word_embeddings=False, attention_bias=True, **_TOKENS),
+    "granite": lambda: _line(_GRANITE, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2,
+                             logits_scaling=2.5, attention_bias=True, mlp_bias=True),
+    "granite-tied-linear-rope": lambda: _line(_GRANITE, tie_word_embeddings=True, embedding_multiplier=12,
+                                              residual_multiplier=0.22, **_rope("linear")),
+    "phi3": lambda: _phi3(),
+    "phi3-part-window": lambda: _phi3(sliding_window=WINDOW, tie_word_embeddings=True, rope_parameters={
+        "rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}),
+    "phi3-longrope": lambda: _phi3(original_max_position_embeddings=LONG_FROM, rope_parameters=_longrope(12)),
+    "phi3-part-longrope-fp16": lambda: _phi3(original_max_position_embeddings=LONG_FROM, rope_parameters={
+        **_longrope(6), "partial_rotary_factor": 0.5}),
 }
 
 

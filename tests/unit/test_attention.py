@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from tunesmith.model.native.attention import packed_attention_plain
-from tunesmith.model.native.bloom import alibi_slopes
+from tunesmith.model.native.decoder import alibi_slopes
 from tunesmith.model.native.kernels.attention_triton import attention_backward_triton, attention_forward_triton
 from tunesmith.model.native.packed_batch import pack
 
@@ -57,7 +57,7 @@ def test_kernels_twin_and_fp64_agree(case: tuple[list[int], int, int, int, bool,
     lengths, heads, kv_heads, width, alibi, window, bucket = case
     seed = int(torch.randint(2**31, (1,)))
     torch.manual_seed(seed)
-    stream = pack([Row(n) for n in lengths], bucket=bucket, window=window)
+    stream = pack([Row(n) for n in lengths], bucket=bucket, windows=(window,))
     N = len(stream.ids_N)
     qkv = torch.randn(N, heads + 2 * kv_heads, width, device=DEVICE).to(dtype)
     qkv[:, 0, 0] *= 20  # an outlier channel
@@ -66,7 +66,7 @@ def test_kernels_twin_and_fp64_agree(case: tuple[list[int], int, int, int, bool,
     d_out[total:] = 0  # nothing is learnt from padding
     slopes = torch.tensor(alibi_slopes(heads), device=DEVICE) if alibi else None
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-    first, last = stream.first_key_N.to(DEVICE), stream.last_query_N.to(DEVICE)
+    first, last = stream.first_key_WN[0].to(DEVICE), stream.last_query_WN[0].to(DEVICE)
 
     exact = [each.double().requires_grad_() for each in (q, k, v)]
     out64 = reference(*exact, stream.spans, slopes, window)
@@ -108,7 +108,7 @@ def test_a_perturbed_sample_leaves_every_other_bit_identical(alibi: bool) -> Non
     N = len(stream.ids_N)
     q, k, v = torch.randn(3, N, heads, width, device=DEVICE)
     slopes = torch.tensor(alibi_slopes(heads), device=DEVICE) if alibi else None
-    first = stream.first_key_N.to(DEVICE)
+    first = stream.first_key_WN[0].to(DEVICE)
     before, _ = attention_forward_triton(q, k, v, first, slopes)
     for each in (q, k, v):
         each[20:65] = torch.randn_like(each[20:65]) * 100

@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoConfig
 
 from tunesmith.errors import RecipeError
+from tunesmith.model.families.bloom import completed
 from tunesmith.model.files import BaseFiles, read_config
-from tunesmith.model.native.bloom import completed
-from tunesmith.model.native.engine import _completed
+from tunesmith.model.native.engine import described
 
 READ = ("vocab_size", "hidden_size", "n_layer", "n_head", "layer_norm_epsilon", "tie_word_embeddings")
 
@@ -39,8 +39,8 @@ def test_the_real_configs(assets: Path) -> None:
 @pytest.mark.parametrize("change", [{"n_layer": "two"}, {"hidden_size": None}, {"n_head": 2.0}, {"tie_word_embeddings": "yes"},
                                     {"n_embed": "x"}, {"layer_norm_epsilon": "1e-5"}])
 def test_a_value_of_another_type(change: dict[str, Any]) -> None:
-    config = {"model_type": "bloom", **change}
+    config = {"model_type": "bloom", "vocab_size": 7, **change}
     with pytest.raises(Exception, match=next(iter(change)).replace("n_embed", "hidden_size")):
         as_transformers(change)
     with pytest.raises(RecipeError, match="config.json is not usable: " + next(iter(change)).replace("n_embed", "hidden_size")):
-        _completed(BaseFiles("a base", None, Path(), config))
+        described(BaseFiles("a base", None, Path(), config))

@@ -39,13 +39,15 @@ from typer.testing import CliRunner
 
 from tunesmith.cli.main import app
 from tunesmith.errors import EnvironmentFault, IntegrityError, RecipeError, TunesmithError
+from tunesmith.model.base_config import config_object
 from tunesmith.model.build import build_for_training, build_with_adapter
 from tunesmith.model.dropout import sample_seeds
 from tunesmith.model.engines import choose_engine
+from tunesmith.model.families import FAMILIES as KNOWN
+from tunesmith.model.families import describe, why_not_native
 from tunesmith.model.files import BaseFiles, locate_base
 from tunesmith.model.lora import LoraSettings
 from tunesmith.model.native import adapter as native_adapter
-from tunesmith.model.native import support
 from tunesmith.model.native.engine import NativeEngine, load_decoder
 from tunesmith.model.native.int8_products import CALIBRATION_PASSES
 from tunesmith.training.optim import build_optimizer, build_scaler
@@ -257,7 +259,9 @@ def test_whatever_a_config_leaves_out_is_taken_as_transformers_takes_it(bases: B
     ({"model_type": "qwen3", "sliding_window": 7, "use_sliding_window": True, "layer_types": ["sliding_attention"]}, 7),
 ])
 def test_windows(config: dict[str, Any], expected: int | None) -> None:
-    assert support.window(config) == expected
+    found = describe({**LLAMA, "num_hidden_layers": 1, "num_key_value_heads": 4, **config})
+    assert found is not None
+    assert found.windows == (expected,)
 
 
 @pytest.mark.parametrize("family", ["llama-all-heads-fp16", "bloom"])
@@ -341,8 +345,51 @@ def test_targets_that_are_not_there_are_refused_by_name(bases: Bases) -> None:
 
 
 def test_auto_targets_are_pefts() -> None:
-    for family in ("bloom", *support.LLAMA_LINE):
-        assert support.AUTO_TARGETS[family] == TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[family]
+    for name, family in KNOWN.items():
+        assert list(family.PEFT_TARGETS or ()) == TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(name, [])
+
+
+def _described(config: dict[str, Any]) -> Any:
+    found = describe(config)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("family", sorted(KNOWN))
+def test_a_config_may_leave_out_what_transformers_adds(family: str) -> None:
+    """The described parts of the shortest config are those of the same config with all of transformers' defaults."""
+    short: dict[str, Any] = {"model_type": family, "vocab_size": 96, "hidden_size": 256, "num_attention_heads": 32,
+                             "num_hidden_layers": 4, "intermediate_size": 40}
+    if family == "bloom":
+        short = {"model_type": family, "vocab_size": 96}
+    whole = transformers.AutoConfig.for_model(**short).to_dict()
+    assert _described(short) == _described(whole)
+    assert not why_not_native(short)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_describes_the_model_that_transformers_builds(bases: Bases, name: str) -> None:
+    """Every parameter by name and shape, and no other."""
+    found = _described(bases(name).config)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config_object(bases(name).config))
+    want = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
+    got = {f"{found.embedding}.weight": (found.vocabulary, found.hidden)}
+    for projection in found.projections():
+        for module, outputs in projection.outputs.items():
+            got[f"{module}.weight"] = (outputs, projection.inputs)
+            if projection.bias:
+                got[f"{module}.bias"] = (outputs,)
+    norms = [norm for layer in found.layers for norm in layer.norms()]
+    for norm in [*norms, found.final_norm, *([found.embedding_norm] if found.embedding_norm else [])]:
+        got[f"{norm.name}.weight"] = (norm.width,)
+        if norm.shift:
+            got[f"{norm.name}.bias"] = (norm.width,)
+    if not found.tied:
+        got["lm_head.weight"] = (found.vocabulary, found.hidden)
+    assert got == want
+    assert sum(math.prod(shape) for shape in want.values()) == found.other_parameters + sum(
+        projection.parameters for projection in found.projections())
 
 
 @each_way
@@ -727,7 +774,10 @@ UNKNOWN = [  # a config, and what the reason must name
     ({**LLAMA, "partial_rotary_factor": 0.5}, "part of each head"),
     ({**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
      "part of each head"),
-    ({**LLAMA, "model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}, "differ in how far they see"),
+    ({**LLAMA, "model_type": "phi3", "resid_pdrop": 0.1}, "resid_pdrop"),
+    ({**LLAMA, "model_type": "phi3", "partial_rotary_factor": 0.2}, "3 channels"),
+    ({**LLAMA, "model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+    ({**LLAMA, "model_type": "smollm3", "no_rope_layers": [1]}, "config.json"),
     ({**LLAMA, "head_dim": 15}, "15"), ({**LLAMA, "head_dim": 258}, "258"), ({**BLOOM, "hidden_size": 56}, "7"),
 ]
 
@@ -900,7 +950,7 @@ def test_a_base_with_any_one_tensor_of_another_shape_is_refused_by_its_name(base
     ("llama", {"num_key_value_heads": 4}, r"k_proj"), ("llama", {"head_dim": 16}, r"q_proj"),
     ("bloom", {"hidden_size": 128}, r"word_embeddings"),
     ("bloom", {"n_head": 10}, None),  # 64 channels are not 10 heads.
-    ("llama", {"num_key_value_heads": 3, "head_dim": 8}, r"q_proj"),
+    ("llama", {"num_key_value_heads": 3, "head_dim": 8}, None),  # 4 heads of queries do not share 3 of keys.
     ("llama", {"num_hidden_layers": "two"}, None),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, None),
 ])

@@ -82,9 +82,9 @@ def test_halves_recomputed_from_the_host_are_the_plain_step(bases: Bases, family
         engine = engine_of(bases, family, "none", 0.3, "exact")
         engine.checkpoint_gradients()
         engine.model.offload = OnHost()
-        stretches = list(engine.model._stretches(lambda qkv, layer: qkv))
-        assert len(stretches) == 2 * len(engine.model.layers)
-        assert [learnable is None for _, learnable in stretches] == [False] * (len(stretches) - 1) + [True]
+        segments = list(engine.model._segments(lambda qkv, layer: qkv))
+        assert len(segments) == 2 * len(engine.model.layers)
+        assert [learnable is None for _, learnable in segments] == [False] * (len(segments) - 1) + [True]
         losses, got = computed(engine, rows, 0.0, 1)
         assert not engine.model.offload.kept
         assert error(losses, want_losses) < 1e-5
@@ -97,24 +97,24 @@ def test_a_norm_with_room_spares_the_copy(bases: Bases, monkeypatch: pytest.Monk
     engine = engine_of(bases, "llama", "none", 0.0, "exact")
     adapter.refresh(engine.model)
     layer = engine.model.layers[0]
-    x = torch.randn(9, layer.gate_up_proj.weight.inputs)
-    assert layer.gate_up_proj.room > 0
-    _, narrow = layer.post_attention_layernorm(x, None)
-    _, wide = layer.post_attention_layernorm(x, None, layer.gate_up_proj.room)
+    x = torch.randn(9, layer.mlp_input.weight.inputs)
+    assert layer.mlp_input.spare_columns > 0
+    _, narrow = layer.mlp_norm(x, None)
+    _, wide = layer.mlp_norm(x, None, layer.mlp_input.spare_columns)
     assert torch.equal(narrow, wide)
-    want = layer.gate_up_proj(narrow)
+    want = layer.mlp_input(narrow)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "cat", lambda *a, **k: pytest.fail("a copy was made"))
-        assert torch.equal(layer.gate_up_proj(wide), want)
+        assert torch.equal(layer.mlp_input(wide), want)
     # What only looks like it is copied: a view into something longer belongs to someone else.
-    longer = torch.randn(10, wide.shape[1] + layer.gate_up_proj.room)
+    longer = torch.randn(10, wide.shape[1] + layer.mlp_input.spare_columns)
     kept = longer.clone()
-    layer.gate_up_proj(longer[:9, :wide.shape[1]])
+    layer.mlp_input(longer[:9, :wide.shape[1]])
     assert torch.equal(longer, kept)
     engine.training(True)
     engine.model.mode.dropout_keys_N = torch.zeros(9, dtype=torch.int64)
-    layer.gate_up_proj.lora.dropout = 0.1
-    assert layer.gate_up_proj.room == 0, "what is dropped needs an input without gaps"
+    layer.mlp_input.lora.dropout = 0.1
+    assert layer.mlp_input.spare_columns == 0, "what is dropped needs an input without gaps"
 
 
 @pytest.mark.parametrize(("dropout", "checkpointing"), [(0.0, 0.5), (0.3, 0.0)])

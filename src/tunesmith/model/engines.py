@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.errors import RecipeError
-from tunesmith.model.native.support import why_not
+from tunesmith.model.families import why_not_native
 
 
 def choose_engine(wanted: str, config: dict[str, Any], matmul: str = "exact") -> tuple[str, str]:
@@ -13,7 +13,7 @@ def choose_engine(wanted: str, config: dict[str, Any], matmul: str = "exact") ->
 
     Raises RecipeError when `native` is asked for and does not take the base, or 8-bit products and native is not it.
     """
-    reason = "hf is asked for" if wanted == "hf" else why_not(config)
+    reason = "hf is asked for" if wanted == "hf" else why_not_native(config)
     if matmul != "exact" and reason:
         raise RecipeError(f"train.matmul: {matmul} is done by the native engine alone, and this is not its run: {reason}",
                           "Set train.matmul to exact.")

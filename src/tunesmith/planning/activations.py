@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tunesmith.planning.shapes import FAMILIES
+from tunesmith.model.families import describe
 
 #: Tensors of the hidden width that a layer keeps for its backward pass: norms, attention, the four-fold MLP, dropout.
 _KEPT_PER_LAYER = 34
@@ -23,10 +23,9 @@ def activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing:
     are counted in full. Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198), eq. 2 counts the same 34 h bytes
     in 16 bits; here it is 34 values, since the frozen base's products are kept in the dtype that they run in.
     """
-    family = FAMILIES.get(config.get("model_type", ""))
-    if family is not None:
-        shapes = family(config)
-        layers, hidden, vocabulary = shapes.layers, shapes.hidden, shapes.vocabulary
+    found = describe(config)
+    if found is not None:
+        layers, hidden, vocabulary = len(found.layers), found.hidden, found.vocabulary
     else:
         layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 32)
         hidden = int(config.get("hidden_size") or config.get("n_embd") or 4096)
@@ -36,15 +35,18 @@ def activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing:
 
 
 def native_activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing: float) -> tuple[int, int]:
-    """(bytes a token, bytes in any case) of the native engine, whose families are all in `FAMILIES`.
+    """(bytes a token, bytes in any case) of the native engine, for a base that it takes.
 
     checkpointing: the share of the layers that keep their input alone, and run again for the backward pass.
 
     A layer keeps what its linear modules put out, two sums of the residual stream less the two modules that become part
     of them, and two norms: the outputs and two hidden widths. Its gradients take about as much again for one layer.
     """
-    shapes = FAMILIES[config["model_type"]](config)
-    a_layer = sum(linear.outputs * linear.count for linear in shapes.linears) // shapes.layers + 2 * shapes.hidden
-    again = math.ceil(checkpointing * shapes.layers)
-    kept = again * shapes.hidden + (shapes.layers - again + 2 + (again > 0)) * a_layer
-    return kept * value_bytes, _LOGITS_ROWS * shapes.vocabulary * (4 + value_bytes)
+    found = describe(config)
+    if found is None:
+        raise ValueError(f"the native engine does not know the architecture {config.get('model_type')!r}")
+    layers = len(found.layers)
+    a_layer = sum(sum(each.outputs.values()) for each in found.projections()) // layers + 2 * found.hidden
+    again = math.ceil(checkpointing * layers)
+    kept = again * found.hidden + (layers - again + 2 + (again > 0)) * a_layer
+    return kept * value_bytes, _LOGITS_ROWS * found.vocabulary * (4 + value_bytes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.errors import RecipeError
-from tunesmith.planning.shapes import FAMILIES
+from tunesmith.model.families import FAMILIES, describe, peft_targets
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,30 @@ def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | li
     Raises RecipeError for a target that names no module, or a config that lacks a width.
     """
     try:
-        shapes = FAMILIES[config["model_type"]](config)
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        found = describe(config)
+        if found is None:
+            raise KeyError("model_type")
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as error:
         raise RecipeError(f"model.base: its config.json has no usable {error}",
                           "Copy the base's config.json again.") from None
-    names = [linear.name for linear in shapes.linears]
+    #: Every linear module of the layers: its last name, inputs, outputs.
+    modules = [(name.rpartition(".")[2], projection.inputs, outputs)
+               for projection in found.projections() for name, outputs in projection.outputs.items()]
+    names = {name for name, _, _ in modules}
     wanted = [target_modules] if isinstance(target_modules, str) else target_modules
     if target_modules == "auto":
-        wanted = list(shapes.auto_targets)
+        wanted = list(peft_targets(found.model_type) or names)
     elif target_modules == "all-linear":
-        wanted = names
+        wanted = list(names)
     for target in wanted:
         if target not in names:
             raise RecipeError(f"lora.target_modules: no linear module of this base is called {target!r}",
                               f"This base has: {', '.join(sorted(names))}.")
-    chosen = [linear for linear in shapes.linears if linear.name in wanted]
-    widest = max((max(linear.inputs, linear.outputs) for linear in chosen), default=0)
+    chosen = [(inputs, outputs) for name, inputs, outputs in modules if name in wanted]
+    widest = max((max(each) for each in chosen), default=0)
     if chosen and r > widest:
         raise RecipeError(f"lora.r is {r:,}: no module of this base is wider than {widest:,}", "Usual ranks are 4 to 256.")
-    trainable = sum(r * (linear.inputs + linear.outputs) * linear.count for linear in chosen)
-    base = shapes.other_parameters + sum(linear.parameters for linear in shapes.linears)
-    return ParameterCounts(trainable, base + trainable, sum(linear.count for linear in chosen),
-                           sum(linear.inputs * linear.outputs * linear.count for linear in shapes.linears))
+    trainable = sum(r * (inputs + outputs) for inputs, outputs in chosen)
+    base = found.other_parameters + sum(projection.parameters for projection in found.projections())
+    return ParameterCounts(trainable, base + trainable, len(chosen),
+                           sum(inputs * outputs for _, inputs, outputs in modules))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -41,6 +41,8 @@ class HfEngine:
         self._token_keys = draw_by_sample(model)
         self.notes = (*notes, *_dropout_note(model))
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
+        rope = getattr(base_model.config, "rope_parameters", None) or {}
+        self._longest_short = rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
 
     def checkpoint_gradients(self, share: float = 1.0, *, offload: bool = False) -> None:
         """Recompute all activations in the backward pass instead of keeping them."""
@@ -55,6 +57,27 @@ class HfEngine:
     def accumulate(self, rows: Sequence[MaskedRow], weight: torch.Tensor,
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
+        def some(chosen: Sequence[int]) -> torch.Tensor:
+            return self._accumulate([rows[i] for i in chosen], weight, dropout_seeds and [dropout_seeds[i] for i in chosen])
+
+        return self._by_length(rows, some)
+
+    def _by_length(self, rows: Sequence[MaskedRow], compute: Callable[[Sequence[int]], torch.Tensor]) -> torch.Tensor:
+        """What `compute` returns of the rows [B], computed together.
+
+        Under longrope transformers takes one set of frequencies for a whole batch, by its longest row, so rows that want
+        the other set are computed apart.
+        """
+        if self._longest_short is None:
+            return compute(range(len(rows)))
+        long = [len(row.ids) > self._longest_short for row in rows]
+        groups = [[i for i, each in enumerate(long) if each == kind] for kind in (False, True)]
+        parts = [compute(group) for group in groups if group]
+        order = torch.tensor([i for group in groups for i in group], device=parts[0].device)
+        return torch.cat(parts)[order.argsort()]
+
+    def _accumulate(self, rows: Sequence[MaskedRow], weight: torch.Tensor,
+                    dropout_seeds: Sequence[int] | None) -> torch.Tensor:
         if self._token_keys is not None and self.model.training:
             self._token_keys.keys_BT = padded_keys(rows, require_seeds(dropout_seeds)).to(self.device)
         try:
@@ -68,7 +91,7 @@ class HfEngine:
     @torch.no_grad()
     def losses(self, rows: Sequence[MaskedRow]) -> torch.Tensor:
         """Each row's summed cross-entropy [B] in nats over its tokens that bear loss, fp32."""
-        return self._losses(rows)
+        return self._by_length(rows, lambda chosen: self._losses([rows[i] for i in chosen]))
 
     def _losses(self, rows: Sequence[MaskedRow]) -> torch.Tensor:
         batch = collate(rows, self.pad_id)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tunesmith.model.families import peft_targets
 from tunesmith.model.lora import LoraSettings, initialise, resolve_targets
 from tunesmith.model.native.decoder import Decoder
 from tunesmith.model.native.linear import Adapter, Adapters
-from tunesmith.model.native.support import AUTO_TARGETS
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -36,7 +36,7 @@ def attach(model: Decoder, settings: LoraSettings, architecture: str, seed: int)
     """
     names = [part.name for linear in model.linears() for part in linear.parts]
     if settings.target_modules == "auto":
-        targets: str | list[str] = AUTO_TARGETS[architecture]
+        targets: str | list[str] = list(peft_targets(architecture) or ()) or "all-linear"
     else:
         targets = resolve_targets(settings.target_modules, architecture, names)
     if targets == "all-linear":  # PEFT, too, writes down what it came to

@@ -6,12 +6,14 @@ W = (H + 2 K) D the width of q, k and v side by side. B answers, T places of a c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from tunesmith.model.families.parts import Heads
 from tunesmith.model.native.kernels.attention_cudnn import (
     SHORTEST,
     attention_backward_cudnn,
@@ -19,75 +21,68 @@ from tunesmith.model.native.kernels.attention_cudnn import (
     fits_cudnn,
 )
 from tunesmith.model.native.kernels.dispatch import use_triton
-from tunesmith.model.native.kernels.rope import rotate_
 from tunesmith.model.native.packed_batch import PackedBatch
+from tunesmith.model.native.rope import Rope
 from tunesmith.model.native.short_attention import keeps_little, short_attention
 
 
 @dataclass(frozen=True)
-class Heads:
-    """How q, k and v lie in a row of width W: one after another, or (BLOOM) q, k, v of each head in turn."""
+class Place:
+    """How one layer's attention is positioned. rope: None for no rotation. window: which of the batch's windows it has."""
 
-    queries: int
-    keys: int
-    width: int
-    interleaved: bool = False
+    rope: Rope | None
+    window: int
 
-    def split(self, qkv_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Views q [N, H, D], k and v [N, K, D]."""
-        if self.interleaved:
-            q, k, v = qkv_NW.view(len(qkv_NW), self.queries, 3, self.width).unbind(2)
-            return q, k, v
-        heads = qkv_NW.view(len(qkv_NW), self.queries + 2 * self.keys, self.width)
-        q, k, v = heads.split([self.queries, self.keys, self.keys], dim=1)
+
+def split_heads(heads: Heads, qkv_NW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Views q [N, H, D], k and v [N, K, D] of q, k and v side by side."""
+    if heads.interleaved:
+        q, k, v = qkv_NW.view(len(qkv_NW), heads.queries, 3, heads.width).unbind(2)
         return q, k, v
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Cosines and sines of each token's angles [N, D / 2], fp32 (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
-
-    cos_ND2: torch.Tensor
-    sin_ND2: torch.Tensor
-
-    def rotated(self, x_NHD: torch.Tensor) -> torch.Tensor:
-        """x rotated, as a new tensor, differentiable."""
-        low, high = x_NHD.float().chunk(2, dim=-1)
-        cos, sin = self.cos_ND2[:, None], self.sin_ND2[:, None]
-        return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x_NHD.dtype)
+    every = qkv_NW.view(len(qkv_NW), heads.queries + 2 * heads.keys, heads.width)
+    q, k, v = every.split([heads.queries, heads.keys, heads.keys], dim=1)
+    return q, k, v
 
 
 class PackedAttention:
-    """Attention of one pass over a batch. slopes_H: ALiBi's (Press et al. 2021, https://arxiv.org/abs/2108.12409), fp32."""
+    """Attention of one pass over a batch.
 
-    def __init__(self, batch: PackedBatch, heads: Heads, *, rope: Rope | None, slopes_H: torch.Tensor | None,
-                 window: int | None) -> None:
-        self.batch, self.heads, self.rope, self.slopes_H, self.window = batch, heads, rope, slopes_H, window
+    places: of each layer. slopes_H: ALiBi's (Press et al. 2021, https://arxiv.org/abs/2108.12409), fp32.
+    windows: those that occur, in the order of the batch's `first_key_WN`. scale: of q k^T; None for 1 / sqrt(D).
+    """
+
+    def __init__(self, batch: PackedBatch, heads: Heads, places: list[Place], *, slopes_H: torch.Tensor | None,
+                 windows: Sequence[int | None], scale: float | None) -> None:
+        self.batch, self.heads, self.places, self.slopes_H = batch, heads, places, slopes_H
+        self.windows, self.scale = windows, scale
+        self.first_keys, self.last_queries = batch.first_key_WN.unbind(), batch.last_query_WN.unbind()
         longest = batch.length or max((stop - start for start, stop in batch.spans), default=0)
-        self.dense = (batch.length >= SHORTEST and slopes_H is None and (window is None or longest <= window)
-                      and not torch.are_deterministic_algorithms_enabled())
-        self._short = (batch.ids_N.device.type == "cpu" and keeps_little(batch.spans, heads.queries)
-                       and (window is None or longest <= window))
+        whole = [window is None or longest <= window for window in windows]
+        dense = (batch.length >= SHORTEST and slopes_H is None and not torch.are_deterministic_algorithms_enabled())
+        short = batch.ids_N.device.type == "cpu" and keeps_little(batch.spans, heads.queries)
+        self.dense, self._short = [dense and each for each in whole], [short and each for each in whole]
 
     def __call__(self, qkv_NW: torch.Tensor, layer: int) -> torch.Tensor:
         """[N, H D]. On a GPU q and k are rotated where they lie."""
+        place = self.places[layer]
         if use_triton(qkv_NW):
-            o_NW: torch.Tensor = _PackedAttention.apply(qkv_NW, self)
+            o_NW: torch.Tensor = _PackedAttention.apply(qkv_NW, self, place)
             return o_NW
-        q, k, v = self.heads.split(qkv_NW)
-        if self.rope is not None:
-            q, k = self.rope.rotated(q), self.rope.rotated(k)
+        q, k, v = split_heads(self.heads, qkv_NW)
+        if place.rope is not None:
+            q, k = place.rope.rotated(q), place.rope.rotated(k)
         self.seen(k, v, layer)
-        if self._short and qkv_NW.dtype == torch.float32:
-            return short_attention(q, k, v, self.batch.spans, self.slopes_H).flatten(1)
-        return packed_attention_plain(q, k, v, self.batch.spans, self.slopes_H, self.window).flatten(1)
+        if self._short[place.window] and qkv_NW.dtype == torch.float32:
+            return short_attention(q, k, v, self.batch.spans, self.slopes_H, self.scale).flatten(1)
+        return packed_attention_plain(q, k, v, self.batch.spans, self.slopes_H, self.windows[place.window],
+                                      self.scale).flatten(1)
 
     def seen(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:
         """Called with the rotated keys and the values of each layer; a cache that is being filled keeps them."""
 
 
 def packed_attention_plain(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, spans: tuple[tuple[int, int], ...],
-                           slopes_H: torch.Tensor | None, window: int | None) -> torch.Tensor:
+                           slopes_H: torch.Tensor | None, window: int | None, scale: float | None = None) -> torch.Tensor:
     """[N, H, D], sample by sample through torch's own attention; differentiable. The twin of the Triton kernels."""
     lengths = [stop - start for start, stop in spans]
     out = []
@@ -103,7 +98,7 @@ def packed_attention_plain(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torc
             mask = (slopes[:, None, None] * back_TT).masked_fill(hidden_TT, float("-inf")).to(q.dtype)[None]
         found = scaled_dot_product_attention(
             q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], attn_mask=mask, is_causal=mask is None,
-            enable_gqa=q.shape[1] != k.shape[1])
+            scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         out.append(found[0].transpose(0, 1))
     return torch.cat(out)
 
@@ -112,19 +107,20 @@ class _PackedAttention(torch.autograd.Function):
     """Rope and attention in Triton. The incoming tensor is the attention's own: no one else reads q and k unrotated."""
 
     @staticmethod
-    def forward(ctx: Any, qkv_NW: torch.Tensor, attention: PackedAttention) -> torch.Tensor:
+    def forward(ctx: Any, qkv_NW: torch.Tensor, attention: PackedAttention, place: Place) -> torch.Tensor:
         from tunesmith.model.native.kernels.attention_triton import attention_forward_triton
 
-        q, k, v = attention.heads.split(qkv_NW)
-        if attention.rope is not None:
-            rotate_(q, attention.rope.cos_ND2, attention.rope.sin_ND2, False)
-            rotate_(k, attention.rope.cos_ND2, attention.rope.sin_ND2, False)
-        ctx.attention, ctx.dense = attention, None
-        if attention.dense and fits_cudnn(q, k, v, attention.batch.length):
-            o_NHD, ctx.dense = attention_forward_cudnn(q, k, v, attention.batch.length)
+        q, k, v = split_heads(attention.heads, qkv_NW)
+        if place.rope is not None:
+            place.rope.rotate_(q)
+            place.rope.rotate_(k)
+        ctx.attention, ctx.place, ctx.dense = attention, place, None
+        if attention.dense[place.window] and fits_cudnn(q, k, v, attention.batch.length):
+            o_NHD, ctx.dense = attention_forward_cudnn(q, k, v, attention.batch.length, attention.scale)
             ctx.save_for_backward(qkv_NW, o_NHD)
         else:
-            o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.batch.first_key_N, attention.slopes_H)
+            o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.first_keys[place.window], attention.slopes_H,
+                                                     attention.scale)
             ctx.save_for_backward(qkv_NW, o_NHD, lse_HN)
         return o_NHD.flatten(1)
 
@@ -133,24 +129,26 @@ class _PackedAttention(torch.autograd.Function):
         from tunesmith.model.native.kernels.attention_triton import attention_backward_triton
 
         attention: PackedAttention = ctx.attention
+        place: Place = ctx.place
         qkv_NW, o_NHD, *lse = ctx.saved_tensors
         d_qkv_NW = torch.empty_like(qkv_NW)
-        dq, dk, dv = attention.heads.split(d_qkv_NW)
+        q, k, v = split_heads(attention.heads, qkv_NW)
+        dq, dk, dv = split_heads(attention.heads, d_qkv_NW)
         do_NHD = do_NHD.contiguous().view_as(o_NHD)
         if ctx.dense is not None:
-            found = attention_backward_cudnn(do_NHD, *attention.heads.split(qkv_NW), o_NHD, ctx.dense, attention.batch.length)
+            found = attention_backward_cudnn(do_NHD, q, k, v, o_NHD, ctx.dense, attention.batch.length, attention.scale)
             dv.copy_(found[2])
         else:
-            q, k, v = attention.heads.split(qkv_NW)
-            attention_backward_triton(do_NHD, q, k, v, o_NHD, lse[0], attention.batch.first_key_N,
-                                      attention.batch.last_query_N, attention.slopes_H, dq, dk, dv)
+            attention_backward_triton(do_NHD, q, k, v, o_NHD, lse[0], attention.first_keys[place.window],
+                                      attention.last_queries[place.window], attention.slopes_H, dq, dk, dv,
+                                      attention.scale)
             found = (dq, dk, dv)
         for target, each in zip((dq, dk), found, strict=False):
-            if attention.rope is not None:
-                rotate_(target, attention.rope.cos_ND2, attention.rope.sin_ND2, True, each)
+            if place.rope is not None:
+                place.rope.rotate_(target, inverse=True, source_NHD=each)
             elif each is not target:
                 target.copy_(each)
-        return d_qkv_NW, None
+        return d_qkv_NW, None, None
 
 
 class Cache:
@@ -175,8 +173,8 @@ class Cache:
 class FillingAttention(PackedAttention):
     """Packed attention over the prompts that leaves their keys and values in a cache."""
 
-    def __init__(self, cache: Cache, batch: PackedBatch, heads: Heads, **more: Any) -> None:
-        super().__init__(batch, heads, **more)
+    def __init__(self, cache: Cache, batch: PackedBatch, heads: Heads, places: list[Place], **more: Any) -> None:
+        super().__init__(batch, heads, places, **more)
         self.cache = cache
         total = batch.spans[-1][1]
         self.answer_N = torch.zeros(total, dtype=torch.int64)
@@ -188,7 +186,7 @@ class FillingAttention(PackedAttention):
         """As the packed attention; on a GPU, what was rotated in place is kept afterwards."""
         out = super().__call__(qkv_NW, layer)
         if use_triton(qkv_NW):
-            _, k, v = self.heads.split(qkv_NW)
+            _, k, v = split_heads(self.heads, qkv_NW)
             self.seen(k, v, layer)
         return out
 
@@ -200,26 +198,31 @@ class FillingAttention(PackedAttention):
 class CachedAttention:
     """One new token of each of B answers against all that came before it."""
 
-    def __init__(self, cache: Cache, positions_B: torch.Tensor, longest: int, heads: Heads, *, rope: Rope | None,
-                 slopes_H: torch.Tensor | None, window: int | None) -> None:
-        """longest: places of the cache in use, this token's included."""
-        self.cache, self.positions_B, self.longest, self.heads, self.rope = cache, positions_B, longest, heads, rope
+    def __init__(self, cache: Cache, positions_B: torch.Tensor, longest: int, heads: Heads, places: list[Place], *,
+                 slopes_H: torch.Tensor | None, windows: Sequence[int | None], scale: float | None) -> None:
+        """longest: places of the cache in use, this token's included. The rest as in `PackedAttention`."""
+        self.cache, self.positions_B, self.longest, self.heads = cache, positions_B, longest, heads
+        self.places, self.scale = places, scale
         back_BT = torch.arange(longest, device=positions_B.device) - positions_B[:, None]
-        hidden_BT = back_BT > 0
-        if window is not None:
-            hidden_BT = hidden_BT | (back_BT <= -window)
         slopes = torch.zeros(1, device=positions_B.device) if slopes_H is None else slopes_H
-        mask_BHT = (slopes[:, None] * back_BT[:, None]).masked_fill(hidden_BT[:, None], float("-inf"))
-        self.mask = mask_BHT[:, :, None].to(cache.k.dtype)
+        bias_BHT = slopes[:, None] * back_BT[:, None]
+        self.masks: list[torch.Tensor] = []
+        for window in windows:
+            hidden_BT = back_BT > 0
+            if window is not None:
+                hidden_BT = hidden_BT | (back_BT <= -window)
+            mask_BHT = bias_BHT.masked_fill(hidden_BT[:, None], float("-inf"))
+            self.masks.append(mask_BHT[:, :, None].to(cache.k.dtype))
         self.answers_B = torch.arange(len(positions_B), device=positions_B.device)
 
     def __call__(self, qkv_BW: torch.Tensor, layer: int) -> torch.Tensor:
         """[B, H D]."""
-        q, k, v = self.heads.split(qkv_BW)
-        if self.rope is not None:
-            q, k = self.rope.rotated(q), self.rope.rotated(k)
+        place = self.places[layer]
+        q, k, v = split_heads(self.heads, qkv_BW)
+        if place.rope is not None:
+            q, k = place.rope.rotated(q), place.rope.rotated(k)
         self.cache.write(layer, self.answers_B, self.positions_B, k, v)
         keys, values = self.cache.k[layer][:, :, :self.longest], self.cache.v[layer][:, :, :self.longest]
-        found = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=self.mask,
-                                             enable_gqa=self.heads.queries != self.heads.keys)
+        found = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=self.masks[place.window],
+                                             scale=self.scale, enable_gqa=self.heads.queries != self.heads.keys)
         return found[:, :, 0].flatten(1)

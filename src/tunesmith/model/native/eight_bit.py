@@ -37,18 +37,18 @@ class Fp8Weight(FrozenWeight):
             self.scale = frozen((exact.dense().abs().amax(dim=1).float() / FP8_LARGEST).clamp_min(1e-12))
         self.register_buffer("ones", torch.ones(1, exact.inputs, device=self.scale.device), persistent=False)
 
-    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None, low_NR: torch.Tensor | None = None,
+    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None, xa_NR: torch.Tensor | None = None,
                 b_OR: torch.Tensor | None = None) -> torch.Tensor:
-        """x W^T + bias + low b^T, exact."""
-        return self._exact[0].project(x_NI, bias_O, low_NR, b_OR)
+        """x W^T + bias + (x A^T) b^T, exact."""
+        return self._exact[0].project(x_NI, bias_O, xa_NR, b_OR)
 
     def beside(self, b_OR: torch.Tensor) -> torch.Tensor:
         """[W b], exact."""
         return self._exact[0].beside(b_OR)
 
-    def project_back(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None = None,
+    def project_back(self, dy_NO: torch.Tensor, d_xa_NR: torch.Tensor | None = None,
                      a_RI: torch.Tensor | None = None) -> torch.Tensor:
-        """dY W + dlow a, the first in fp8."""
+        """dY W + d(x A^T) a, the first in fp8."""
         exact = self._exact[0]
         if isinstance(exact, Int8Weight):
             w_IO = cast_weight(exact.q, None, transposed=True)
@@ -56,7 +56,7 @@ class Fp8Weight(FrozenWeight):
             w_IO = cast_weight(exact.dense(), self.scale, transposed=True)
         dy_q, scale_N1 = quantise_rows(dy_NO.contiguous(), self.scale)
         dx_NI = scaled_product(dy_q, scale_N1, w_IO, self.ones, self.dtype)
-        return dx_NI if dlow_NR is None or a_RI is None else dx_NI.addmm_(dlow_NR, a_RI)
+        return dx_NI if d_xa_NR is None or a_RI is None else dx_NI.addmm_(d_xa_NR, a_RI)
 
 
 def fits_fp8(weight: FrozenWeight) -> bool:

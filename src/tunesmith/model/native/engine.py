@@ -14,11 +14,11 @@ from tunesmith.model import lora
 from tunesmith.model.base_config import config_object
 from tunesmith.model.dropout import require_seeds
 from tunesmith.model.engine import Answer, MaskedRow, stop_and_pad_ids
+from tunesmith.model.families import Architecture, describe
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.lora import LoraSettings
 from tunesmith.model.memory import in_parts
 from tunesmith.model.native import adapter
-from tunesmith.model.native.bloom import Bloom, completed
 from tunesmith.model.native.decoder import Decoder
 from tunesmith.model.native.eight_bit import Fp8Weight, fits_fp8
 from tunesmith.model.native.generate import generate
@@ -27,9 +27,8 @@ from tunesmith.model.native.head import head_losses
 from tunesmith.model.native.int8_products import Int8Products, fits_int8
 from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.linear import matmul_fp32
-from tunesmith.model.native.llama import Llama
 from tunesmith.model.native.load import Checkpoint
-from tunesmith.model.native.packed_batch import PackedBatch, pack
+from tunesmith.model.native.packed_batch import PackedBatch
 from tunesmith.model.native.recompute import Offload
 from tunesmith.rundir.ordinary import read_json_object
 
@@ -41,22 +40,26 @@ _GENERATE_ROWS = 64
 
 def load_decoder(base: BaseFiles, *, quantization: str, dtype: torch.dtype, device: torch.device) -> Decoder:
     """The frozen base. Raises IntegrityError or OutOfMemory."""
-    family = Bloom if base.architecture == "bloom" else Llama
-    config = _completed(base)
+    architecture, config = described(base)
     try:
         with Checkpoint(base, quantization=quantization, dtype=dtype, device=device) as read:
-            return family(config, read)
+            return Decoder(architecture, read, config)
     except torch.OutOfMemoryError:
         raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",
                           "Quantise it further (model.quantization: nf4) or choose a smaller base.") from None
 
 
-def _completed(base: BaseFiles) -> dict[str, Any]:
-    """The base's config with what it leaves out, as transformers takes it."""
+def described(base: BaseFiles) -> tuple[Architecture, Any]:
+    """(a base's parts, transformers' object of its config where RoPE's frequencies want it).
+
+    In some versions any config class of transformers imports the machinery of all models, which takes seconds.
+    Raises RecipeError for a config that is not usable.
+    """
     try:
-        if base.architecture == "bloom":
-            return completed(base.config)
-        return dict(config_object(base.config).to_dict())
+        found = describe(base.config)
+        if found is None:
+            raise ValueError(f"the native engine does not know the architecture {base.architecture!r}")
+        return found, config_object(base.config) if found.ropes else None
     except TunesmithError:  # a signal of the user's
         raise
     except Exception as error:  # transformers raises whatever its validation meets
@@ -83,10 +86,10 @@ class NativeEngine:
         self._calibrating: list[Int8Products] = []
         for linear in model.linears():
             if matmul == "fp8" and fits_fp8(linear.weight):
-                linear.rounded = Fp8Weight(linear.weight)
+                linear.eight_bit = Fp8Weight(linear.weight)
             elif matmul == "int8" and fits_int8(linear.weight):
-                linear.rounded = Int8Products(linear.weight)
-                self._calibrating.append(linear.rounded)
+                linear.eight_bit = Int8Products(linear.weight)
+                self._calibrating.append(linear.eight_bit)
         kernels = use_triton(model.embedding)
         self._bucket = _BUCKET if kernels else 1
         self._graphs = StepGraphs(self._forward_backward, self.device, enabled=kernels)
@@ -103,7 +106,7 @@ class NativeEngine:
         self._graphs.forget()
 
     def _pack(self, rows: Sequence[MaskedRow], dropout_seeds: Sequence[int] | None = None) -> PackedBatch:
-        return pack(rows, bucket=self._bucket, window=self.model.window, dropout_seeds=dropout_seeds)
+        return self.model.pack(rows, bucket=self._bucket, dropout_seeds=dropout_seeds)
 
     def accumulate(self, rows: Sequence[MaskedRow], weight: torch.Tensor,
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
@@ -130,14 +133,14 @@ class NativeEngine:
 
     def _forward_backward(self, batch: PackedBatch, weight: torch.Tensor) -> torch.Tensor:
         """The nats of each token that bears loss [L]; the gradient goes to the adapter's. All tensors on the device."""
-        self.model.mode.dropout_keys_N, self.model.mode.rounded = batch.dropout_keys_N, True
+        self.model.mode.dropout_keys_N, self.model.mode.eight_bit = batch.dropout_keys_N, True
         try:
             with torch.enable_grad():
                 adapter.refresh(self.model)
                 nats_L = self._nats(batch)
                 (nats_L.sum() * weight).backward()
         finally:
-            self.model.mode.dropout_keys_N, self.model.mode.rounded = None, False
+            self.model.mode.dropout_keys_N, self.model.mode.eight_bit = None, False
         return nats_L.detach()
 
     def _nats(self, batch: PackedBatch) -> torch.Tensor:
@@ -155,7 +158,7 @@ class NativeEngine:
     def logits(self, rows_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """fp32 logits [T, V] of each row."""
         adapter.refresh(self.model)
-        batch = pack([_Unlearnt(ids) for ids in rows_ids], bucket=self._bucket, window=self.model.window).to(self.device)
+        batch = self.model.pack([_Unlearnt(ids) for ids in rows_ids], bucket=self._bucket).to(self.device)
         logits_NV = matmul_fp32(self.model.hidden(batch.ids_N, self.model.packed(batch), None), self.model.head.T)
         return [logits_NV[start:stop] for start, stop in batch.spans[:len(rows_ids)]]
 

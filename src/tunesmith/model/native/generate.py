@@ -11,7 +11,6 @@ from tunesmith.model.engine import Answer
 from tunesmith.model.native.attention import Cache
 from tunesmith.model.native.decoder import Decoder
 from tunesmith.model.native.linear import matmul_fp32
-from tunesmith.model.native.packed_batch import pack
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,7 @@ def generate(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: i
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     longest = int(lengths.max())
     cache = Cache(len(model.layers), len(prompts), longest + max_new_tokens, model.heads, dtype, device)
-    batch = pack([_Prompt(prompt) for prompt in prompts], window=model.window).to(device)
-    last = (lengths.cumsum(0) - 1).to(device)
-    hidden_BC = model.hidden(batch.ids_N, model.filling(batch, cache), last)
+    hidden_BC = _fill(model, prompts, cache)
     stops = torch.tensor(stop_ids, device=device, dtype=torch.int64)
     at_B, alive = lengths.to(device), list(range(len(prompts)))
     found: list[list[int]] = [[] for _ in prompts]
@@ -51,6 +48,18 @@ def generate(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: i
             cache.only(stay)
         if not alive or count == max_new_tokens - 1:
             break
-        hidden_BC = model.hidden(token_B, model.cached(cache, at_B, longest + count + 1), None)
+        if model.longest_short is not None and bool((at_B == model.longest_short).any()):
+            # An answer has become a long sample, of another RoPE from its first token on: its keys are made again.
+            hidden_BC = _fill(model, [[*prompts[answer], *found[answer]] for answer in alive], cache)
+        else:
+            hidden_BC = model.hidden(token_B, model.cached(cache, at_B, longest + count + 1), None)
         at_B = at_B + 1
     return [Answer(ids, end) for ids, end in zip(found, stopped, strict=True)]
+
+
+def _fill(model: Decoder, rows_ids: Sequence[Sequence[int]], cache: Cache) -> torch.Tensor:
+    """Put the keys and values of whole rows into the cache; the last hidden state of each row [B, C]."""
+    device = model.embedding.device
+    batch = model.pack([_Prompt(ids) for ids in rows_ids]).to(device)
+    last_B = (torch.tensor([len(ids) for ids in rows_ids]).cumsum(0) - 1).to(device)
+    return model.hidden(batch.ids_N, model.filling(batch, cache), last_B)

@@ -97,35 +97,35 @@ class Int8Products(FrozenWeight):
         greatest_I = torch.linalg.vector_norm(x_NI, float("inf"), dim=0)
         torch.maximum(self.largest_I, greatest_I.float(), out=self.largest_I)
 
-    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None, low_NR: torch.Tensor | None = None,
+    def project(self, x_NI: torch.Tensor, bias_O: torch.Tensor | None, xa_NR: torch.Tensor | None = None,
                 b_OR: torch.Tensor | None = None) -> torch.Tensor:
-        """x W^T + bias + low b^T."""
+        """x W^T + bias + (x A^T) b^T."""
         if not self.settled:
             self._calibrate(x_NI.detach())
-            return self._exact[0].project(x_NI, bias_O, low_NR, b_OR)
+            return self._exact[0].project(x_NI, bias_O, xa_NR, b_OR)
         x_q, scale_N = quantise_rows_int8(x_NI.contiguous(), None, self.dropped_I)
         if self.w_outlier is not None:
             # What is kept apart has few columns, as LoRA has: both go along with the large product.
-            low_NR, b_OR = _beside(low_NR, b_OR, x_NI[:, self.columns], self.w_outlier)
+            xa_NR, b_OR = _beside(xa_NR, b_OR, x_NI[:, self.columns], self.w_outlier)
         b_OR = None if b_OR is None else b_OR.contiguous()
-        return int8_product(x_q, scale_N, self._rounded(False), self.scale, bias_O, self.dtype, low_NR, b_OR)
+        return int8_product(x_q, scale_N, self._rounded(False), self.scale, bias_O, self.dtype, xa_NR, b_OR)
 
-    def project_back(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None = None,
+    def project_back(self, dy_NO: torch.Tensor, d_xa_NR: torch.Tensor | None = None,
                      a_RI: torch.Tensor | None = None) -> torch.Tensor:
-        """dY W + dlow a."""
+        """dY W + d(x A^T) a."""
         if not self.settled:
-            return self._exact[0].project_back(dy_NO, dlow_NR, a_RI)
+            return self._exact[0].project_back(dy_NO, d_xa_NR, a_RI)
         dy_q, scale_N = quantise_rows_int8(dy_NO.contiguous(), self.scale)
-        return int8_product(dy_q, scale_N, self._rounded(True), None, None, self.dtype, dlow_NR,
+        return int8_product(dy_q, scale_N, self._rounded(True), None, None, self.dtype, d_xa_NR,
                             None if a_RI is None else a_RI.T)
 
 
-def _beside(low_NR: torch.Tensor | None, b_OR: torch.Tensor | None, x_NK: torch.Tensor,
+def _beside(xa_NR: torch.Tensor | None, b_OR: torch.Tensor | None, x_NK: torch.Tensor,
             w_OK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two pairs as one: the products of [low, x] and [b, w] are the sums of both."""
-    if low_NR is None or b_OR is None:
+    """Two pairs as one: the products of [x A^T, x] and [b, w] are the sums of both."""
+    if xa_NR is None or b_OR is None:
         return x_NK, w_OK
-    return torch.cat([low_NR, x_NK], dim=1), torch.cat([b_OR, w_OK], dim=1)
+    return torch.cat([xa_NR, x_NK], dim=1), torch.cat([b_OR, w_OK], dim=1)
 
 
 def fits_int8(weight: FrozenWeight) -> bool:

@@ -22,7 +22,7 @@ from tunesmith.model.native.weights import FrozenWeight, widens
 
 #: What may stand before a linear layer: (forward, backward). The backward takes the gradient, the input, and where to put
 #: the forward's result again.
-_FRONTS: dict[str, Any] = {"gelu": (gelu, gelu_backward), "swiglu": (swiglu, swiglu_backward)}
+_ACTIVATIONS: dict[str, Any] = {"gelu": (gelu, gelu_backward), "swiglu": (swiglu, swiglu_backward)}
 
 
 @dataclass
@@ -31,13 +31,13 @@ class Mode:
 
     adapter: whether LoRA is on. dropout_keys_N: each token's, int64, on the device while training with
     dropout, None otherwise.
-    rounded: whether layers that have a weight for 8-bit products use it.
+    eight_bit: whether layers that have a weight for 8-bit products use it.
     recomputing: a layer runs again for what its backward pass needs; what it gives to the next one is not wanted.
     """
 
     adapter: bool = True
     dropout_keys_N: torch.Tensor | None = None
-    rounded: bool = False
+    eight_bit: bool = False
     recomputing: bool = False
 
     @contextmanager
@@ -103,32 +103,32 @@ class Adapters(nn.Module):
 
 
 class Linear(nn.Module):
-    """x -> front(x) W^T + bias, with LoRA on some of its parts."""
+    """x -> activation(x) W^T + bias, with LoRA on some of its parts."""
 
     def __init__(self, weight: FrozenWeight, bias_O: torch.Tensor | None, parts: list[Part], mode: Mode) -> None:
         super().__init__()
         self.weight, self.parts, self.mode = weight, parts, mode
         self.bias = None if bias_O is None else nn.Parameter(bias_O.to(weight.dtype), requires_grad=False)
         self.lora: Adapters | None = None
-        self.rounded: FrozenWeight | None = None
+        self.eight_bit: FrozenWeight | None = None
 
-    def forward(self, x_NI: torch.Tensor, front: str | None = None, *, last: bool = False) -> torch.Tensor:
-        """[N, O]; `front` is gelu, swiglu (which halves the width of x) or nothing.
+    def forward(self, x_NI: torch.Tensor, activation: str | None = None, *, last: bool = False) -> torch.Tensor:
+        """[N, O]; `activation` is gelu, swiglu (which halves the width of x) or nothing.
 
         last: nothing of its decoder layer comes after it. While that is recomputed, the result holds nothing.
         """
-        call = self._call(front, last)
+        call = self._call(activation, last)
         y_NO: torch.Tensor = _Linear.apply(x_NI, call, *(call.lora.learnable() if call.lora else []))
         return y_NO
 
-    def _call(self, front: str | None = None, last: bool = False) -> _Call:
+    def _call(self, activation: str | None = None, last: bool = False) -> _Call:
         lora = self.lora if self.mode.adapter else None
-        weight = self.rounded if self.rounded is not None and self.mode.rounded else self.weight
-        return _Call(weight, self.bias, lora, front, self.mode.dropout_keys_N, last and self.mode.recomputing)
+        weight = self.eight_bit if self.eight_bit is not None and self.mode.eight_bit else self.weight
+        return _Call(weight, self.bias, lora, activation, self.mode.dropout_keys_N, last and self.mode.recomputing)
 
     @property
-    def room(self) -> int:
-        """How many values it puts behind each row of its input; an input with that much room is spared a copy."""
+    def spare_columns(self) -> int:
+        """How many values it puts behind each row of its input; an input with that many is spared a copy."""
         call = self._call()
         return call.adapters.a_RI.shape[0] if call.joins else 0
 
@@ -144,7 +144,7 @@ class _Call:
     weight: FrozenWeight
     bias_O: torch.Tensor | None
     lora: Adapters | None
-    front: str | None
+    activation: str | None
     dropout_keys_N: torch.Tensor | None
     discarded: bool
 
@@ -168,7 +168,7 @@ class _Call:
     @property
     def joins(self) -> bool:
         """Whether the adapters' product is one with the base's. Dropout, drawn again later, wants an input without gaps."""
-        return self.lora is not None and self.lora.wide and self.front is None and self.weight.joins and not self.drops
+        return self.lora is not None and self.lora.wide and self.activation is None and self.weight.joins and not self.drops
 
     def masks(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Each adapter's dropout as a factor [N, I], where it pays to keep it: on a CPU. A GPU draws it again.
@@ -187,37 +187,37 @@ class _Call:
             return x * masks[number]
         return dropout(x, self.adapters.dropout, self.dropout_keys, self.adapters.each[number].salt)
 
-    def low(self, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    def down_project(self, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """A dropout(h) of every adapter [N, R]."""
         lora = self.adapters
         if not self.drops:
             return h_NI @ lora.a_RI.T
-        lows = [self.dropped(h_NI, i, masks) @ lora.a_RI[ranks].T for i, (_, ranks, _) in enumerate(lora.places())]
-        return lows[0] if len(lows) == 1 else torch.cat(lows, dim=1)
+        downs = [self.dropped(h_NI, i, masks) @ lora.a_RI[ranks].T for i, (_, ranks, _) in enumerate(lora.places())]
+        return downs[0] if len(downs) == 1 else torch.cat(downs, dim=1)
 
-    def d_a(self, dlow_NR: torch.Tensor, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def d_a(self, d_xa_NR: torch.Tensor, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The gradient of each A, fp32."""
         places = self.adapters.places()
         if not self.drops:
-            d_a_RI = matmul_fp32(dlow_NR.T, h_NI)
+            d_a_RI = matmul_fp32(d_xa_NR.T, h_NI)
             return [d_a_RI[ranks] for _, ranks, _ in places]
-        return [matmul_fp32(dlow_NR[:, ranks].T, self.dropped(h_NI, i, masks)) for i, (_, ranks, _) in enumerate(places)]
+        return [matmul_fp32(d_xa_NR[:, ranks].T, self.dropped(h_NI, i, masks)) for i, (_, ranks, _) in enumerate(places)]
 
-    def d_b(self, dy_NO: torch.Tensor, low_NR: torch.Tensor) -> list[torch.Tensor]:
+    def d_b(self, dy_NO: torch.Tensor, xa_NR: torch.Tensor) -> list[torch.Tensor]:
         """The gradient of each B, fp32."""
-        d_b_OR = matmul_fp32(dy_NO.T, low_NR).mul_(self.adapters.scale)
+        d_b_OR = matmul_fp32(dy_NO.T, xa_NR).mul_(self.adapters.scale)
         return [d_b_OR[outputs, ranks] for _, ranks, outputs in self.adapters.places()]
 
-    def d_input(self, dy_NO: torch.Tensor, dlow_NR: torch.Tensor | None, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    def d_input(self, dy_NO: torch.Tensor, d_xa_NR: torch.Tensor | None, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """The gradient of h, through the base and the adapters."""
-        if dlow_NR is None:
+        if d_xa_NR is None:
             return self.weight.project_back(dy_NO)
         lora = self.adapters
         if not self.drops:
-            return self.weight.project_back(dy_NO, dlow_NR, lora.a_RI)
+            return self.weight.project_back(dy_NO, d_xa_NR, lora.a_RI)
         dh_NI = self.weight.project_back(dy_NO)
         for i, (_, ranks, _) in enumerate(lora.places()):
-            dh_NI.add_(self.dropped(dlow_NR[:, ranks] @ lora.a_RI[ranks], i, masks))
+            dh_NI.add_(self.dropped(d_xa_NR[:, ranks] @ lora.a_RI[ranks], i, masks))
         return dh_NI
 
 
@@ -228,13 +228,13 @@ def matmul_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
 
 
-def _joined(x_NI: torch.Tensor, low_NR: torch.Tensor) -> torch.Tensor:
-    """[x low], in the memory of x where that was made with room, by no one else's leave: such an input has one reader."""
-    tokens, inputs, width = *x_NI.shape, x_NI.shape[1] + low_NR.shape[1]
+def _joined(x_NI: torch.Tensor, xa_NR: torch.Tensor) -> torch.Tensor:
+    """[x, x A^T], in the memory of x where that has spare columns: such an input has one reader, so nobody else sees it."""
+    tokens, inputs, width = *x_NI.shape, x_NI.shape[1] + xa_NR.shape[1]
     if x_NI.stride() != (width, 1) or x_NI.untyped_storage().nbytes() != tokens * width * x_NI.itemsize:
-        return torch.cat([x_NI, low_NR], dim=1)
+        return torch.cat([x_NI, xa_NR], dim=1)
     joined_NIR = x_NI.as_strided((tokens, width), (width, 1))
-    joined_NIR[:, inputs:] = low_NR
+    joined_NIR[:, inputs:] = xa_NR
     return joined_NIR
 
 
@@ -244,44 +244,44 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: torch.Tensor, call: _Call, *learnable: torch.Tensor) -> torch.Tensor:
         # A frozen layer without an adapter needs its input only to differentiate what stands before it.
-        kept_NI = x_NI if call.lora is not None or call.front else None
+        kept_NI = x_NI if call.lora is not None or call.activation else None
         ctx.call = call
         if call.discarded:
             ctx.save_for_backward(kept_NI, None)
             return x_NI.new_empty(len(x_NI), call.weight.outputs)
-        h_NI = x_NI if call.front is None else _FRONTS[call.front][0](x_NI)
+        h_NI = x_NI if call.activation is None else _ACTIVATIONS[call.activation][0](x_NI)
         if call.lora is None:
             ctx.save_for_backward(kept_NI, None)
             return call.weight.project(h_NI, call.bias_O)
         masks = call.masks(h_NI)
-        low_NR, b_OR = call.low(h_NI, masks), call.lora.b_OR
+        xa_NR, b_OR = call.down_project(h_NI, masks), call.lora.b_OR
         if call.joins:
-            joined_NIR = _joined(x_NI, low_NR)
+            joined_NIR = _joined(x_NI, xa_NR)
             inputs = x_NI.shape[1]
             ctx.save_for_backward(joined_NIR[:, :inputs], joined_NIR[:, inputs:])
             return torch.nn.functional.linear(joined_NIR, call.weight.beside(b_OR), call.bias_O)
-        ctx.save_for_backward(kept_NI, low_NR, *masks)
-        return call.weight.project(h_NI, call.bias_O, low_NR, b_OR)
+        ctx.save_for_backward(kept_NI, xa_NR, *masks)
+        return call.weight.project(h_NI, call.bias_O, xa_NR, b_OR)
 
     @staticmethod
     def backward(ctx: Any, dy_NO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         call: _Call = ctx.call
-        x_NI, low_NR, *masks = ctx.saved_tensors
+        x_NI, xa_NR, *masks = ctx.saved_tensors
         if call.discarded:
             masks = call.masks(dy_NO)
-        dlow_NR = None if call.lora is None else dy_NO @ call.lora.b_OR
-        dx_NI = call.d_input(dy_NO, dlow_NR, masks) if ctx.needs_input_grad[0] else None
+        d_xa_NR = None if call.lora is None else dy_NO @ call.lora.b_OR
+        dx_NI = call.d_input(dy_NO, d_xa_NR, masks) if ctx.needs_input_grad[0] else None
         h_NI = x_NI
-        if call.front:
-            forward, backward = _FRONTS[call.front]
+        if call.activation:
+            forward, backward = _ACTIVATIONS[call.activation]
             if dx_NI is None:
                 h_NI = forward(x_NI)
             else:  # the gradient of h has served when h is there again, so it gives its place
                 h_NI = dx_NI if call.lora is not None else None
                 dx_NI = backward(dx_NI, x_NI, h_NI)
-        if call.lora is None or dlow_NR is None:
+        if call.lora is None or d_xa_NR is None:
             return dx_NI, None
-        if low_NR is None:
-            low_NR = call.low(h_NI, masks)
-        pairs = zip(call.d_a(dlow_NR, h_NI, masks), call.d_b(dy_NO, low_NR), strict=True)
+        if xa_NR is None:
+            xa_NR = call.down_project(h_NI, masks)
+        pairs = zip(call.d_a(d_xa_NR, h_NI, masks), call.d_b(dy_NO, xa_NR), strict=True)
         return dx_NI, None, *(grad for pair in pairs for grad in pair)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from tunesmith.errors import IntegrityError
+from tunesmith.model.families import parts
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.native.ahead import ReadAhead
 from tunesmith.model.native.linear import Linear, Mode, Part
@@ -85,9 +86,12 @@ class Checkpoint:
         """In the dtype of the products."""
         return self._raw(name, *shape).to(self.dtype)
 
-    def norm(self, name: str, width: int, eps: float, *, shift: bool) -> Norm:
+    def norm(self, norm: parts.Norm) -> Norm:
         """LayerNorm with a shift, RMSNorm without."""
-        return Norm(self._raw(f"{name}.weight", width), self._raw(f"{name}.bias", width) if shift else None, eps)
+        weight_C = self._raw(f"{norm.name}.weight", norm.width)
+        if norm.gain != 1:
+            weight_C = weight_C.float() * norm.gain
+        return Norm(weight_C, self._raw(f"{norm.name}.bias", norm.width) if norm.shift else None, norm.eps)
 
     def head(self, embedding_VC: nn.Parameter, *, tied: bool) -> nn.Parameter:
         """The head. A tied one may be in the file all the same: a copy is the embedding, another head is taken."""
@@ -96,11 +100,12 @@ class Checkpoint:
         head_VC = self.tensor("lm_head.weight", *embedding_VC.shape)
         return embedding_VC if tied and torch.equal(head_VC, embedding_VC) else frozen(head_VC)
 
-    def linear(self, inputs: int, outputs: dict[str, int], *, bias: bool) -> Linear:
-        """Modules of the same input side by side, each by its name and its number of outputs."""
-        weights = [keep(self._raw(f"{name}.weight", width, inputs), self.quantization, self.dtype)
+    def linear(self, projection: parts.Projection) -> Linear:
+        """Its modules side by side."""
+        outputs = projection.outputs
+        weights = [keep(self._raw(f"{name}.weight", width, projection.inputs), self.quantization, self.dtype)
                    for name, width in outputs.items()]
-        biases = [self._raw(f"{name}.bias", width) for name, width in outputs.items()] if bias else []
+        biases = [self._raw(f"{name}.bias", width) for name, width in outputs.items()] if projection.bias else []
         ends = list(itertools.accumulate(outputs.values()))
-        parts = [Part(name, end - outputs[name], end) for name, end in zip(outputs, ends, strict=True)]
-        return Linear(side_by_side(weights), torch.cat(biases) if biases else None, parts, self.mode)
+        modules = [Part(name, end - outputs[name], end) for name, end in zip(outputs, ends, strict=True)]
+        return Linear(side_by_side(weights), torch.cat(biases) if biases else None, modules, self.mode)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 
-from tunesmith.model.native.attention import Heads
+from tunesmith.model.families.parts import Heads
+from tunesmith.model.native.attention import split_heads
 from tunesmith.model.native.kernels.norm import add_norm, add_norm_backward
 
 
@@ -22,9 +23,13 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None,
-                room: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """(residual + delta, its norm), both [N, C]. room: so many values behind each row of the norm, for `Linear.room`."""
-        both: tuple[torch.Tensor, torch.Tensor] = _AddNorm.apply(residual_NC, delta_NC, self.weight, self.shift, self.eps, room)
+                spare_columns: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """(residual + delta, its norm), both [N, C].
+
+        spare_columns: so many values behind each row of the norm, see `Linear.spare_columns`.
+        """
+        both: tuple[torch.Tensor, torch.Tensor] = _AddNorm.apply(residual_NC, delta_NC, self.weight, self.shift, self.eps,
+                                                                 spare_columns)
         return both
 
     def parameter_count(self) -> int:
@@ -43,7 +48,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, qkv_NW: torch.Tensor) -> torch.Tensor:
         """q, k, v side by side [N, W], q and k normed."""
-        q, k, v = self.heads.split(qkv_NW)
+        q, k, v = split_heads(self.heads, qkv_NW)
         q = rms_norm(q.float(), q.shape[-1:], self.q, self.eps).to(qkv_NW.dtype)
         k = rms_norm(k.float(), k.shape[-1:], self.k, self.eps).to(qkv_NW.dtype)
         return torch.cat([q, k, v], dim=1).flatten(1)
@@ -56,8 +61,8 @@ class HeadNorm(nn.Module):
 class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, weight_C: torch.Tensor,
-                shift_C: torch.Tensor | None, eps: float, room: int) -> tuple[torch.Tensor, torch.Tensor]:
-        sum_NC, normed_NC, mean_N, rstd_N = add_norm(residual_NC, delta_NC, None, weight_C, shift_C, eps, room)
+                shift_C: torch.Tensor | None, eps: float, spare_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sum_NC, normed_NC, mean_N, rstd_N = add_norm(residual_NC, delta_NC, None, weight_C, shift_C, eps, spare_columns)
         ctx.save_for_backward(sum_NC, weight_C, mean_N, rstd_N)
         ctx.set_materialize_grads(False)
         return (residual_NC.view_as(residual_NC) if sum_NC is residual_NC else sum_NC), normed_NC

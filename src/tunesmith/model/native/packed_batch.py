@@ -18,18 +18,20 @@ from tunesmith.model.native.kernels.formats import IGNORED
 class PackedBatch:
     """A packed batch of N tokens, of which L bear loss; B samples. Padding, if any, stands at the end.
 
-    ids_N, positions_N: token ids and places within the sample, int64. first_key_N, last_query_N: the earliest key that a
-    token sees and the latest query that sees it, int32, both monotonic; a token of padding sees itself alone.
+    ids_N, positions_N: token ids and places within the sample, int64. first_key_WN, last_query_WN: under each of the
+    decoder's windows, the earliest key that a token sees and the latest query that sees it, int32, both monotonic; a token
+    of padding sees itself alone.
     loss_positions_L: where in the batch the next token bears loss; targets_L: that token, IGNORED in padding; sample_L: whose.
     spans: where each sample begins and ends (padding is the last), on the host, for the plain path alone.
     length: of every sample where all have the same and nothing is padded; else 0.
     dropout_keys_N: what each token's dropout is drawn from, int64; None where nothing is dropped. See `model.dropout`.
+    lengths_N: of each token's sample, int64, where the decoder asks for them.
     """
 
     ids_N: torch.Tensor
     positions_N: torch.Tensor
-    first_key_N: torch.Tensor
-    last_query_N: torch.Tensor
+    first_key_WN: torch.Tensor
+    last_query_WN: torch.Tensor
     loss_positions_L: torch.Tensor
     targets_L: torch.Tensor
     sample_L: torch.Tensor
@@ -37,6 +39,7 @@ class PackedBatch:
     spans: tuple[tuple[int, int], ...]
     length: int
     dropout_keys_N: torch.Tensor | None = None
+    lengths_N: torch.Tensor | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors by field."""
@@ -56,26 +59,26 @@ def round_up(count: int, bucket: int) -> int:
     return -(-count // bucket) * bucket
 
 
-def pack(rows: Sequence[MaskedRow], *, bucket: int = 1, window: int | None = None,
-         dropout_seeds: Sequence[int] | None = None) -> PackedBatch:
+def pack(rows: Sequence[MaskedRow], *, bucket: int = 1, windows: Sequence[int | None] = (None,),
+         lengths: bool = False, dropout_seeds: Sequence[int] | None = None) -> PackedBatch:
     """Lay rows one after another.
 
-    bucket: N and L are padded to multiples of it, L to more than it has. window: how many tokens back a token sees at most,
-    itself counted. dropout_seeds: of each row, where something is to be dropped.
+    bucket: N and L are padded to multiples of it, L to more than it has. windows: how many tokens back a token
+    sees at most, itself counted, of each kind of layer. lengths: give `lengths_N`. dropout_seeds: of each row, where
+    something is to be dropped.
     """
-    lengths = np.array([len(row.ids) for row in rows])
-    total = int(lengths.sum())
+    row_lengths = np.array([len(row.ids) for row in rows])
+    total = int(row_lengths.sum())
     padded = round_up(total, bucket)
     ids = np.zeros(padded, np.int64)
     ids[:total] = np.concatenate([np.asarray(row.ids, np.int64) for row in rows])
-    starts = np.concatenate([[0], lengths.cumsum()])
+    starts = np.concatenate([[0], row_lengths.cumsum()])
     at = np.arange(padded)
     begin, end = at.copy(), at.copy()
-    begin[:total] = starts[:-1].repeat(lengths)
-    end[:total] = (starts[1:] - 1).repeat(lengths)
-    first, last = begin, end
-    if window is not None:
-        first, last = np.maximum(begin, at - window + 1), np.minimum(end, at + window - 1)
+    begin[:total] = starts[:-1].repeat(row_lengths)
+    end[:total] = (starts[1:] - 1).repeat(row_lengths)
+    first = np.stack([begin if window is None else np.maximum(begin, at - window + 1) for window in windows])
+    last = np.stack([end if window is None else np.minimum(end, at + window - 1) for window in windows])
     # A token's loss stands at the position before it; the first of a sample has nothing before it.
     loss_mask = np.concatenate([np.asarray(row.loss_mask, bool) for row in rows])
     loss_mask[starts[:-1]] = False
@@ -86,8 +89,8 @@ def pack(rows: Sequence[MaskedRow], *, bucket: int = 1, window: int | None = Non
     targets_L = np.full(width, IGNORED, np.int64)
     loss_positions_L[:len(where)] = where
     targets_L[:len(where)] = ids[where + 1]
-    sample_L[:len(where)] = np.arange(len(rows)).repeat(lengths)[where]
-    length = int(lengths[0]) if padded == total and (lengths == lengths[0]).all() else 0
+    sample_L[:len(where)] = np.arange(len(rows)).repeat(row_lengths)[where]
+    length = int(row_lengths[0]) if padded == total and (row_lengths == row_lengths[0]).all() else 0
     spans = [(int(a), int(b)) for a, b in itertools.pairwise(starts)]
     if padded > total:
         spans.append((total, padded))
@@ -95,4 +98,5 @@ def pack(rows: Sequence[MaskedRow], *, bucket: int = 1, window: int | None = Non
         torch.from_numpy(ids), torch.from_numpy(at - begin), torch.from_numpy(first.astype(np.int32)),
         torch.from_numpy(last.astype(np.int32)), torch.from_numpy(loss_positions_L), torch.from_numpy(targets_L),
         torch.from_numpy(sample_L), len(rows), tuple(spans), length,
-        None if dropout_seeds is None else torch.from_numpy(token_keys(dropout_seeds, lengths.tolist(), padded)))
+        None if dropout_seeds is None else torch.from_numpy(token_keys(dropout_seeds, row_lengths.tolist(), padded)),
+        torch.from_numpy(end - begin + 1) if lengths else None)

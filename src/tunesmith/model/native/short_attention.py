@@ -23,9 +23,10 @@ def keeps_little(spans: tuple[tuple[int, int], ...], heads: int) -> bool:
 
 
 def short_attention(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, spans: tuple[tuple[int, int], ...],
-                    slopes_H: torch.Tensor | None) -> torch.Tensor:
-    """[N, H, D]: causal inside each span; differentiable. fp32 throughout."""
-    o_NHD: torch.Tensor = _ShortAttention.apply(q_NHD, k_NKD, v_NKD, spans, slopes_H)
+                    slopes_H: torch.Tensor | None, scale: float | None = None) -> torch.Tensor:
+    """[N, H, D]: causal inside each span; differentiable. fp32 throughout. scale: of q k^T; None for 1 / sqrt(D)."""
+    scale = q_NHD.shape[2] ** -0.5 if scale is None else scale
+    o_NHD: torch.Tensor = _ShortAttention.apply(q_NHD, k_NKD, v_NKD, spans, slopes_H, scale)
     return o_NHD
 
 
@@ -44,9 +45,9 @@ def _heads_first(x_NHD: torch.Tensor) -> torch.Tensor:
 class _ShortAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, spans: tuple[tuple[int, int], ...],
-                slopes_H: torch.Tensor | None) -> torch.Tensor:
+                slopes_H: torch.Tensor | None, scale: float) -> torch.Tensor:
         (N, H, D), K = q_NHD.shape, k_NKD.shape[1]
-        q, k, v = _heads_first(q_NHD).mul_(D ** -0.5).view(K, H // K, N, D), _heads_first(k_NKD), _heads_first(v_NKD)
+        q, k, v = _heads_first(q_NHD).mul_(scale).view(K, H // K, N, D), _heads_first(k_NKD), _heads_first(v_NKD)
         out = torch.empty(K, H // K, N, D)
         after_cc = torch.full((_BLOCK, _BLOCK), float("-inf")).triu_(1)
         longest = max(stop - start for start, stop in spans)
@@ -61,7 +62,7 @@ class _ShortAttention(torch.autograd.Function):
             p = torch.softmax(s, dim=-1).view(K, -1, seen)
             out[:, :, queries] = torch.bmm(p, v[:, keys]).view(K, H // K, count, D)
             probabilities.append(p)
-        ctx.spans = spans
+        ctx.spans, ctx.scale = spans, scale
         ctx.save_for_backward(q, k, v, out, *probabilities)
         return out.view(H, N, D).transpose(0, 1).contiguous()
 
@@ -78,5 +79,5 @@ class _ShortAttention(torch.autograd.Function):
             ds = torch.baddbmm(delta[:, :, queries].reshape(K, -1, 1), do_here, v[:, keys].transpose(1, 2), beta=-1).mul_(p)
             dq[:, :, queries] = torch.bmm(ds, k[:, keys]).view(K, G, -1, D)
             dk[:, keys] += torch.bmm(ds.transpose(1, 2), q[:, :, queries].reshape(K, -1, D))
-        dq.mul_(D ** -0.5)
-        return dq.view(K * G, N, D).transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1), None, None
+        dq.mul_(ctx.scale)
+        return dq.view(K * G, N, D).transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1), None, None, None

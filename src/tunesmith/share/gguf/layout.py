@@ -14,16 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import IntegrityError, RecipeError, TunesmithError
 from tunesmith.model.base_config import config_object
+from tunesmith.model.families import FAMILIES, Architecture, Gguf, describe, why_not_native
 from tunesmith.model.files import BaseFiles
-from tunesmith.model.native.support import why_not
 
 if TYPE_CHECKING:
     import torch
 
-#: transformers' model_type to llama.cpp's name of the architecture.
-ARCHITECTURES = {"bloom": "bloom", "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-#: What stands in front of the names of a body; some checkpoints of the families leave it out.
-_BODIES = {"bloom": "transformer.", "llama": "model.", "qwen2": "model.", "qwen3": "model."}
 _HEAD = "lm_head"
 #: Buffers that old checkpoints carry and nothing reads.
 _BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias", "attention.masked_bias")
@@ -35,7 +31,13 @@ class Layout:
 
     base: BaseFiles
     config: Any
-    architecture: str
+    parts: Architecture
+    gguf: Gguf
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the architecture."""
+        return self.gguf.architecture
 
     @property
     def layers(self) -> int:
@@ -83,12 +85,12 @@ class Layout:
         """A checkpoint's name of a tensor or a module as transformers' model has it; None for a buffer that nothing reads."""
         if name.endswith(_BUFFERS):
             return None
-        body = _BODIES[self.architecture]
+        body = self.gguf.body
         return name if name.startswith((body, _HEAD)) else body + name
 
     def gguf_name(self, name: str) -> str:
         """llama.cpp's name of a parameter (canonical, with its .weight or .bias). Raises IntegrityError for an unknown one."""
-        tries = [name, name.removeprefix(_BODIES[self.architecture])]
+        tries = [name, name.removeprefix(self.gguf.body)]
         found = next(filter(None, (self._names.get_name(key=each, try_suffixes=(".weight", ".bias")) for each in tries)), None)
         if found is None:
             raise IntegrityError(f"{self.base.name}: the tensor {name} has no place in a GGUF of {self.architecture}")
@@ -102,10 +104,11 @@ class Layout:
         import torch
 
         module = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
-        if self.architecture == "bloom" and module == "query_key_value":
+        order = self.gguf.row_orders.get(module)
+        if order == "qkv_apart":
             places = torch.arange(3 * self.heads * self.width).view(self.heads, 3, self.width)
             return places.transpose(0, 1).reshape(-1)
-        if self.architecture == "llama" and module in ("q_proj", "k_proj"):
+        if order == "rope_pairs":
             heads = self.heads if module == "q_proj" else self.key_heads
             places = torch.arange(heads * self.width).view(heads, 2, self.width // 2)
             return places.transpose(1, 2).reshape(-1)
@@ -115,7 +118,10 @@ class Layout:
 def layout_of(base: BaseFiles) -> Layout:
     """The layout of a base. Raises RecipeError, naming what it is that GGUF or llama.cpp has no place for."""
     words = {key: value for key, value in base.config.items() if key not in ("hidden_dropout", "attention_dropout")}
-    reason = why_not(words)
+    reason, family = why_not_native(words), FAMILIES.get(base.architecture)
+    gguf = family.GGUF if family else None
+    if reason is None and gguf is None:
+        reason = f"the place of {base.architecture} in GGUF is not known here"
     if reason is None:
         try:
             config = config_object(base.config)
@@ -124,17 +130,19 @@ def layout_of(base: BaseFiles) -> Layout:
         except Exception as error:  # transformers raises whatever its checks meet
             reason = f"its config.json is not usable: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
         else:
-            reason = _llama_cpp_lacks(config)
-    if reason:
+            reason = _llama_cpp_lacks(config, gguf) if gguf else None
+    found = describe(words) if reason is None else None
+    if found is None or gguf is None:
+        known = ", ".join(sorted(name for name, family in FAMILIES.items() if family.GGUF))
         raise RecipeError(f"{base.name}: cannot be written as GGUF: {reason}",
-                          f"This works for {', '.join(sorted(ARCHITECTURES))}; keep the PEFT adapter for the others.")
-    return Layout(base, config, ARCHITECTURES[base.architecture])
+                          f"This works for {known}; keep the PEFT adapter for the others.")
+    return Layout(base, config, found, gguf)
 
 
-def _llama_cpp_lacks(config: Any) -> str | None:
-    """What of a family llama.cpp's code of its architecture has no place for; None when it has."""
-    if config.model_type == "qwen3" and config.attention_bias:
-        return "its attention has biases (attention_bias), which llama.cpp's qwen3 does not read"
+def _llama_cpp_lacks(config: Any, gguf: Gguf) -> str | None:
+    """What of a base llama.cpp's code of its architecture has no place for; None when it has."""
+    if reason := gguf.lacks(config):
+        return reason
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "yarn" and rope.get("truncate") is False:
         return "its yarn scaling has truncate: false, which llama.cpp does not know"

@@ -9,7 +9,6 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import RecipeError
-from tunesmith.model.native.support import window
 from tunesmith.share.gguf.layout import Layout
 
 if TYPE_CHECKING:
@@ -28,7 +27,8 @@ def context_length(layout: Layout) -> tuple[int, str | None]:
     config = layout.config
     if layout.architecture == "bloom":
         return int(layout.base.config.get("seq_length") or _BLOOM_POSITIONS), None
-    whole, size = int(config.max_position_embeddings), window(layout.base.config)
+    whole = int(config.max_position_embeddings)
+    size = min((each for each in layout.parts.windows if each), default=None)
     if size and size < whole:
         return size, (f"the model sees {size} tokens back (sliding_window), which llama.cpp does not do for this family; "
                       f"its context is set to {size} instead of {whole}, within which both are the same")

@@ -17,8 +17,6 @@ from tunesmith.share.gguf.tokenizer import Vocabulary, read_vocabulary
 if TYPE_CHECKING:
     import torch
 
-_EMBEDDINGS = {"bloom": "transformer.word_embeddings.weight", "llama": "model.embed_tokens.weight",
-               "qwen2": "model.embed_tokens.weight", "qwen3": "model.embed_tokens.weight"}
 _HEAD = "lm_head.weight"
 
 
@@ -32,7 +30,7 @@ def check_model_gguf(base: BaseFiles) -> tuple[Layout, Vocabulary]:
     layout = layout_of(base)
     rope_factors(layout)
     write_hyperparameters(gguf.GGUFWriter(None, layout.architecture), layout)  # which opens no file
-    return layout, read_vocabulary(base, layout.parameters[_EMBEDDINGS[layout.architecture]][0])
+    return layout, read_vocabulary(base, layout.parts.vocabulary)
 
 
 def write_model_gguf(checkpoint: Path, out: Path, outtype: str = "f16", progress: Progress | None = None, *,
@@ -113,7 +111,7 @@ class _Tensors:
         """Every tensor of the GGUF. Raises IntegrityError, listing what is missing, too many or of another shape."""
         expected = dict(self.layout.parameters)
         if self.layout.tied and _HEAD in self._where and not self._copy_of_embedding():
-            expected[_HEAD] = expected[_EMBEDDINGS[self.layout.architecture]]
+            expected[_HEAD] = expected[f"{self.layout.parts.embedding}.weight"]
         self._check(expected)
         entries = [Entry(self.layout.gguf_name(name), shape, kind_for(shape, outtype), partial(self.read, name),
                          self.layout.rows(name)) for name, shape in expected.items()]
@@ -127,7 +125,7 @@ class _Tensors:
         import torch
 
         head_VC = self.read(_HEAD)
-        return torch.equal(head_VC, self.read(_EMBEDDINGS[self.layout.architecture]))
+        return torch.equal(head_VC, self.read(f"{self.layout.parts.embedding}.weight"))
 
     def _check(self, expected: dict[str, tuple[int, ...]]) -> None:
         from tunesmith.model.lora import listing

@@ -34,19 +34,21 @@ def _by_sample(x_NHD: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def attention_forward_cudnn(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor,
-                            length: int) -> tuple[torch.Tensor, tuple[Any, ...]]:
+                            length: int, scale: float | None = None) -> tuple[torch.Tensor, tuple[Any, ...]]:
     """(output [N, H, D], what the backward pass wants of the forward pass)."""
     o_BHSD, *rest, _ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        _by_sample(q_NHD, length), _by_sample(k_NKD, length), _by_sample(v_NKD, length), None, True, 0.0, True, False)
+        _by_sample(q_NHD, length), _by_sample(k_NKD, length), _by_sample(v_NKD, length), None, True, 0.0, True, False,
+        scale=scale)
     return o_BHSD.transpose(1, 2).flatten(0, 1).contiguous(), tuple(rest)
 
 
 def attention_backward_cudnn(do_NHD: torch.Tensor, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor,
                              o_NHD: torch.Tensor, rest: tuple[Any, ...],
-                             length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+                             length: int,
+                             scale: float | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dq [N, H, D], dk [N, K, D], dv [N, K, D])."""
     lse, cum_q, cum_k, max_q, max_k, seed, offset = rest
     found = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
         *(_by_sample(each, length) for each in (do_NHD, q_NHD, k_NKD, v_NKD, o_NHD)), lse, seed, offset, None, cum_q, cum_k,
-        max_q, max_k, 0.0, True)
+        max_q, max_k, 0.0, True, scale=scale)
     return tuple(each.transpose(1, 2).flatten(0, 1) for each in found)

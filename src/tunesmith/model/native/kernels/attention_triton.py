@@ -160,15 +160,20 @@ def _launch(q_NHD: torch.Tensor, k_NHD: torch.Tensor, slopes_H: torch.Tensor | N
 
 
 def attention_forward_triton(q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: torch.Tensor, first_key_N: torch.Tensor,
-                             slopes_H: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(output [N, H, D], log2 of the sum of exponentials [H, N] fp32). k and v may have fewer heads."""
+                             slopes_H: torch.Tensor | None,
+                             scale: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(output [N, H, D], log2 of the sum of exponentials [H, N] fp32). k and v may have fewer heads.
+
+    scale: of q k^T; None for 1 / sqrt(D).
+    """
+    scale = q_NHD.shape[2] ** -0.5 if scale is None else scale
     N, heads, width = q_NHD.shape
     launch = _launch(q_NHD, k_NHD, slopes_H)
     o_NHD = torch.empty((N, heads, width), dtype=q_NHD.dtype, device=q_NHD.device)
     lse_HN = torch.empty((heads, N), dtype=torch.float32, device=q_NHD.device)
     with torch.cuda.device_of(q_NHD):
         _forward_kernel[(triton.cdiv(N, launch["BM"]), heads)](
-            q_NHD, k_NHD, v_NHD, o_NHD, lse_HN, first_key_N, slopes_H, N, width ** -0.5 * _LOG2E, *q_NHD.stride()[:2],
+            q_NHD, k_NHD, v_NHD, o_NHD, lse_HN, first_key_N, slopes_H, N, scale * _LOG2E, *q_NHD.stride()[:2],
             *k_NHD.stride()[:2], *v_NHD.stride()[:2], **launch)
     return o_NHD, lse_HN
 
@@ -176,13 +181,13 @@ def attention_forward_triton(q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: to
 def attention_backward_triton(do_NHD: torch.Tensor, q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: torch.Tensor,
                               o_NHD: torch.Tensor, lse_HN: torch.Tensor, first_key_N: torch.Tensor,
                               last_query_N: torch.Tensor, slopes_H: torch.Tensor | None, dq_NHD: torch.Tensor,
-                              dk_NHD: torch.Tensor, dv_NHD: torch.Tensor) -> None:
+                              dk_NHD: torch.Tensor, dv_NHD: torch.Tensor, scale: float | None = None) -> None:
     """Fill dq, dk and dv, which have the strides of q, k and v. do and o are contiguous."""
     N, heads, width = q_NHD.shape
     launch = _launch(q_NHD, k_NHD, slopes_H)
     launch["num_stages"] = max(1, launch["num_stages"] - 1)  # four blocks stream by here, not two
     strides = (*q_NHD.stride()[:2], *k_NHD.stride()[:2], *v_NHD.stride()[:2])
-    scale = width ** -0.5
+    scale = width ** -0.5 if scale is None else scale
     delta_HN = torch.empty_like(lse_HN)
     with torch.cuda.device_of(q_NHD):
         _delta_kernel[(triton.cdiv(N, 64), heads)](o_NHD, do_NHD, delta_HN, N, heads, D=width, BD=launch["BD"], BM=64)

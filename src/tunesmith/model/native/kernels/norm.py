@@ -13,20 +13,20 @@ Normed = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
 
 
 def add_norm(residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, bias_C: torch.Tensor | None,
-             weight_C: torch.Tensor, shift_C: torch.Tensor | None, eps: float, room: int = 0) -> Normed:
+             weight_C: torch.Tensor, shift_C: torch.Tensor | None, eps: float, spare_columns: int = 0) -> Normed:
     """Add to the residual stream, then normalise the sum. Returns (sum_NC, normed_NC, mean_N, rstd_N).
 
     sum_NC: residual + delta + bias, in the residual's dtype; the residual itself, not a copy, where both are None.
     normed_NC: LayerNorm of the sum where shift_C is given; RMSNorm where it is None, and then mean_N is None. In the
     residual's dtype. mean_N, rstd_N: fp32, of the sum as stored (rounded), so that the backward pass, which reads the
-    stored sum, sees the statistics that belong to it. weight_C, shift_C, bias_C: fp32. room: normed_NC is the left part of
-    rows of C + room values, whose rest is not written.
+    stored sum, sees the statistics that belong to it. weight_C, shift_C, bias_C: fp32. spare_columns: normed_NC is the
+    left part of rows of C + spare_columns values, whose rest is not written.
     """
     if use_triton(residual_NC):
         from tunesmith.model.native.kernels.norm_triton import add_norm_triton
 
-        return add_norm_triton(residual_NC, delta_NC, bias_C, weight_C, shift_C, eps, room)
-    return add_norm_plain(residual_NC, delta_NC, bias_C, weight_C, shift_C, eps, room)
+        return add_norm_triton(residual_NC, delta_NC, bias_C, weight_C, shift_C, eps, spare_columns)
+    return add_norm_plain(residual_NC, delta_NC, bias_C, weight_C, shift_C, eps, spare_columns)
 
 
 def add_norm_backward(d_normed_NC: torch.Tensor, d_sum_NC: torch.Tensor | None, sum_NC: torch.Tensor,
@@ -44,7 +44,7 @@ def add_norm_backward(d_normed_NC: torch.Tensor, d_sum_NC: torch.Tensor | None, 
 
 
 def add_norm_plain(residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, bias_C: torch.Tensor | None,
-                   weight_C: torch.Tensor, shift_C: torch.Tensor | None, eps: float, room: int = 0) -> Normed:
+                   weight_C: torch.Tensor, shift_C: torch.Tensor | None, eps: float, spare_columns: int = 0) -> Normed:
     """`add_norm` in plain torch."""
     sum_NC = residual_NC
     if delta_NC is not None or bias_C is not None:
@@ -60,16 +60,16 @@ def add_norm_plain(residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, bia
         # The norm of each row in one pass, without the squares in memory.
         rstd_N = (torch.linalg.vector_norm(x_NC, dim=1).square() / channels + eps).rsqrt()
         normed_NC = (x_NC * rstd_N[:, None]).mul_(weight_C)
-        return sum_NC, _with_room(normed_NC.to(sum_NC.dtype), room), None, rstd_N
+        return sum_NC, _with_spare_columns(normed_NC.to(sum_NC.dtype), spare_columns), None, rstd_N
     normed_NC, mean_N1, rstd_N1 = torch.native_layer_norm(x_NC, (channels,), weight_C, shift_C, eps)
-    return sum_NC, _with_room(normed_NC.to(sum_NC.dtype), room), mean_N1.view(-1), rstd_N1.view(-1)
+    return sum_NC, _with_spare_columns(normed_NC.to(sum_NC.dtype), spare_columns), mean_N1.view(-1), rstd_N1.view(-1)
 
 
-def _with_room(normed_NC: torch.Tensor, room: int) -> torch.Tensor:
-    if not room:
+def _with_spare_columns(normed_NC: torch.Tensor, spare_columns: int) -> torch.Tensor:
+    if not spare_columns:
         return normed_NC
-    wide = normed_NC.new_empty(len(normed_NC), normed_NC.shape[1] + room)
-    return wide[:, :-room].copy_(normed_NC)
+    wide = normed_NC.new_empty(len(normed_NC), normed_NC.shape[1] + spare_columns)
+    return wide[:, :-spare_columns].copy_(normed_NC)
 
 
 def add_norm_backward_plain(d_normed_NC: torch.Tensor, d_sum_NC: torch.Tensor | None, sum_NC: torch.Tensor,

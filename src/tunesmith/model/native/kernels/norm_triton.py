@@ -64,14 +64,14 @@ def _add_norm_backward_kernel(d_normed, d_sum, summed, weight, mean, rstd, d, ch
 
 
 def add_norm_triton(residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, bias_C: torch.Tensor | None,
-                    weight_C: torch.Tensor, shift_C: torch.Tensor | None, eps: float, room: int = 0,
+                    weight_C: torch.Tensor, shift_C: torch.Tensor | None, eps: float, spare_columns: int = 0,
                     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Launch `add_norm`; C up to 16,384 is fast, more works and spills."""
     require_contiguous(residual_NC, delta_NC, bias_C, weight_C, shift_C)
     tokens, channels = residual_NC.shape
     copied = delta_NC is not None or bias_C is not None
     sum_NC = torch.empty_like(residual_NC) if copied else residual_NC
-    normed_NC = residual_NC.new_empty(tokens, channels + room)[:, :channels]
+    normed_NC = residual_NC.new_empty(tokens, channels + spare_columns)[:, :channels]
     rstd_N = torch.empty(tokens, dtype=torch.float32, device=residual_NC.device)
     mean_N = None if shift_C is None else torch.empty_like(rstd_N)
     block = power_of_two(channels)
