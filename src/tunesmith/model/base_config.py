@@ -18,6 +18,10 @@ OF_QUANTISATION = re.compile(r"(^|\.)(SCB|weight_format|absmax|quant_map|nested_
 _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 
 
+#: More layers than any model has.
+MOST_LAYERS = 10_000
+
+
 def decoded(config: Any) -> Any:
     """A config with the numbers that transformers 5 writes as {"__float__": "Infinity"}, since JSON has none for them."""
     if isinstance(config, dict):
@@ -70,6 +74,17 @@ def require_causal(config: Mapping[str, Any], name: str) -> None:
     raise RecipeError(f"model.base: {name}: transformers {transformers.__version__} has no causal language model for its "
                       f"architecture ({kind})",
                       "Code that comes with a model is never run. Choose a base that transformers knows.")
+
+
+def require_possible_depth(config: Mapping[str, Any], name: str) -> None:
+    """Refuse a number of layers that no model has: a damaged config.json would be built, layer by layer, before its
+    weights are missed. Raises IntegrityError.
+    """
+    for key in ("num_hidden_layers", "n_layer"):
+        layers = config.get(key)
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise IntegrityError(f"{name}: config.json: {key} is {layers}: no model has as many layers",
+                                 "Copy or download the base again.")
 
 
 def own_quantization(config: Mapping[str, Any]) -> str | None:

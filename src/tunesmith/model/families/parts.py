@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tunesmith.model.base_config import MOST_LAYERS
+
 Activation = Literal["gelu", "swiglu"]
 
 
@@ -187,13 +189,9 @@ def typed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     return found
 
 
-#: More layers than any model has: a config.json that says more is damaged, and is not built first.
-_MOST_LAYERS = 10_000
-
-
 def require_layers(layers: int) -> int:
     """The number of layers. Raises ValueError where no model has as many."""
-    if not 1 <= layers <= _MOST_LAYERS:
+    if not 1 <= layers <= MOST_LAYERS:
         raise ValueError(f"number of layers: it is {layers}")
     return layers
 

@@ -11,7 +11,14 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from tunesmith.errors import EnvironmentFault, IntegrityError, OutOfMemory, RecipeError, TunesmithError
-from tunesmith.model.base_config import DEQUANTIZED, OF_QUANTISATION, own_quantization, require_agreement, require_computable
+from tunesmith.model.base_config import (
+    DEQUANTIZED,
+    OF_QUANTISATION,
+    own_quantization,
+    require_agreement,
+    require_computable,
+    require_possible_depth,
+)
 from tunesmith.model.device import one_gpu_holds
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf.quantize import WAYS
@@ -27,6 +34,7 @@ def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devic
     architecture that transformers does not know as a causal language model, OutOfMemory.
     """
     quiet_libraries()
+    require_possible_depth(base.config, base.name)
     require_agreement(base.config, base.name, quantization)
     require_computable(base.config, base.name, quantization, device)
     way = WAYS[quantization]
