@@ -9,15 +9,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.errors import RecipeError
+from tunesmith.errors import IntegrityError, RecipeError
 
 #: What ways of keeping weights in few bits put beside a weight.
 OF_QUANTISATION = re.compile(r"(^|\.)(SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*|"
                               r"weight_scale(_inv|_2)?|.*_scale_inv|input_scale|scales|qweight|qzeros|g_idx|.*_blocks|.*_scales|"
                               r"weight_packed|weight_zero_point|weight_shape)$")
 _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
-
-
 #: More layers than any model has.
 MOST_LAYERS = 10_000
 
