@@ -146,15 +146,16 @@ def load_ours(cell: Cell, folder: Path) -> tuple[Any, Callable[[list[Row]], Any]
     from tunesmith.model.dropout import sample_seeds
     from tunesmith.model.files import locate_base
     from tunesmith.model.lora import LoraSettings
+    from tunesmith.model.placement import place_base
     from tunesmith.model.tokenizer import load_tokenizer
     from tunesmith.training.optim import build_optimizer, build_scaler
     from tunesmith.training.step import MicroBatchPlan, optimiser_step
 
     began = time.perf_counter()
     base = locate_base(str(folder / cell.model), None)
-    engine = build_for_training(base, load_tokenizer(base), engine="native", quantization=cell.quantization, dtype="auto",
-                                device="auto", lora=LoraSettings(16, 32, cell.dropout, cell.targets), seed=0,
-                                matmul=cell.matmul)
+    placement = place_base(base, engine="native", quantization=cell.quantization, matmul=cell.matmul)
+    engine = build_for_training(base, load_tokenizer(base), placement, seed=0,
+                                lora=LoraSettings(16, 32, cell.dropout, cell.targets))
     torch.cuda.synchronize()
     load_s = time.perf_counter() - began
     if cell.checkpointing:

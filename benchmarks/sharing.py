@@ -51,13 +51,14 @@ def live_answers(run: Path) -> tuple[list[list[int]], list[list[int]], list[int]
     """(20 held-out prompts, the live adapter's greedy answers, stop tokens), all as token ids."""
     from tunesmith.model.build import build_with_adapter
     from tunesmith.recipe import load_recipe
+    from tunesmith.verbs.decide import decide
     from tunesmith.verbs.prepare import prepare
     from tunesmith.verbs.show import Silent
 
     recipe = load_recipe(str(run / "recipe.yaml"))
-    prepared = prepare(recipe, Silent())
-    engine = build_with_adapter(prepared.base, prepared.tokenizer, run / "adapter", engine=prepared.engine,
-                                quantization=recipe.model.quantization, dtype="auto", device="cpu")
+    decisions = decide(recipe, Silent(), adapter=run / "adapter")
+    prepared = prepare(recipe, decisions, Silent(), training=False)
+    engine = build_with_adapter(prepared.base, prepared.tokenizer, run / "adapter", decisions.placement)
     prompts = [row.prompt_ids for row in prepared.data.validation[:20]]
     return prompts, [answer.ids for answer in engine.generate(prompts, MOST)], engine.stop_ids
 

@@ -57,10 +57,10 @@ def engine_of(folder: Path, dtype: str, quantization: str = "none", device: str 
 
     from tunesmith.model.build import build_for_training
     from tunesmith.model.files import locate_base
-
-    engine = build_for_training(locate_base(str(folder), None), AutoTokenizer.from_pretrained(folder), engine=name,
-                                quantization=quantization, dtype=dtype, device=device, seed=0,
-                                lora=LoraSettings(8, 16, dropout, "all-linear"))
+    from tunesmith.model.placement import place_base
+    base = locate_base(str(folder), None)
+    engine = build_for_training(base, AutoTokenizer.from_pretrained(folder), place_base(base, engine=name, quantization=quantization, dtype=dtype,
+                                                device=device), seed=0, lora=LoraSettings(8, 16, dropout, "all-linear"))
     generator = torch.Generator().manual_seed(1)
     for parameter in engine.trainable().values():
         parameter.data += (torch.randn(parameter.shape, generator=generator) * 0.02).to(parameter.device)

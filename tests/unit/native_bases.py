@@ -15,6 +15,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import transformers
+from placed import at
 
 from tunesmith import embedded
 from tunesmith.model.build import build_for_training
@@ -187,7 +188,7 @@ class Bases:
 def build(base: BaseFiles, engine: str, *, quantization: str = "none", targets: Any = "all-linear", r: int = 3,
           alpha: float = 7.5, dropout: float = 0.0, seed: int = 0, dtype: str = "float32") -> Any:
     """An engine in training mode, its adapter fresh."""
-    found = build_for_training(base, tokenizer(), engine=engine, quantization=quantization, dtype=dtype, device="cpu",
+    found = build_for_training(base, tokenizer(), at(engine, quantization, dtype),
                                seed=seed, lora=LoraSettings(r, alpha, dropout, targets))
     assert found.name == engine
     found.training(True)

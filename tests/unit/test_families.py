@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tunesmith.errors import RecipeError
 from tunesmith.model.base_config import config_object, decoded, require_causal
 from tunesmith.model.engines import settle_engine
-from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf.adapter import attach, trainable
 from tunesmith.model.hf.meta import count_on_meta
 from tunesmith.model.lora import LoraSettings
@@ -158,21 +157,13 @@ def test_config_objects_keep_what_a_config_says() -> None:
 # --- one GPU or several ------------------------------------------------------------------------------------------------
 
 
-class Big(BaseFiles):
-    def weight_bytes(self) -> int:
-        return 100 << 30
-
-
-BASE = Big("org/big", None, Path(), {"model_type": "llama"})
-
-
 @pytest.mark.parametrize(("asked", "free", "spread"), [
     ("auto", [80, 80], True), ("auto", [80], False), ("cuda:1", [80, 80], False), ("auto", [300, 80], False), ("cpu", [80, 80], False),
     ("auto", [], False)])
 def test_a_base_is_spread_where_one_of_several_gpus_does_not_hold_it(asked: str, free: list[int], spread: bool) -> None:
-    from tunesmith.model.device import why_spread
+    from tunesmith.model.placement import why_spread
 
-    found = why_spread(BASE, "none", asked, [each << 30 for each in free])
+    found = why_spread("org/big", 200 << 30, asked, [each << 30 for each in free])
     assert (found is not None) == spread
     if spread:
         assert "org/big" in str(found)

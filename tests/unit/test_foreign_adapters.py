@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from placed import at
 
 from tunesmith import embedded
 from tunesmith.errors import IntegrityError, TunesmithError
@@ -41,8 +42,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, engine: str = "hf") -> Any:
-    return build_with_adapter(BASE, load_tokenizer(BASE), folder, engine=engine, quantization="none", dtype="float32",
-                              device="cpu")
+    return build_with_adapter(BASE, load_tokenizer(BASE), folder, at(engine, "none", "float32"))
 
 
 def test_a_module_that_a_config_names_is_never_imported(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

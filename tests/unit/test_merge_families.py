@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from native_bases import Bases, tokenizer, write_base
+from placed import at
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith import merge
@@ -44,7 +45,7 @@ def test_a_family_that_all_linear_cannot_be_put_on_is_merged(tmp_path: Path) -> 
 @pytest.mark.parametrize("engine", ["native", "hf"])
 def test_a_bare_engine_is_the_base_itself(tmp_path: Path, engine: str) -> None:
     base = Bases(tmp_path)("llama")
-    bare: Any = build_bare(base, tokenizer(), engine=engine, quantization="none", dtype="float32", device="cpu")
+    bare: Any = build_bare(base, tokenizer(), at(engine, "none", "float32"))
     with torch.no_grad():
         want = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)(torch.tensor([[5, 9, 20, 31]])).logits[0]
     got = bare.logits([[5, 9, 20, 31]])[0]

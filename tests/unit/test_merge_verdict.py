@@ -23,6 +23,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from native_bases import FAMILIES, Bases, Sample, build, randomise, samples, tokenizer, write_base
+from placed import at
 
 from tunesmith.errors import DataError, DiskError, EnvironmentFault, IntegrityError, Interrupted, TunesmithError, UsageError
 from tunesmith.model.build import build_for_training, build_with_adapter
@@ -55,7 +56,7 @@ def _case(base: BaseFiles, folder: Path, quantization: str = "none", scale: floa
     _save(engine, folder / "adapter")
 
     def live() -> Any:
-        return build_with_adapter(base, tokenizer(), folder / "adapter", engine="native", quantization=quantization, dtype="float32", device="cpu")
+        return build_with_adapter(base, tokenizer(), folder / "adapter", at("native", quantization, "float32"))
 
     return {"base": base, "adapter": folder / "adapter", "out": folder / "out", "quantization": quantization, "load_live": live,
             "load_merged": _plain, "rows": samples([12, 5, 30, 9]), "prompts": [[5, 6, 7], [9, 10]], "max_new_tokens": 6} | more
@@ -79,8 +80,7 @@ def _clear_case(base: BaseFiles, folder: Path, quantization: str) -> dict[str, A
 
 
 def _plain(folder: Path) -> Any:
-    return build_for_training(locate_base(str(folder), None), tokenizer(), engine="native", quantization="none", dtype="float32",
-                              device="cpu", seed=0, lora=LoraSettings(1, 1, 0.0, "all-linear"))
+    return build_for_training(locate_base(str(folder), None), tokenizer(), at("native", "none", "float32"), seed=0, lora=LoraSettings(1, 1, 0.0, "all-linear"))
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
@@ -331,16 +331,17 @@ def test_the_embedded_base_trained(tmp_path: Path, recipe: Path, way: str, capsy
     """A run of the small recipe: both candidates keep the adapter, and the one on the weights that the run saw is nearer."""
     import tunesmith
     from tunesmith.recipe import load_recipe
+    from tunesmith.verbs.decide import decide
     from tunesmith.verbs.prepare import prepare
     from tunesmith.verbs.show import Silent
 
     words = (f"model.quantization={way}", "train.max_steps=20", "train.eval_steps=100", "train.save_steps=100")
     tunesmith.train(recipe, run=tmp_path / "run", overrides=words)
-    ready = prepare(load_recipe(str(recipe), words), Silent())
+    chosen = load_recipe(str(recipe), words)
+    ready = prepare(chosen, decide(chosen, Silent()), Silent())
 
     def live() -> Any:
-        return build_with_adapter(ready.base, ready.tokenizer, tmp_path / "run" / "adapter", engine=ready.engine, quantization=way,
-                                  dtype="auto", device="cpu")
+        return build_with_adapter(ready.base, ready.tokenizer, tmp_path / "run" / "adapter", at("native", way))
 
     rows = ready.data.validation
     result = merge_adapter(ready.base, tmp_path / "run" / "adapter", tmp_path / "out", quantization=way, load_live=live,

@@ -35,12 +35,13 @@ from native_bases import (
     write_base,
 )
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from placed import at
 from typer.testing import CliRunner
 
 from tunesmith.cli.main import app
 from tunesmith.errors import EnvironmentFault, IntegrityError, RecipeError, TunesmithError
 from tunesmith.model.base_config import config_object
-from tunesmith.model.build import build_for_training, build_with_adapter
+from tunesmith.model.build import build_with_adapter
 from tunesmith.model.dropout import sample_seeds
 from tunesmith.model.engines import choose_engine
 from tunesmith.model.families import FAMILIES as KNOWN
@@ -50,6 +51,7 @@ from tunesmith.model.lora import LoraSettings
 from tunesmith.model.native import adapter as native_adapter
 from tunesmith.model.native.engine import NativeEngine, load_decoder
 from tunesmith.model.native.int8_products import CALIBRATION_PASSES
+from tunesmith.model.placement import place_base
 from tunesmith.training.optim import build_optimizer, build_scaler
 from tunesmith.training.resume import Progress, checkpoint_files, restore, seed_everything
 from tunesmith.training.step import MicroBatchPlan, optimiser_step
@@ -411,8 +413,7 @@ def test_stock_peft_loads_the_file_and_loses_the_same(bases: Bases, family: str,
     with torch.no_grad():
         theirs = stock(input_ids=ids, labels=ids).loss.item()
     assert native.losses([row]).item() / 39 == pytest.approx(theirs, rel=1e-5)
-    back = build_with_adapter(base, tokenizer(), tmp_path, engine="native", quantization=quantization, dtype="auto",
-                              device="cpu")
+    back = build_with_adapter(base, tokenizer(), tmp_path, at("native", quantization, "auto"))
     assert back.name == "native"
     assert torch.equal(back.logits([row.ids])[0], native.logits([row.ids])[0])
     assert back.adapter_files() == native.adapter_files()
@@ -441,7 +442,7 @@ def test_adapters_that_do_not_fit_are_refused_by_name(bases: Bases, damage: str,
     (tmp_path / "adapter_config.json").write_bytes(files["adapter_config.json"])
     (tmp_path / "adapter_model.safetensors").write_bytes(content)
     with pytest.raises(IntegrityError) as caught:
-        build_with_adapter(base, tokenizer(), tmp_path, engine="native", quantization="none", dtype="auto", device="cpu")
+        build_with_adapter(base, tokenizer(), tmp_path, at("native", "none", "auto"))
     assert name in str(caught.value)
     if damage != "other base":
         before = native.adapter_files()
@@ -831,8 +832,7 @@ def test_no_config_is_a_traceback(whole: dict[str, Any]) -> None:
 @pytest.mark.parametrize("matmul", ["fp8", "int8"])
 def test_eight_bits_on_a_cpu_are_refused_not_ignored(bases: Bases, matmul: str) -> None:
     with pytest.raises(EnvironmentFault, match=matmul):
-        build_for_training(bases("bloom"), tokenizer(), engine="native", quantization="none", dtype="auto", device="cpu",
-                           seed=0, lora=LoraSettings(3, 7, 0.0, "auto"), matmul=matmul)
+        place_base(bases("bloom"), engine="native", quantization="none", device="cpu", matmul=matmul)
 
 
 #: Adapters that PEFT knows and the native engine need not. The last ones fail now, each its own way: see the test.
@@ -874,8 +874,8 @@ def test_adapters_of_other_kinds_go_to_the_hf_engine(bases: Bases, kind: str, tm
     reference = peft.PeftModel.from_pretrained(stock(), tmp_path).eval()
     with torch.no_grad():
         want = reference(input_ids=torch.tensor([ids])).logits[0]
-    by_hf, found = (build_with_adapter(base, tokenizer(), tmp_path, engine=engine, quantization="none", dtype="auto",
-                                       device="cpu") for engine in ("hf", "native"))
+    by_hf, found = (build_with_adapter(base, tokenizer(), tmp_path, place_base(
+        base, engine=engine, quantization="none", device="cpu", adapter=tmp_path)) for engine in ("hf", "native"))
     assert error(by_hf.logits([ids])[0], want) < 1e-5
     assert error(found.logits([ids])[0], want) < 1e-5
     assert found.name == "hf"

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tunesmith.errors import IntegrityError
 from tunesmith.model.build import build_with_adapter, count_modules
-from tunesmith.model.engines import choose_engine
 from tunesmith.model.files import BaseFiles, locate_base
 from tunesmith.model.lora import check_adapter
+from tunesmith.model.placement import place_base
 from tunesmith.model.tokenizer import load_tokenizer
 
 BASE: BaseFiles
@@ -60,8 +60,8 @@ def change(folder: Path, tensors: Callable[[dict[str, torch.Tensor]], dict[str, 
 
 
 def engine_with(folder: Path, quantization: str = "none") -> Any:
-    return build_with_adapter(BASE, load_tokenizer(BASE), folder, engine=choose_engine("auto", BASE.config)[0],
-                              quantization=quantization, dtype="float32", device="cpu")
+    return build_with_adapter(BASE, load_tokenizer(BASE), folder, place_base(
+        BASE, quantization=quantization, dtype="float32", device="cpu", adapter=folder))
 
 
 def stock_logits(folder: Path) -> list[torch.Tensor]:
@@ -168,8 +168,8 @@ def test_an_adapter_for_another_base_is_refused(quantization: str, tmp_path: Pat
     AutoModelForCausalLM.from_config(small).save_pretrained(other)
     base = locate_base(str(other), None)
     with pytest.raises(IntegrityError, match="in this base"):
-        build_with_adapter(base, load_tokenizer(base), folder, engine=choose_engine("auto", base.config)[0],
-                           quantization=quantization, dtype="float32", device="cpu")
+        build_with_adapter(base, load_tokenizer(base), folder, place_base(
+            base, quantization=quantization, dtype="float32", device="cpu", adapter=folder))
 
 
 def test_the_table_of_words_is_pefts() -> None:

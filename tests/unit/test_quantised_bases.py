@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from placed import at
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from tunesmith import embedded
@@ -49,7 +50,7 @@ def quantised(request: pytest.FixtureRequest, plain: Path, tmp_path_factory: pyt
 
 def engine_of(folder: Path, quantization: str, name: str = "hf") -> Any:
     base = locate_base(str(folder), None)
-    return build_for_training(base, load_tokenizer(base), engine=name, quantization=quantization, dtype="float32", device="cpu", seed=0,
+    return build_for_training(base, load_tokenizer(base), at(name, quantization, "float32"), seed=0,
                               lora=LoraSettings(4, 8, 0.0, "all-linear"))
 
 
@@ -156,7 +157,7 @@ def test_what_a_library_fails_at_is_said_beforehand(config: dict[str, Any], devi
 def test_what_is_kept_how_is_counted() -> None:
     base = locate_base(embedded.BASE_NAME, None)
     for kind in ("none", "int8", "nf4"):
-        hf, native = (build_for_training(base, load_tokenizer(base), engine=name, quantization=kind, dtype="float32", device="cpu", seed=0,
+        hf, native = (build_for_training(base, load_tokenizer(base), at(name, kind, "float32"), seed=0,
                                          lora=LoraSettings(4, 8, 0.0, "auto")) for name in ("hf", "native"))
         assert hf.kept() == native.kept()
         assert sum(hf.kept().values()) == hf.parameter_counts()[1] - hf.parameter_counts()[0]

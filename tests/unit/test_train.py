@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from placed import at
 
 from tunesmith import embedded
 from tunesmith.data import Dataset, read_text, tokenize_text
@@ -43,7 +44,7 @@ def data(base: Any) -> Dataset:
 
 def engine_of(base: Any, *, quantization: str = "none", dropout: float = 0.0, dtype: str = "auto", seed: int = 0,
               r: int = 4, targets: Any = "auto") -> Any:
-    engine = build_for_training(base, load_tokenizer(base), engine="hf", quantization=quantization, dtype=dtype, device="cpu", seed=seed,
+    engine = build_for_training(base, load_tokenizer(base), at("hf", quantization, dtype), seed=seed,
                                 lora=LoraSettings(r, 8, dropout, targets))
     engine.training(True)
     return engine
@@ -179,7 +180,7 @@ def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantizati
     assert torch.allclose(ours, theirs, atol=1e-5 * theirs.abs().max().item())
     with engine.adapter_disabled():
         assert not torch.allclose(engine.logits(ids.tolist())[0], theirs, atol=1e-2)
-    back = build_with_adapter(base, engine.tokenizer, tmp_path / "adapter", engine="hf", quantization=quantization, dtype="auto", device="cpu")
+    back = build_with_adapter(base, engine.tokenizer, tmp_path / "adapter", at("hf", quantization, "auto"))
     assert torch.equal(back.logits(ids.tolist())[0], ours)
 
 
@@ -338,7 +339,7 @@ def test_adapters_that_do_not_fit_are_refused_by_name(base: Any, tmp_path: Path,
     else:
         (tmp_path / "adapter_model.safetensors").write_bytes(content[:100] if damage == "broken" else content)
     with pytest.raises(IntegrityError) as caught:
-        build_with_adapter(base, engine.tokenizer, tmp_path, engine="hf", quantization="none", dtype="auto", device="cpu")
+        build_with_adapter(base, engine.tokenizer, tmp_path, at("hf", "none", "auto"))
     assert caught.value.exit_code == 9
     if damage in ("missing", "shape", "nan"):
         assert name in str(caught.value)
@@ -346,7 +347,7 @@ def test_adapters_that_do_not_fit_are_refused_by_name(base: Any, tmp_path: Path,
 
 def test_nf4_on_widths_that_32_does_not_divide(assets: Path) -> None:
     files = locate_base(str(assets / "stories260K"), None)
-    engine = build_for_training(files, load_tokenizer(files), engine="hf", quantization="nf4", dtype="auto", device="cpu", seed=0,
+    engine = build_for_training(files, load_tokenizer(files), at("hf", "nf4", "auto"), seed=0,
                                 lora=LoraSettings(4, 8, 0.0, ["down_proj"]))
     # Where a CPU has AVX512-BF16 bitsandbytes would repack these layers in place and fail on the width of 172.
     layers = [m for m in engine.model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
@@ -366,7 +367,7 @@ def test_dropout_of_the_base_s_own_is_known(base: Any) -> None:
 
     def of(**more: float) -> dict[str, float]:
         model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8, **more))
-        return dropout_of_base(get_peft_model(model, LoraConfig(target_modules=["c_attn"], lora_dropout=0.3)))
+        return dropout_of_base(get_peft_model(model, LoraConfig(target_modules=["c_attn"], lora_dropout=0.3)).get_base_model())
 
     assert of() == {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     assert of(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0) == {}

@@ -83,17 +83,17 @@ def read_text(settings: DataSettings, tell: Tell = quiet) -> TextSet:
     return TextSet(train, validation, len(every) - len(train))
 
 
-def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules) -> Dataset:
-    """Turn examples into token rows by the rules.
+def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules, *, training: bool = True) -> Dataset:
+    """Turn examples into token rows by the rules. training: without it only the validation set, for a judge.
 
     Raises DataError for an overlong row under `overlong: error`, a row with no token that bears loss, and when the
     rules leave no rows.
     """
     encoder = Encoder(tokenizer, rules)
     counts = {"truncated": 0, "dropped": 0, "repeated": text.repeated}
-    train = _encode_all(text.train, encoder, counts)
+    train = _encode_all(text.train, encoder, counts) if training else []
     validation = _encode_all(text.validation, encoder, counts)
-    if not train:
+    if training and not train:
         raise DataError(f"data.max_length: all {len(text.train)} rows are longer than {rules.max_length} tokens",
                         "Raise data.max_length, or set data.overlong to truncate.")
     if text.validation and not validation:

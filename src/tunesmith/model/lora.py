@@ -156,12 +156,26 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     """A saved adapter: its config and its tensors. Raises IntegrityError when it is none, or one that cannot be trusted."""
-    words = understood(check_adapter(folder), folder / CONFIG_NAME)
+    config = _as_lora_config(check_adapter(folder), folder)
+    try:
+        return config, safetensors.torch.load_file(folder / WEIGHTS_NAME)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise IntegrityError(f"{folder}: not readable as a LoRA adapter: {error}") from None
+
+
+def lora_config_of(folder: Path) -> LoraConfig:
+    """A saved adapter's config as PEFT's object, its tensors left where they are. Raises IntegrityError."""
+    return _as_lora_config(read_adapter_config(folder), folder)
+
+
+def _as_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
+    words = understood(config, folder / CONFIG_NAME)
     words.pop("peft_type")
     try:
-        return import_peft().LoraConfig(**words), safetensors.torch.load_file(folder / WEIGHTS_NAME)
-    except (SafetensorError, TypeError, ValueError, OSError) as error:
+        found: LoraConfig = import_peft().LoraConfig(**words)
+    except (TypeError, ValueError) as error:
         raise IntegrityError(f"{folder}: not readable as a LoRA adapter: {error}") from None
+    return found
 
 
 def check_adapter(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tunesmith.data.dataset import read_text
 from tunesmith.errors import DataError, RecipeError, TunesmithError, UsageError
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.verbs.adapters import AdapterFiles, base_option, find_adapter, require_base, require_choices
+from tunesmith.verbs.decide import decide
 from tunesmith.verbs.prepare import prepare
 from tunesmith.verbs.show import Show, Silent
 
@@ -50,7 +51,7 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
         show.note(f"The adapter names the base {wants}; the recipe says {chosen.model.base}.")
     try:
         with base_option(found.folder, named=True) if base is not None else nullcontext():
-            prepared = prepare(chosen, show)
+            prepared = prepare(chosen, decide(chosen, show, adapter=found.folder), show, training=False)
     except RecipeError as error:
         if base is None and error.message.startswith("model.base: ") and "--base" not in error.hint:
             error.hint = f"{error.hint} Another place of this base: --base FOLDER or --base ORG/NAME".strip()
@@ -60,9 +61,7 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     from tunesmith.model.build import build_with_adapter, count_modules
 
     show.stage(f"loading {chosen.model.base} in {chosen.model.quantization}")
-    engine = build_with_adapter(prepared.base, prepared.tokenizer, found.folder, engine=prepared.engine,
-                                quantization=chosen.model.quantization,
-                                dtype=chosen.model.dtype, device=chosen.model.device)
+    engine = build_with_adapter(prepared.base, prepared.tokenizer, found.folder, prepared.decisions.placement)
     for note in engine.notes:
         show.note(note)
     judgement = judge(engine, prepared.data.validation, max_new_tokens=chosen.judge.max_new_tokens,

@@ -30,19 +30,18 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     show.stage("starting torch")
     chosen = adapter_base(found, base=base, quantization=quantization)
     from tunesmith.model.build import build_with_adapter, count_modules
-    from tunesmith.model.device import choose_device
-    from tunesmith.model.engines import choose_engine
     from tunesmith.model.files import locate_base
+    from tunesmith.model.placement import choose_device, place_base
     from tunesmith.model.tokenizer import load_tokenizer
     from tunesmith.serve import answer_prompts, encode_prompt
 
-    choose_device(device)
+    choose_device(device)  # before anything is downloaded
     with base_option(found.folder, named=base is not None):
         files = locate_base(chosen["base"], chosen["revision"], show.note)
     require_base(found, files, show, named=base is not None)
     show.stage(f"loading {chosen['base']}")
-    engine = build_with_adapter(files, load_tokenizer(files), found.folder, engine=choose_engine("auto", files.config)[0],
-                                quantization=chosen["quantization"], dtype="auto", device=device)
+    placement = place_base(files, quantization=chosen["quantization"], device=device, adapter=found.folder)
+    engine = build_with_adapter(files, load_tokenizer(files), found.folder, placement)
     for note in engine.notes:
         show.note(note)
     ids = encode_prompt(engine, prompt, chat=chosen["messages"])

@@ -52,20 +52,18 @@ def build_manifest(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What a run starts from."""
     import torch
 
-    from tunesmith.model.device import choose_device, choose_dtype
-
-    device = choose_device(recipe.model.device)
+    placement = prepared.decisions.placement
     template = "\n".join(str(part) for part in (recipe.data.prompt, recipe.data.completion, recipe.data.messages,
                                                 getattr(prepared.tokenizer, "chat_template", None)))
     return {
         "format": 2, "run_id": uuid.uuid4().hex,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "seed": recipe.train.seed,
-        "quantization": recipe.model.quantization,
+        "quantization": placement.quantization,
         "base": {"name": recipe.model.base, "revision": recipe.model.revision, "files": fingerprint(prepared.base)},
-        "data": {"source": recipe.data.source, "content": prepared.text.content_hash, "counts": prepared.data.counts,
+        "data": {"source": recipe.data.source, "content": prepared.content_hash, "counts": prepared.data.counts,
                  "template": hashlib.sha256(template.encode()).hexdigest()},
-        "engine": prepared.engine, "engine_reason": prepared.engine_reason, "device": device,
-        "dtype": str(choose_dtype(recipe.model.dtype, device)).removeprefix("torch."), "threads": torch.get_num_threads(),
+        "engine": placement.engine, "engine_reason": placement.reason, "device": placement.device,
+        "dtype": placement.dtype_name, "threads": torch.get_num_threads(),
         "machine": describe_machine(), "versions": library_versions(),
     }
 

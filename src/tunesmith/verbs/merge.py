@@ -42,27 +42,27 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
     require_free(expanded(out))
     show.stage("starting torch")
     from tunesmith.model.build import build_bare, build_with_adapter
-    from tunesmith.model.engines import choose_engine
     from tunesmith.model.files import locate_base
+    from tunesmith.model.placement import place_base
     from tunesmith.model.tokenizer import load_tokenizer
     from tunesmith.share.merge import merge_adapter
 
     with base_option(found.folder, named=base is not None):
         files = locate_base(chosen["base"], chosen["revision"], show.note)
     require_base(found, files, show, named=base is not None)
-    tokenizer, engine = load_tokenizer(files), choose_engine("auto", files.config)[0]
+    tokenizer = load_tokenizer(files)
     rows, where = _rows(found, files, tokenizer, recipe, show)
 
     def live() -> Engine:
-        built = build_with_adapter(files, tokenizer, found.folder, engine=engine, quantization=chosen["quantization"],
-                                   dtype="auto", device=device)
+        placement = place_base(files, quantization=chosen["quantization"], device=device, adapter=found.folder)
+        built = build_with_adapter(files, tokenizer, found.folder, placement)
         for note in built.notes:
             show.note(note)
         return built
 
     def merged(folder: Path) -> Engine:
-        return build_bare(locate_base(str(folder), None), tokenizer, engine=engine, quantization="none", dtype="auto",
-                          device=device)
+        plain = locate_base(str(folder), None)
+        return build_bare(plain, tokenizer, place_base(plain, quantization="none", device=device))
 
     result = merge_adapter(files, found.folder, Path(out), quantization=chosen["quantization"], load_live=live,
                            load_merged=merged, rows=rows, prompts=_prompts(rows, files),
@@ -93,7 +93,7 @@ def _rows(found: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os
             # By the run's own rules, which its rows have passed; of them those that are not too long to measure on.
             most = min(chosen.data.max_length, base.positions or chosen.data.max_length)
             rules = Rules(chosen.data.loss_on, chosen.data.append_eos, most, chosen.data.overlong)
-            validation = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules).validation
+            validation = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules, training=False).validation
             cut = [replace(row, ids=row.ids[:longest], loss_mask=row.loss_mask[:longest]) for row in validation]
             whole = [row for row in validation if len(row.ids) <= longest]
             rows = (whole or [row for row in cut if any(row.loss_mask)])[:_ROWS]
@@ -101,6 +101,7 @@ def _rows(found: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os
                 return rows, f"{len(rows)} held-out rows"
     plain = parse_recipe('data: {source: "embedded:quotes", prompt: "{quote}", completion: " ({author})", validation: 64}\n'
                          'model: {base: "embedded:sprout"}\n', name="the embedded quotes")
-    rows = tokenize_text(read_text(plain.data), tokenizer, Rules("all", False, longest, "truncate")).validation[:_ROWS]
+    rows = tokenize_text(read_text(plain.data), tokenizer, Rules("all", False, longest, "truncate"),
+                         training=False).validation[:_ROWS]
     show.note("No held-out rows of this adapter are known: the merge is measured on the embedded quotes. --recipe names rows.")
     return rows, "the embedded quotes"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunesmith.model.base_config import refuse_two_ways, require_agreement, require_causal
+from tunesmith.model.families import FAMILIES
 from tunesmith.model.files import locate_config
-from tunesmith.planning import can_count, count_parameters
 from tunesmith.recipe import load_recipe
+from tunesmith.verbs.decide import count
 
 
 def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -23,20 +24,12 @@ def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> di
     base, config = locate_config(chosen.model.base, chosen.model.revision)
     refuse_two_ways(config, base)
     require_agreement(config, base, chosen.model.quantization)
-    if can_count(config, chosen.lora.target_modules):
-        counts = count_parameters(config, r=chosen.lora.r, target_modules=chosen.lora.target_modules)
-        notes: tuple[str, ...] = ()
-        trainable, everything, quantisable = counts.trainable, counts.all, counts.linear
-    else:
-        from tunesmith.model.hf.meta import count_on_meta
-        from tunesmith.model.lora import LoraSettings
-
+    if config.get("model_type") not in FAMILIES:
         require_causal(config, base)
-        found = count_on_meta(config, LoraSettings(
-            chosen.lora.r, chosen.lora.alpha, chosen.lora.dropout, chosen.lora.target_modules))
-        trainable, everything, quantisable, notes = found.trainable, found.all, found.quantisable, found.notes
+    counts = count(config, chosen.lora)
+    trainable, everything = counts.trainable, counts.all
     total = everything - trainable
     return {"base": base, "architecture": config["model_type"], "trainable_parameters": trainable,
             "all_parameters": everything, "trainable_percent": 100 * trainable / everything,
-            "adapter_bytes": 4 * trainable, "quantization": chosen.model.quantization, "notes": list(notes),
-            "quantised_percent": 0.0 if chosen.model.quantization == "none" else 100 * quantisable / total}
+            "adapter_bytes": 4 * trainable, "quantization": chosen.model.quantization, "notes": list(counts.notes),
+            "quantised_percent": 0.0 if chosen.model.quantization == "none" else 100 * counts.linear / total}

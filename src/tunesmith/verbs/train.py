@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import DiskError, IntegrityError, Interrupted, RecipeError, TunesmithError, UsageError
 from tunesmith.paths import require_utf8
-from tunesmith.planning import activation_bytes, native_activation_bytes
+from tunesmith.planning import micro_batch_limits
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
 from tunesmith.rundir import RunFolder, check_seal
 from tunesmith.rundir.ordinary import require_kinds
 from tunesmith.training.signals import StopSignal
 from tunesmith.verbs.adapters import hub_name, weight_hashes
+from tunesmith.verbs.decide import decide
 from tunesmith.verbs.prepare import Prepared, prepare
 from tunesmith.verbs.show import Show, Silent
 
@@ -52,7 +53,10 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
     folder = RunFolder(path)
     with StopSignal(show.note) as stop:
         _refuse_another(folder, chosen)
-        prepared = prepare(chosen, show)
+        decisions = decide(chosen, show)
+        if chosen.train.engine == "auto" and decisions.placement.engine == "hf":
+            show.note(f"Engine hf: {decisions.placement.reason}.")
+        prepared = prepare(chosen, decisions, show)
         _warn_of_sharing(chosen, show)
         with folder, _going_on(folder):
             _refuse_another(folder, chosen)
@@ -161,11 +165,10 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
     _tell_busy(engine_device=recipe.model.device, show=show)
     show.stage(f"loading {recipe.model.base} in {recipe.model.quantization}")
     engine = build_for_training(
-        prepared.base, prepared.tokenizer, engine=prepared.engine, quantization=recipe.model.quantization,
-        dtype=recipe.model.dtype, device=recipe.model.device, seed=recipe.train.seed, matmul=recipe.train.matmul,
+        prepared.base, prepared.tokenizer, prepared.decisions.placement, seed=recipe.train.seed,
         lora=LoraSettings(recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.target_modules))
     settings = _settings(recipe, len(prepared.data.train))
-    plan = _plan_micro_batches(recipe, prepared, engine)
+    plan = _micro_batches(recipe, prepared)
     _show_facts(recipe, prepared, engine, settings.total_steps, show)
     validation = prepared.data.validation
 
@@ -260,7 +263,7 @@ def _open(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) -> 
             folder.replace_recipe(dump(recipe))
         return
     # A checkpoint is the adapter and two moments in fp32; one more than is kept exists while it is written.
-    parameters = prepared.adapter_parameters or 25_000_000
+    parameters = prepared.decisions.counts.trainable
     folder.require_space(12 * parameters * (recipe.train.save_total_limit + 1) + 4 * parameters + (16 << 20))
     write_atomically(folder.recipe, dump(recipe))  # first: it is what makes a folder a run
     folder.write_json(folder.manifest, manifest)
@@ -279,36 +282,20 @@ def _settings(recipe: Recipe, rows: int) -> Any:
         save_total_limit=chosen.save_total_limit, eval_steps=chosen.eval_steps)
 
 
-def _plan_micro_batches(recipe: Recipe, prepared: Prepared, engine: Engine) -> MicroBatchPlan:
-    """How steps are split into micro-batches, from what this machine's memory holds.
-
-    A GPU that still runs out splits smaller as it goes.
-    """
-    import psutil
-    import torch
-
+def _micro_batches(recipe: Recipe, prepared: Prepared) -> MicroBatchPlan:
+    """How steps are split into micro-batches. A GPU that still runs out splits smaller as it goes."""
     from tunesmith.training.step import MicroBatchPlan
 
-    wanted, config = recipe.train.gradient_checkpointing, prepared.base.config
-    on_gpu = engine.device.type == "cuda"
-    # On a CPU a fixed share of all memory, not of what is free now: a resumed run must split as the first one did.
-    budget_bytes = 0.8 * torch.cuda.mem_get_info(engine.device)[0] if on_gpu else 0.25 * psutil.virtual_memory().total
-    value_bytes = torch.finfo(engine.dtype).bits // 8
-    longest = max(len(row.ids) for row in prepared.data.train)
-
-    def fitting(share: float) -> int:
-        bytes_of = native_activation_bytes if engine.name == "native" else activation_bytes
-        per_token, fixed = bytes_of(config, value_bytes=value_bytes, checkpointing=share)
-        return int((budget_bytes - fixed) / per_token)
-
-    share = 1.0 if wanted is True else 0.0
-    if wanted == "auto":
-        shares = (0.0, 0.25, 0.5, 0.75, 1.0) if engine.selective else (0.0, 1.0)
-        share = next((each for each in shares if fitting(each) >= longest), 1.0)
-    rows = None if recipe.train.micro_batch_size == "auto" else recipe.train.micro_batch_size
-    return MicroBatchPlan(rows, max(longest, fitting(share)), overhead_tokens=512 if on_gpu else 96, checkpointing=share,
-               may_checkpoint=wanted == "auto", selective=engine.selective,
-               may_offload=engine.offloads and wanted is not False, asked=rows)
+    decided = prepared.decisions
+    placement = decided.placement
+    limits = micro_batch_limits(
+        decided.config, engine=placement.engine, budget_bytes=decided.activation_budget_bytes,
+        value_bytes=placement.dtype.itemsize, longest=max(len(row.ids) for row in prepared.data.train),
+        on_gpu=placement.device.startswith("cuda"), micro_batch_size=recipe.train.micro_batch_size,
+        gradient_checkpointing=recipe.train.gradient_checkpointing)
+    return MicroBatchPlan(limits.rows, limits.max_tokens, limits.overhead_tokens, checkpointing=limits.checkpointing,
+                          may_checkpoint=limits.may_checkpoint, selective=placement.engine == "native",
+                          may_offload=limits.may_offload, asked=limits.rows)
 
 
 def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, show: Show) -> None:

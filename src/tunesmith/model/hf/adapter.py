@@ -152,18 +152,6 @@ def _widths(module: torch.nn.Module) -> tuple[int, int]:
     return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
 
 
-def attach_nothing(model: torch.nn.Module) -> PeftModel:
-    """The model as it is, wrapped as an engine expects it: its adapter, on the embedding that all have, is switched off."""
-    of_transformers: Any = model
-    place = of_transformers.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is place)
-    peft_model = get_peft_model(model, build_config(LoraSettings(1, 1, 0.0, [name]), [name]))
-    peft_model.requires_grad_(False)
-    tuner: Any = peft_model.base_model
-    tuner.disable_adapter_layers()
-    return peft_model
-
-
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that learn, by full name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 
 from tunesmith.model.dropout import module_salt
 from tunesmith.model.native.kernels.dropout import dropout
@@ -64,7 +63,7 @@ def _of_rows(x: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> torc
     return dropout(x.reshape(len(keys_N), -1).contiguous(), p, keys_N.to(x.device), salt).view(x.shape)
 
 
-def draw_by_sample(model: PeftModel) -> TokenKeys | None:
+def draw_by_sample(model: torch.nn.Module) -> TokenKeys | None:
     """Put our dropout where PEFT's is; returns what is to hold the keys, None where the adapter has no dropout."""
     keys, found = TokenKeys(), False
     for name, module in model.named_modules():
@@ -76,9 +75,9 @@ def draw_by_sample(model: PeftModel) -> TokenKeys | None:
     return keys if found else None
 
 
-def dropout_of_base(model: PeftModel) -> dict[str, float]:
-    """The settings of a base's config by which it drops something of its own in training; heads that are not built aside."""
-    base: Any = model.get_base_model()
+def dropout_of_base(base: Any) -> dict[str, float]:
+    """The settings of a transformers model's config by which it drops something of its own in training; heads that are
+    not built aside."""
     config = base.config.to_dict()
     return {key: float(value) for key, value in config.items()
             if "drop" in key and isinstance(value, float) and value > 0

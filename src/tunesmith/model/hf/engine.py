@@ -26,28 +26,32 @@ _GENERATE_ROWS = 32
 
 
 class HfEngine:
-    """Any causal language model with a LoRA adapter. See `model.engine.Engine` for what each method promises."""
+    """Any causal language model, with a LoRA adapter or bare. See `model.engine.Engine` for what each method promises."""
 
     name, padded, offloads, selective = "hf", True, False, False
 
-    def __init__(self, model: PeftModel, tokenizer: Any, base: BaseFiles, *, quantization: str, dtype: torch.dtype,
+    def __init__(self, model: torch.nn.Module, tokenizer: Any, base: BaseFiles, *, quantization: str, dtype: torch.dtype,
                  notes: Sequence[str] = ()) -> None:
-        """notes: what is to be said of how the model was made, see `Engine`."""
-        self.model, self.tokenizer, self.base = model, tokenizer, base
+        """model: a PeftModel, or transformers' own without an adapter. notes: what is to be said of how it was made."""
+        self.model: Any = model
+        self.tokenizer, self.base = tokenizer, base
         self.quantization, self.dtype, self.positions = quantization, dtype, base.positions
-        base_model: Any = model.get_base_model()
+        base_model = self._base_model
         self.device: torch.device = base_model.get_input_embeddings().weight.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, base_model.generation_config.eos_token_id)
         self._token_keys = draw_by_sample(model)
-        self.notes = (*notes, *_dropout_note(model))
+        self.notes = (*notes, *_dropout_note(base_model))
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
         rope = getattr(base_model.config, "rope_parameters", None) or {}
         self._longest_short = rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
 
+    @property
+    def _base_model(self) -> Any:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
     def checkpoint_gradients(self, share: float = 1.0, *, offload: bool = False) -> None:
         """Recompute all activations in the backward pass instead of keeping them."""
-        base_model: Any = self.model.get_base_model()
-        base_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._base_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
@@ -162,7 +166,10 @@ class HfEngine:
 
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all) as PEFT counts them."""
-        return self.model.get_nb_trainable_parameters()
+        if not isinstance(self.model, PeftModel):
+            return 0, sum(kept_values(self.model).values())
+        counts: tuple[int, int] = self.model.get_nb_trainable_parameters()
+        return counts
 
     def kept(self) -> dict[str, int]:
         """The base's values by how they are kept."""
@@ -175,7 +182,7 @@ class HfEngine:
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
         """The bare base, its adapter switched off."""
-        with self.model.disable_adapter():
+        with self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext():
             yield
 
     def load_adapter_weights(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -187,9 +194,9 @@ class HfEngine:
         return lora.adapter_files(self.model, self.base.name, self.base.pinned)
 
 
-def _dropout_note(model: PeftModel) -> list[str]:
+def _dropout_note(base_model: Any) -> list[str]:
     """What is to be said where the base drops something of its own in training."""
-    found = dropout_of_base(model)
+    found = dropout_of_base(base_model)
     if not found:
         return []
     named = ", ".join(f"{key} {value:g}" for key, value in found.items())

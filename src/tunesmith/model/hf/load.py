@@ -16,35 +16,31 @@ from tunesmith.model.base_config import (
     OF_QUANTISATION,
     own_quantization,
     require_agreement,
-    require_computable,
     require_possible_depth,
 )
-from tunesmith.model.device import one_gpu_holds
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf.quantize import WAYS
 from tunesmith.model.libraries import quiet_libraries
+from tunesmith.model.placement import Placement
 
 
-def load_frozen(base: BaseFiles, *, quantization: str, dtype: torch.dtype, device: str,
-                device_map_auto: bool) -> torch.nn.Module:
+def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
     """The base, quantised as asked, every parameter frozen and the 1-d ones in fp32.
 
-    device_map_auto: let accelerate spread it over the GPUs when one cannot hold it.
     Raises IntegrityError when weights are missing or do not fit the config, RecipeError for an
     architecture that transformers does not know as a causal language model, OutOfMemory.
     """
     quiet_libraries()
+    quantization, device, dtype = placement.quantization, placement.device, placement.dtype
     require_possible_depth(base.config, base.name)
     require_agreement(base.config, base.name, quantization)
-    require_computable(base.config, base.name, quantization, device)
     way = WAYS[quantization]
     asked = _quantisation_to_ask_for(base, way.config(dtype))
-    spread = device_map_auto and device == "cuda" and not one_gpu_holds(base, quantization)
     loads: Any = AutoModelForCausalLM
     try:
         model, info = loads.from_pretrained(
             base.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False,
-            device_map="auto" if spread else {"": device}, output_loading_info=True,
+            device_map="auto" if placement.spread else {"": device}, output_loading_info=True,
             **({} if asked is None else {"quantization_config": asked}))
     except torch.OutOfMemoryError:
         raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",

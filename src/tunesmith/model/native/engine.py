@@ -73,9 +73,12 @@ class NativeEngine:
 
     name, padded, selective = "native", False, True
 
-    def __init__(self, model: Decoder, settings: LoraSettings, tokenizer: Any, base: BaseFiles, *, quantization: str,
-                 matmul: str = "exact") -> None:
-        """settings: of the adapter that is on the model. matmul: of training alone, see `eight_bit` and `int8_products`."""
+    def __init__(self, model: Decoder, settings: LoraSettings | None, tokenizer: Any, base: BaseFiles, *,
+                 quantization: str, matmul: str = "exact") -> None:
+        """settings: of the adapter that is on the model; None for a bare base.
+
+        matmul: of training alone, see `eight_bit` and `int8_products`.
+        """
         self.model, self.settings, self.tokenizer, self.base = model, settings, tokenizer, base
         self.quantization, self.positions = quantization, base.positions
         self.dtype, self.device = model.embedding.dtype, model.embedding.device
@@ -112,7 +115,7 @@ class NativeEngine:
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
         self._give_gradients()
-        drops = self._training and self.settings.dropout > 0
+        drops = self._training and self.settings is not None and self.settings.dropout > 0
         batch = self._pack(rows, require_seeds(dropout_seeds) if drops else None)
         capture = not self._calibrating and self.model.offload is None
         nats_L, sample_L = self._graphs.run(batch, weight, capture=capture)
@@ -217,7 +220,9 @@ class NativeEngine:
         lora.copy_state(state, adapter.state(self.model), "the adapter's tensors")
 
     def adapter_files(self) -> dict[str, bytes]:
-        """PEFT's two files."""
+        """PEFT's two files. Raises ValueError for a bare base."""
+        if self.settings is None:
+            raise ValueError("a bare base has no adapter")
         config = lora.config_words(self.settings)
         return lora.adapter_files(config, adapter.state(self.model), self.base.name, self.base.pinned)
 
