@@ -13,12 +13,12 @@ from placed import at
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from tunesmith import embedded
+from tunesmith.cli.facts import described
 from tunesmith.errors import IntegrityError, RecipeError, TunesmithError
 from tunesmith.model.base_config import own_quantization, require_agreement, require_computable
 from tunesmith.model.build import build_for_training
 from tunesmith.model.engines import choose_engine
 from tunesmith.model.files import locate_base
-from tunesmith.model.kept import described
 from tunesmith.model.lora import LoraSettings
 from tunesmith.model.tokenizer import load_tokenizer
 

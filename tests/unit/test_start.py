@@ -24,7 +24,7 @@ class Look:
 
     def stage(self, text): pass
     def note(self, text): pass
-    def facts(self, facts): self.look("facts"); print(facts["engine"], file=sys.stderr)
+    def facts(self, facts): self.look("facts"); print(facts.engine, facts.dtype, file=sys.stderr)
     def step(self, record, total_steps): self.look(f"step {record['step']}")
     def look(self, when): self.seen[when] = sorted(set(NAMES) & set(sys.modules))
 
@@ -41,7 +41,7 @@ def test_a_native_run_imports_neither_bitsandbytes_nor_torch_s_compiler(recipe: 
                            f"model.quantization={quantization}", "train.max_steps=2"],
                           capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("native on ")
+    assert done.stderr.startswith("native float32")
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert json.loads(done.stdout) == {"facts": [], "step 1": [], "step 2": [], "end": LATE}
     assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"

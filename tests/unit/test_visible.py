@@ -20,6 +20,7 @@ from tunesmith.rundir import RunFolder
 from tunesmith.share.card import Card, render_card
 from tunesmith.share.markdown import code, literal, plain
 from tunesmith.share.note import AdapterNote
+from tunesmith.verbs.show import RunFacts
 from tunesmith.visible import json_visible, on_one_line, visible
 
 PARTS = ["\x1b[2J", "\x07", "\x9b31m", "\u202e", "\u2028", "\x00", "\ud800", "\n", "\n\n# forged", "<script>alert(1)</script>", "<b>",
@@ -62,7 +63,9 @@ def test_the_terminal_shows_it_and_does_nothing(text: str) -> None:
     terminal, written = Terminal(quiet=False), io.StringIO()
     terminal._console = Console(file=written, highlight=False, soft_wrap=True)
     terminal.note(text)
-    terminal.facts({"base": text})
+    terminal.facts(RunFacts(base=text, base_parameters=1, quantization="none", kept={"float32": 1}, train_rows=1, validation_rows=1,
+                            rank=1, targets=(text,), trainable_parameters=1, engine="hf", dtype="float32", matmul="exact",
+                            gpu=text, threads=1, steps=1, batch_size=1))
     terminal.stage(text)
     assert harmless(written.getvalue())
 

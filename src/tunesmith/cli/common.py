@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from tunesmith.cli.facts import run_facts
 from tunesmith.errors import EnvironmentFault, Interrupted, OutOfMemory, TunesmithError
 from tunesmith.interrupts import outside_imports
 from tunesmith.rundir.files import explained_os_error
@@ -25,6 +26,8 @@ from tunesmith.visible import json_visible, on_one_line, visible
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+
+    from tunesmith.verbs.show import RunFacts
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages; the result alone.")]
@@ -74,11 +77,12 @@ class Terminal:
         with contextlib.suppress(OSError, ValueError):
             self.console.print(text, markup=False)
 
-    def facts(self, facts: dict[str, str]) -> None:
+    def facts(self, facts: RunFacts) -> None:
         """Names and values, aligned."""
         self._end_status()
-        width = max(map(len, facts))
-        for name, value in facts.items():
+        named = run_facts(facts)
+        width = max(map(len, named))
+        for name, value in named.items():
             self._print(f"  {name:<{width}}  {on_one_line(value, 1000)}")
 
     def step(self, record: dict[str, Any], total_steps: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 
 _BITS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64",
@@ -21,15 +19,3 @@ def kept_values(model: torch.nn.Module) -> dict[str, int]:
             kind, count = str(state.quant_type), torch.Size(state.shape).numel()
         found[kind] = found.get(kind, 0) + count
     return found
-
-
-def described(kept: Mapping[str, int], quantization: str) -> str:
-    """In words: all of it in the wanted way but little, or what share is not."""
-    everything = sum(kept.values()) or 1
-    rest = {kind: count for kind, count in kept.items() if kind != quantization}
-    if quantization == "none":
-        return "not quantised"
-    share = kept.get(quantization, 0) / everything
-    by_size = sorted(rest.items(), key=lambda item: -item[1])
-    others = ", ".join(f"{100 * count / everything:.0f}% in {kind}" for kind, count in by_size if count / everything >= 0.005)
-    return f"{100 * share:.0f}% of its values in {quantization}" + (f", {others}" if others else "")

@@ -2,7 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as it is about to begin. kept: how many of the base's values are kept how. gpu: its name, None for a CPU with so
+    many threads. targets: what the adapter's modules are called."""
+
+    base: str
+    base_parameters: int
+    quantization: str
+    kept: Mapping[str, int]
+    train_rows: int
+    validation_rows: int
+    rank: int
+    targets: tuple[str, ...]
+    trainable_parameters: int
+    engine: str
+    dtype: str
+    matmul: str
+    gpu: str | None
+    threads: int
+    steps: int
+    batch_size: int
 
 
 class Show(Protocol):
@@ -16,8 +41,8 @@ class Show(Protocol):
         """Something the user should know ("3 rows truncated")."""
         ...
 
-    def facts(self, facts: dict[str, str]) -> None:
-        """What is about to be run: name to value, in order."""
+    def facts(self, facts: RunFacts) -> None:
+        """What is about to be run."""
         ...
 
     def step(self, record: dict[str, Any], total_steps: int) -> None:
@@ -38,7 +63,7 @@ class Silent:
     def note(self, text: str) -> None:
         """Nothing."""
 
-    def facts(self, facts: dict[str, str]) -> None:
+    def facts(self, facts: RunFacts) -> None:
         """Nothing."""
 
     def step(self, record: dict[str, Any], total_steps: int) -> None:

@@ -23,7 +23,7 @@ from tunesmith.training.signals import StopSignal
 from tunesmith.verbs.adapters import hub_name, weight_hashes
 from tunesmith.verbs.decide import decide
 from tunesmith.verbs.prepare import Prepared, prepare
-from tunesmith.verbs.show import Show, Silent
+from tunesmith.verbs.show import RunFacts, Show, Silent
 
 if TYPE_CHECKING:
     from tunesmith.judge import Judgement
@@ -162,7 +162,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
     from tunesmith.training.loop import peak_memory_bytes
     from tunesmith.training.loop import train as train_loop
 
-    _tell_busy(engine_device=recipe.model.device, show=show)
+    _tell_busy(prepared.decisions.placement.device, show)
     show.stage(f"loading {recipe.model.base} in {recipe.model.quantization}")
     engine = build_for_training(
         prepared.base, prepared.tokenizer, prepared.decisions.placement, seed=recipe.train.seed,
@@ -200,11 +200,11 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
     return _placed(result, folder)
 
 
-def _tell_busy(*, engine_device: str, show: Show) -> None:
+def _tell_busy(device: str, show: Show) -> None:
     """Say where other processes take the cores that a run on the CPU wants: its threads then wait for each other."""
     import torch
 
-    if engine_device.startswith("cuda") or torch.cuda.is_available() or not hasattr(os, "getloadavg"):
+    if device.startswith("cuda") or not hasattr(os, "getloadavg"):
         return
     cores, load = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, os.getloadavg()[0]
     if load > max(0.75 * cores, 1.0) and torch.get_num_threads() > 1:
@@ -302,31 +302,24 @@ def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, 
     import torch
 
     from tunesmith.model.base_config import DEQUANTIZED, own_quantization
-    from tunesmith.model.kept import described
 
+    placement, kept, counts = prepared.decisions.placement, engine.kept(), prepared.data.counts
     trainable, everything = engine.parameter_counts()
-    counts = prepared.data.counts
-    where = f"{torch.get_num_threads()} CPU cores" if engine.device.type == "cpu" else torch.cuda.get_device_name(engine.device)
-    targets = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in engine.trainable()})
-    total, kept = everything - trainable, engine.kept()
-    show.facts({
-        "base": f"{recipe.model.base} ({total / 1e6:,.1f} M parameters), " + described(kept, recipe.model.quantization),
-        "data": f"{counts['train'] + counts['validation']:,} rows · {counts['train']:,} to learn from, "
-                f"{counts['validation']:,} held out",
-        "adapter": f"LoRA r={recipe.lora.r} on {', '.join(targets)} · {trainable:,} of {everything / 1e6:,.1f} M "
-                   f"parameters train ({100 * trainable / everything:.2g}%)",
-        "engine": f"{engine.name} on {where}, {str(engine.dtype).removeprefix('torch.')}"
-                  + ("" if recipe.train.matmul == "exact" else f", products in {recipe.train.matmul}"),
-        "steps": f"{steps} of {recipe.train.batch_size} samples",
-    })
+    on_gpu = engine.device.type == "cuda"
+    show.facts(RunFacts(
+        base=recipe.model.base, base_parameters=everything - trainable, quantization=placement.quantization, kept=kept,
+        train_rows=counts["train"], validation_rows=counts["validation"], rank=recipe.lora.r,
+        targets=tuple(sorted({name.split(".lora_")[0].rpartition(".")[2] for name in engine.trainable()})),
+        trainable_parameters=trainable, engine=placement.engine, dtype=placement.dtype_name, matmul=placement.matmul,
+        gpu=torch.cuda.get_device_name(engine.device) if on_gpu else None, threads=torch.get_num_threads(), steps=steps,
+        batch_size=recipe.train.batch_size))
     for note in engine.notes:
         show.note(note)
     own = own_quantization(prepared.base.config)
     if own in DEQUANTIZED:
-        plain = str(engine.dtype).removeprefix("torch.")
-        show.note(f"The checkpoint is kept in {own}; its weights were turned back to {plain}.")
-    if recipe.model.quantization != "none" and not kept.get(recipe.model.quantization):
-        show.note(f"Nothing of this base is kept in {recipe.model.quantization}: its layers are of kinds that bitsandbytes "
+        show.note(f"The checkpoint is kept in {own}; its weights were turned back to {placement.dtype_name}.")
+    if placement.quantization != "none" and not kept.get(placement.quantization):
+        show.note(f"Nothing of this base is kept in {placement.quantization}: its layers are of kinds that bitsandbytes "
                   "does not replace. It takes up as much memory as with model.quantization: none.")
     if recipe.train.warmup_steps >= steps:
         show.note(f"train.warmup_steps is {recipe.train.warmup_steps}, the run has {steps}: "
