@@ -19,7 +19,8 @@ from tunesmith.model.native.eight_bit import Fp8Weight
 from tunesmith.model.native.int8_products import CALIBRATION_PASSES, THRESHOLD, Int8Products, fits_int8
 from tunesmith.model.native.kernels import int8_matmul as plain
 from tunesmith.model.native.kernels import int8_matmul_triton as kernels
-from tunesmith.model.native.weights import DenseWeight, FrozenWeight, Int8Weight, StackedWeight
+from tunesmith.model.native.weights import DenseWeight, FrozenWeight, QuantisedWeight, StackedWeight
+from tunesmith.model.quantization import WAYS
 
 Tensor = torch.Tensor
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -399,11 +400,12 @@ def test_tiles_are_chosen_by_size() -> None:
 # ---- Int8Products
 
 
-def int8_weight(outputs: int, inputs: int, dtype: torch.dtype) -> Int8Weight:
+def int8_weight(outputs: int, inputs: int, dtype: torch.dtype) -> QuantisedWeight:
     """In bitsandbytes' format."""
     w = torch.randn(outputs, inputs) * inputs**-0.5
     scale = w.abs().amax(1) / 127
-    return Int8Weight((w / scale[:, None]).round().to(torch.int8).to(DEVICE), scale.to(DEVICE), dtype)
+    parts = {"q": (w / scale[:, None]).round().to(torch.int8).to(DEVICE), "scale": scale.to(DEVICE)}
+    return QuantisedWeight(WAYS["int8"], parts, outputs, inputs, dtype)
 
 
 def planted(tokens: int, inputs: int, columns: Tensor, factors: Tensor, dtype: torch.dtype) -> Tensor:
@@ -421,7 +423,7 @@ def settled(exact: FrozenWeight, batches: list[Tensor]) -> Int8Products:
     return products
 
 
-def llm_int8(x: Tensor, weight: Int8Weight, bias: Tensor | None) -> Tensor:
+def llm_int8(x: Tensor, weight: QuantisedWeight, bias: Tensor | None) -> Tensor:
     """Dettmers et al. 2022, eq. 8, outliers found in the batch and multiplied in the dtype of x; as bitsandbytes rounds."""
     outlier = (x.abs() > THRESHOLD).any(0)
     rest = x.double().masked_fill(outlier, 0)

@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.model.libraries import import_bitsandbytes
-from tunesmith.model.native import weights
-from tunesmith.model.native.weights import Int8Weight, quantise_int8
+from tunesmith.model.native.weights import keep
+from tunesmith.model.quantization import int8
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def same_as_bitsandbytes(weight_OI: torch.Tensor) -> None:
     want_OI, want_O, _ = import_bitsandbytes().functional.int8_vectorwise_quant(weight_OI.to(torch.float16))
-    got_OI, got_O = quantise_int8(weight_OI)
+    got_OI, got_O = int8.quantise_rows(weight_OI)
     assert (got_OI.dtype, got_O.dtype) == (torch.int8, torch.float32)
     assert torch.equal(got_O, want_O)
     assert torch.equal(got_OI, want_OI)
@@ -34,7 +34,7 @@ def test_int8_is_bitsandbytes_to_the_bit(outputs: int, inputs: int, exponent: in
     weight_OI = weight_OI.clamp(-65504, 65504)
     weight_OI[torch.randint(outputs, (zero_rows,), generator=generator)] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "_VALUES_AT_ONCE", at_once)
+        patch.setattr(int8, "_VALUES_AT_ONCE", at_once)
         same_as_bitsandbytes(weight_OI.to(dtype))
 
 
@@ -50,15 +50,15 @@ def test_int8_at_the_ends_of_fp16_and_at_ties(dtype: torch.dtype) -> None:
 def test_a_row_that_fp16_cannot_hold_leaves_the_others_alone(strange: float) -> None:
     weight_OI = torch.randn(3, 8)
     weight_OI[1, 4] = strange
-    q_OI, absmax_O = quantise_int8(weight_OI)
+    q_OI, absmax_O = int8.quantise_rows(weight_OI)
     assert not q_OI[1].any()
     assert not absmax_O[1].isfinite()
-    assert torch.equal(q_OI[[0, 2]], quantise_int8(weight_OI[[0, 2]])[0])
+    assert torch.equal(q_OI[[0, 2]], int8.quantise_rows(weight_OI[[0, 2]])[0])
 
 
 def test_a_weight_is_its_multiples_and_their_scale() -> None:
     weight_OI = torch.randn(5, 48)
-    kept = Int8Weight.quantise(weight_OI, torch.float32)
+    kept = keep(weight_OI, "int8", torch.float32)
     assert torch.equal(kept.dense(), kept.q * kept.scale[:, None])
     assert ((kept.dense() - weight_OI).abs() <= 0.57 * kept.scale[:, None]).all()
-    assert torch.equal(Int8Weight.quantise(weight_OI.T.contiguous().T, torch.float32).q, kept.q)
+    assert torch.equal(keep(weight_OI.T.contiguous().T, "int8", torch.float32).q, kept.q)

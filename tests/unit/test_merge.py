@@ -199,7 +199,7 @@ def test_the_dequantised_base_is_what_the_engines_compute_with(tmp_path: Path, w
     after = _load(tmp_path / "out").state_dict()
     assert len(layers) == done.changed > 7
     for name, module in layers.items():
-        if way == "nf4":  # as one long row: see FlatLinear4bit
+        if way == "nf4":  # as one long row: see quantization/nf4.py
             state = copy.copy(module.weight.quant_state)
             shape, state.shape = state.shape, torch.Size([state.shape.numel()])
             want = bitsandbytes.functional.dequantize_4bit(module.weight.data.reshape(1, -1), state).reshape(shape)

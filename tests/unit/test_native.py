@@ -397,7 +397,7 @@ def test_a_family_describes_the_model_that_transformers_builds(bases: Bases, nam
 @each_way
 @some
 def test_stock_peft_loads_the_file_and_loses_the_same(bases: Bases, family: str, quantization: str, tmp_path: Path) -> None:
-    from tunesmith.model.hf.quantize import WAYS as HOW
+    from tunesmith.model.quantization import WAYS as HOW
 
     base = bases(family)
     native = build(base, "native", quantization=quantization)
@@ -405,7 +405,7 @@ def test_stock_peft_loads_the_file_and_loses_the_same(bases: Bases, family: str,
     for name, content in native.adapter_files().items():
         (tmp_path / name).write_bytes(content)
     stock = transformers.AutoModelForCausalLM.from_pretrained(
-        base.folder, dtype=torch.float32, device_map="cpu", quantization_config=HOW[quantization].config(torch.float32))
+        base.folder, dtype=torch.float32, device_map="cpu", quantization_config=HOW[quantization].transformers_config(torch.float32))
     HOW[quantization].prepare(stock)
     stock = peft.PeftModel.from_pretrained(stock, tmp_path).train()  # in training int8 weights are turned back
     row = Sample(torch.randint(4, VOCABULARY, (40,)).tolist(), [True] * 40)

@@ -157,13 +157,13 @@ def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantizati
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from tunesmith.model.hf.quantize import WAYS
+    from tunesmith.model.quantization import WAYS
 
     engine = randomised(engine_of(base, quantization=quantization))
     engine.training(False)
     write_sealed_folder(tmp_path / "adapter", engine.adapter_files())
     stock = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, device_map="cpu",
-                                                 quantization_config=WAYS[quantization].config(torch.float32))
+                                                 quantization_config=WAYS[quantization].transformers_config(torch.float32))
     stock = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
     ids = torch.tensor([data.train[0].ids])
     ours = engine.logits(ids.tolist())[0]
@@ -173,7 +173,7 @@ def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantizati
         # Where the CPU has AVX512-BF16, stock nf4 has just rounded its weights and inputs to bf16. Without that:
         if quantization == "nf4" and any(getattr(module, "support_avx512bf16_for_cpu", False) for module in stock.modules()):
             stock = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, device_map="cpu",
-                                                         quantization_config=WAYS[quantization].config(torch.float32))
+                                                         quantization_config=WAYS[quantization].transformers_config(torch.float32))
             WAYS[quantization].prepare(stock)
             stock = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
             theirs = stock(input_ids=ids).logits

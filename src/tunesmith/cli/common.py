@@ -20,6 +20,7 @@ import typer
 from tunesmith.cli.facts import run_facts
 from tunesmith.errors import EnvironmentFault, Interrupted, OutOfMemory, TunesmithError
 from tunesmith.interrupts import outside_imports
+from tunesmith.model.quantization import smallest
 from tunesmith.rundir.files import explained_os_error
 from tunesmith.visible import json_visible, on_one_line, visible
 
@@ -236,7 +237,8 @@ def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> NoReturn:
 def _expected(error: Exception) -> TunesmithError | None:
     """The machine's own failures, wherever they arise: memory, disk, permissions. None for anything else."""
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        return OutOfMemory("memory ran out", "Quantise the base further (nf4), shorten the rows, or take a smaller base.")
+        return OutOfMemory("memory ran out", f"Quantise the base further ({smallest()}), shorten the rows, or take a "
+                                             "smaller base.")
     if isinstance(error, OSError) and error.errno is not None:
         what = str(error.filename) if error.filename is not None else "a file"
         return explained_os_error(error, what) or EnvironmentFault(f"{what}: {error.strerror}")

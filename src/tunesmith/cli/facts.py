@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tunesmith.model.quantization import WAYS
+
 if TYPE_CHECKING:
     from tunesmith.verbs.show import RunFacts
 
@@ -30,7 +32,7 @@ def described(kept: Mapping[str, int], quantization: str) -> str:
     """In words: all of it in the wanted way but little, or what share is not."""
     everything = sum(kept.values()) or 1
     rest = {kind: count for kind, count in kept.items() if kind != quantization}
-    if quantization == "none":
+    if not WAYS[quantization].quantised:
         return "not quantised"
     share = kept.get(quantization, 0) / everything
     by_size = sorted(rest.items(), key=lambda item: -item[1])

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tunesmith.cli.common import Json, Quiet, Threads, run_verb, use_threads
+from tunesmith.model.quantization import AS_THEY_ARE, WAYS
 
 
 def generate(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run, an adapter folder or a Hub id.")],
@@ -14,7 +15,7 @@ def generate(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A r
              max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer [tokens].")] = 64,
              base: Annotated[str | None, typer.Option(metavar="BASE", help="Another place of the base.")] = None,
              quantization: Annotated[str | None, typer.Option(
-                 metavar="KIND", help="none | int8 | nf4; by default as its note says, else none.")] = None,
+                 metavar="KIND", help=f"{' | '.join(WAYS)}; by default as its note says, else {AS_THEY_ARE}.")] = None,
              device: Annotated[str, typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = "auto",
              threads: Threads = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """One answer on stdout."""

@@ -8,6 +8,7 @@ import typer
 
 from tunesmith.cli.common import Json, Quiet, Threads, run_verb, use_threads
 from tunesmith.cli.words import merge_text
+from tunesmith.model.quantization import AS_THEY_ARE, WAYS
 
 
 def merge(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run, an adapter folder or a Hub id.")],
@@ -15,7 +16,8 @@ def merge(adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A run,
           recipe: Annotated[str | None, typer.Option(metavar="RECIPE", help="Names held-out rows to measure on.")] = None,
           base: Annotated[str | None, typer.Option(metavar="BASE", help="Another place of the base.")] = None,
           quantization: Annotated[str | None, typer.Option(
-              metavar="KIND", help="What it was trained on: none | int8 | nf4; by default as its note says, else none")] = None,
+              metavar="KIND",
+              help=f"What it was trained on: {' | '.join(WAYS)}; by default as its note says, else {AS_THEY_ARE}")] = None,
           device: Annotated[str, typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = "auto",
           threads: Threads = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Base and adapter in one model, checked against the live adapter."""

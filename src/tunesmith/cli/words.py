@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from tunesmith.cli.common import program, relative
+from tunesmith.model.quantization import WAYS
 from tunesmith.rundir.verdict import loss_digits, verdict_sentence
 
 
@@ -97,7 +98,7 @@ def plan_text(result: dict[str, Any]) -> str:
         f"  all        {result['all_parameters']:,} parameters",
         f"  share      {result['trainable_percent']:.4f} %",
         f"  adapter    {result['adapter_bytes'] / 1e6:,.1f} MB on disk",
-        *([] if result["quantization"] == "none" else
+        *([] if not WAYS[result["quantization"]].quantised else
           [f"  kept       {result['quantised_percent']:.0f}% of the base's values in {result['quantization']}"]),
         *(f"  note       {note}" for note in result["notes"])])
 

@@ -12,6 +12,7 @@ from tunesmith.data.batches import plan_micro_batches
 from tunesmith.errors import OutOfMemory
 from tunesmith.model.engine import Engine
 from tunesmith.model.memory import in_parts
+from tunesmith.model.quantization import smallest
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) 
 
     def too_large(row: int) -> OutOfMemory:
         return OutOfMemory(f"a held-out row of {len(rows[row].ids)} tokens alone does not fit in the GPU's memory",
-                           "Lower data.max_length, quantise the base (nf4), or take a smaller one.")
+                           f"Lower data.max_length, quantise the base ({smallest()}), or take a smaller one.")
 
     for indices, found in in_parts(cuts, lambda part: engine.losses([rows[i] for i in part]).cpu(), too_large):
         nats[indices] = found.numpy()

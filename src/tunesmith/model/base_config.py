@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from tunesmith.errors import IntegrityError, RecipeError
+from tunesmith.model.quantization import AS_THEY_ARE, WAYS, choices
 
-#: What ways of keeping weights in few bits put beside a weight.
-OF_QUANTISATION = re.compile(r"(^|\.)(SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*|"
-                              r"weight_scale(_inv|_2)?|.*_scale_inv|input_scale|scales|qweight|qzeros|g_idx|.*_blocks|.*_scales|"
-                              r"weight_packed|weight_zero_point|weight_shape)$")
+_OF_OTHERS = (r"weight_scale(_inv|_2)?|.*_scale_inv|input_scale|scales|qweight|qzeros|g_idx|.*_blocks|.*_scales|"
+              r"weight_packed|weight_zero_point|weight_shape")
+#: What ways of keeping weights in few bits put beside a weight: those that are known here, and those of others.
+OF_QUANTISATION = re.compile(
+    rf"(^|\.)({'|'.join([way.tensors_beside for way in WAYS.values() if way.tensors_beside] + [_OF_OTHERS])})$")
 _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 #: More layers than any model has.
 MOST_LAYERS = 10_000
@@ -86,7 +88,8 @@ def require_possible_depth(config: Mapping[str, Any], name: str) -> None:
 
 
 def own_quantization(config: Mapping[str, Any]) -> str | None:
-    """How a checkpoint's weights are kept already: int8, nf4, or its method's name; None where they are plain numbers."""
+    """How a checkpoint's weights are kept already: in one of `WAYS`, or its method's name; None where they are plain
+    numbers."""
     if config.get("compression_config"):
         return "compressed-tensors"
     found = config.get("quantization_config")
@@ -97,32 +100,34 @@ def own_quantization(config: Mapping[str, Any]) -> str | None:
     flagged = "load_in_8bit" in found or "load_in_4bit" in found
     method = str(found.get("quant_method") or ("bitsandbytes" if flagged else "an unknown way"))
     if method == "bitsandbytes":
-        if found.get("load_in_8bit") is True:
-            return "int8"
-        return str(found.get("bnb_4bit_quant_type", "fp4")) if found.get("load_in_4bit") is True else "an unknown way"
-    return f"the method {method}" if method in ("int8", "nf4", "none") else method
+        for way in WAYS.values():
+            if way.keeps(found):
+                return way.name
+        method = str(found.get("bnb_4bit_quant_type", "fp4")) if found.get("load_in_4bit") is True else "an unknown way"
+    return f"the method {method}" if method in WAYS else method
 
 
 def require_agreement(config: Mapping[str, Any], name: str, quantization: str) -> None:
     """Raise RecipeError where the recipe's `model.quantization` is not how the checkpoint is kept.
 
-    A checkpoint in bitsandbytes' int8 or nf4 is taken as it is under that name alone; one in FP8 or MXFP4 is turned back to
-    16 bits under `none`; others are not trained here.
+    A checkpoint that is kept in one of `WAYS` is taken as it is under that name alone; one in FP8 or MXFP4 is turned back
+    to 16 bits under `none`; others are not trained here.
     """
     own = own_quantization(config)
     if own is None or own == quantization:
         return
-    if own in ("int8", "nf4"):
+    if own in WAYS:
         raise RecipeError(f"model.quantization: {quantization}, but {name} is kept in {own} (bitsandbytes) already",
                           f"Set model.quantization to {own}, or name the model that it was made from.")
     if own in DEQUANTIZED:
-        if quantization == "none":
+        if quantization == AS_THEY_ARE:
             return
         raise RecipeError(f"model.quantization: {quantization}, but {name} is kept in {own} already",
-                          "Set model.quantization to none (its weights are then turned back to 16 bits), or name the model "
-                          "that it was made from.")
+                          f"Set model.quantization to {AS_THEY_ARE} (its weights are then turned back to 16 bits), or "
+                          "name the model that it was made from.")
     raise RecipeError(f"model.base: {name} is kept in {own}, which is not trained here",
-                      "Name the model that it was made from; model.quantization keeps it in int8 or nf4.")
+                      "Name the model that it was made from; model.quantization keeps it in "
+                      f"{choices(way.name for way in WAYS.values() if way.quantised)}.")
 
 
 #: Ways of keeping weights that transformers turns back to 16 bits while it reads them, with its class for it.
@@ -131,10 +136,7 @@ DEQUANTIZED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 
 def require_computable(config: Mapping[str, Any], name: str, quantization: str, device: str) -> None:
     """Raise RecipeError for what a library is known to fail at, before it does so in the middle of a run."""
-    latent = config.get("kv_lora_rank") or str(config["model_type"]).startswith(("deepseek_v2", "deepseek_v3"))
-    if quantization == "int8" and device == "cpu" and latent:
-        raise RecipeError(f"model.quantization: int8 on a CPU fails for {name}: bitsandbytes' CPU routine does not take what "
-                          "its latent attention hands over while answers are made", "Set model.quantization to nf4 or none.")
-    if quantization == "int8" and str(config["model_type"]).startswith("gemma3n"):
-        raise RecipeError(f"model.quantization: int8 fails for {name}: transformers cannot quantise Gemma 3n in it",
-                          "Set model.quantization to nf4 or none.")
+    if reason := WAYS[quantization].fails_on(config, device):
+        others = [way.name for way in WAYS.values() if way.fails_on(config, device) is None]
+        raise RecipeError(f"model.quantization: {quantization} fails for {name} on {device}: {reason}",
+                          f"Set model.quantization to {choices(others)}.")

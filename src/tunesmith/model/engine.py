@@ -107,7 +107,7 @@ class Engine(Protocol):
         ...
 
     def kept(self) -> dict[str, int]:
-        """How many of the base's values are kept how: int8, nf4, bfloat16, ..."""
+        """How many of the base's values are kept how, by the name of a way or a dtype."""
         ...
 
     def training(self, on: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tunesmith.errors import RecipeError
 from tunesmith.model.families import why_not_native
+from tunesmith.model.quantization import smallest
 
 
 def choose_engine(wanted: str, config: dict[str, Any], matmul: str = "exact") -> tuple[str, str]:
@@ -37,7 +38,7 @@ def settle_engine(engine: str, reason: str, spread: str | None, *, wanted: str, 
     """
     if engine != "native" or spread is None:
         return engine, reason
-    hint = "Quantise it further (model.quantization: nf4), name one GPU (model.device: cuda:0), or "
+    hint = f"Quantise it further (model.quantization: {smallest()}), name one GPU (model.device: cuda:0), or "
     if wanted == "native":
         raise RecipeError(f"train.engine: native runs on one GPU, and {spread}", hint + "set train.engine to auto.")
     if matmul != "exact":

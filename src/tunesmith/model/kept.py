@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_BITS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64",
-         torch.int8: "int8", torch.uint8: "uint8"}
+from tunesmith.model.quantization import WAYS
 
 
 def kept_values(model: torch.nn.Module) -> dict[str, int]:
@@ -14,8 +13,8 @@ def kept_values(model: torch.nn.Module) -> dict[str, int]:
     for name, parameter in model.named_parameters():
         if "lora_" in name or ".modules_to_save." in name:
             continue
-        kind, count = _BITS.get(parameter.dtype, str(parameter.dtype).removeprefix("torch.")), parameter.numel()
-        if state := getattr(parameter, "quant_state", None):
-            kind, count = str(state.quant_type), torch.Size(state.shape).numel()
+        as_they_are = str(parameter.dtype).removeprefix("torch."), parameter.numel()
+        kind, count = next(((way.name, held) for way in WAYS.values() if (held := way.count(parameter)) is not None),
+                           as_they_are)
         found[kind] = found.get(kind, 0) + count
     return found

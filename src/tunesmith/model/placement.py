@@ -13,10 +13,9 @@ from tunesmith.errors import EnvironmentFault
 from tunesmith.model.base_config import require_computable
 from tunesmith.model.engines import choose_engine, settle_engine
 from tunesmith.model.files import BaseFiles
+from tunesmith.model.quantization import WAYS
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-#: The share of its 16-bit size that a base takes up, by how it is kept.
-_SHARES = {"none": 1.0, "int8": 0.6, "nf4": 0.35}
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def place(config: dict[str, Any], name: str, *, quantization: str, dtype: str, d
     require_computable(config, name, quantization, where)
     _require_eight_bit(matmul, where)
     free = free_memory()
-    needed = 2 * _SHARES[quantization] * base_bytes  # with as much again for the work
+    needed = 2 * WAYS[quantization].size_share * base_bytes  # with as much again for the work
     instead = why_spread(name, needed, device, free)
     settled, reason = settle_engine(chosen, reason, instead, wanted=engine, matmul=matmul)
     if settled == "native" and unfit:

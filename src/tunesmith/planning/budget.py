@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.model.quantization import WAYS
 from tunesmith.planning.activations import activation_bytes, native_activation_bytes
 
-#: Bytes of a value of a linear module, by how it is kept; nf4 has a scale in fp32 for each 64 values.
-_KEPT_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 #: Of an adapter's parameter: itself, its gradient and two moments, in fp32.
 _TRAINED_BYTES = 16
 #: The share of a GPU's free memory that a plan counts on; the rest is for what is not counted.
@@ -43,7 +42,7 @@ def activation_budget_bytes(*, free_bytes: int | None, host_bytes: int, quantiza
     """
     if free_bytes is None:
         return _HOST_SHARE * host_bytes
-    base = linear * _KEPT_BYTES.get(quantization, value_bytes) + others * value_bytes
+    base = linear * WAYS[quantization].value_bytes(value_bytes) + others * value_bytes
     return max(0.0, _GPU_SHARE * (free_bytes - base / gpus - _TRAINED_BYTES * trainable))
 
 

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tunesmith.errors import RecipeError
+from tunesmith.model.quantization import WAYS
 from tunesmith.paths import close_file, expanded
 from tunesmith.recipe.schema import Recipe
 
@@ -33,13 +34,13 @@ _CALLED_ELSEWHERE = {
     "scheduler": "train.lr_scheduler", "lr_scheduler_type": "train.lr_scheduler", "warmup": "train.warmup_steps",
     "per_device_train_batch_size": "train.micro_batch_size", "gradient_accumulation_steps": "train.batch_size (samples a step)",
     "lora_r": "lora.r", "rank": "lora.r", "lora_rank": "lora.r", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
-    "lora_target_modules": "lora.target_modules", "load_in_8bit": "model.quantization: int8",
-    "load_in_4bit": "model.quantization: nf4", "base_model": "model.base", "model_name_or_path": "model.base",
+    "lora_target_modules": "lora.target_modules", "base_model": "model.base", "model_name_or_path": "model.base",
     "dataset": "data.source", "path": "data.source", "max_seq_length": "data.max_length", "cutoff_len": "data.max_length",
     "sequence_len": "data.max_length", "val_set_size": "data.validation", "test_size": "data.validation",
     "train_on_inputs": "data.loss_on", "torch_dtype": "model.dtype", "bf16": "model.dtype: bfloat16",
     "fp16": "model.dtype: float16",
     "hub_model_id": "share.repo", "push_to_hub": "share.repo", "logging_steps": "nothing: every step is in metrics.jsonl",
+    **{name: f"model.quantization: {way.name}" for way in WAYS.values() for name in way.also_called},
 }
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tunesmith.model.quantization import WAYS
+
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+if TYPE_CHECKING:
+    Quantization = str
+else:  # one of the names in the registry, so that a new one is added there alone
+    Quantization = Literal[tuple(WAYS)]
+_KINDS = " | ".join(f"{way.name} ({way.about})" if way.about else way.name for way in WAYS.values())
 
 
 class Section(BaseModel):
@@ -23,8 +30,7 @@ class ModelSection(Section):
     base: str = Field(min_length=1, description="the base model: a Hub id, a local folder with safetensors weights, "
                       "or embedded:sprout (a toy)")
     revision: str | None = Field(None, description="branch, tag or commit of a base on the Hub; null: its main branch")
-    quantization: Literal["none", "int8", "nf4"] = Field(
-        "int8", description="how the frozen weights are kept: none | int8 (LLM.int8) | nf4 (double-quantised)")
+    quantization: Quantization = Field("int8", description=f"how the frozen weights are kept: {_KINDS}")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="what is computed in: auto (float32 on CPU, bfloat16 on a GPU that has it, else float16)"
         " | float32 | bfloat16 | float16")

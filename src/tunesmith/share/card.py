@@ -9,17 +9,11 @@ import yaml
 
 from tunesmith import embedded
 from tunesmith.hub import parse_hub_id
+from tunesmith.model.quantization import AS_THEY_ARE, WAYS
 from tunesmith.rundir.verdict import loss_digits, verdict_sentence
 from tunesmith.share.markdown import code, literal, plain
 from tunesmith.share.note import example_prompt
 from tunesmith.visible import on_one_line
-
-_LOADING = {
-    "int8": ("quantization_config=BitsAndBytesConfig(load_in_8bit=True)", ", BitsAndBytesConfig"),
-    "nf4": ('quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
-            "bnb_4bit_use_double_quant=True)", ", BitsAndBytesConfig"),
-    "none": ('dtype="auto"', ""),
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ def _measured(card: Card) -> dict[str, Any]:
 def _text(card: Card) -> str:
     note, lines = card.note, [f"# A LoRA adapter for {plain(card.note['base'])}", ""]
     at = f" at revision {code(note['revision'])}" if note.get("revision") else ""
-    kept = {None: "", "none": ", not quantised"}.get(note.get("quantization"),
+    kept = {None: "", AS_THEY_ARE: ", not quantised"}.get(note.get("quantization"),
                                                      f", kept in {plain(str(note.get('quantization')))}")
     base = f"Trained on the base{at}{kept}"
     if card.trained:
@@ -143,11 +137,13 @@ def _kept(kept: dict[str, int] | None) -> dict[str, str]:
 
 def _loading(card: Card) -> list[str]:
     """Three lines that load it in stock PEFT, and three that ask it something."""
-    words, more = _LOADING.get(card.note.get("quantization", "none"), _LOADING["none"])
+    way = WAYS.get(card.note.get("quantization", AS_THEY_ARE), WAYS[AS_THEY_ARE])
     where, here = literal(card.note["base"]), literal(card.repo or "THIS-FOLDER")
     settings = "generation_config.json" in card.files
+    more = f", {way.loading_import}" if way.loading_import else ""
+    more += ", GenerationConfig" if settings else ""
     imports = ["from peft import PeftModel",
-               f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}{', GenerationConfig' if settings else ''}"]
+               f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}"]
     revision = ""
     if embedded.path_of(card.note["base"]):
         where = f"tunesmith.embedded.path_of({where})"
@@ -158,7 +154,7 @@ def _loading(card: Card) -> list[str]:
     length = "max_new_tokens=64"
     if settings:
         length = f"generation_config=GenerationConfig.from_pretrained({here}, {length})"
-    return ["```python", *imports, f"base = AutoModelForCausalLM.from_pretrained({where}{revision}, {words})",
+    return ["```python", *imports, f"base = AutoModelForCausalLM.from_pretrained({where}{revision}, {way.loading_code})",
             f"model = PeftModel.from_pretrained(base, {here})", "",
             f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
             f"tokens = {_asking(card.note)}.to(model.device)",

@@ -19,6 +19,7 @@ from tunesmith.model.files import BaseFiles
 from tunesmith.model.libraries import quiet_libraries
 from tunesmith.model.lora import CONFIG_NAME, PLAIN_WORDS, listing, read_adapter, read_adapter_config
 from tunesmith.model.peft_config import require_bounded
+from tunesmith.model.quantization import WAYS
 
 _PREFIX = "base_model.model."
 #: Ways for an adapter to begin that leave the base's weights as they are.
@@ -111,9 +112,7 @@ def _quantised(model: Any, quantization: str | None) -> frozenset[str]:
         return frozenset()
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    from tunesmith.model.hf.quantize import WAYS
-
-    quantiser = AutoHfQuantizer.from_config(WAYS[quantization].config(torch.float32), pre_quantized=False)
+    quantiser = AutoHfQuantizer.from_config(WAYS[quantization].transformers_config(torch.float32), pre_quantized=False)
     quantiser.preprocess_model(model=model, device_map={"": "cpu"}, dtype=torch.float32)
     return frozenset(name for name, module in model.named_modules() if hasattr(module, "source_cls"))
 

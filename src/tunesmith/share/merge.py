@@ -22,6 +22,7 @@ from tunesmith.hub import parse_hub_id
 from tunesmith.model.engine import Engine
 from tunesmith.model.files import BaseFiles, fingerprint
 from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME
+from tunesmith.model.quantization import WAYS
 from tunesmith.paths import expanded
 from tunesmith.rundir import CARD_NAME, put_in_place, require_free, seal, sync_folder, workshop
 from tunesmith.rundir.files import disk_errors, write_synced
@@ -63,7 +64,7 @@ def merge_weights(base: BaseFiles, adapter: Path, out: Path, *, dequantised: str
                   progress: Callable[[int, int], None]) -> MergedWeights:
     """Write W + scale * B A, computed in fp32 and rounded once to each tensor's own dtype, into the folder `out`.
 
-    dequantised: int8 or nf4 to start from the weights as a run in it saw them; None to start from the files' own.
+    dequantised: a way of fewer bits to start from the weights as a run in it saw them; None to start from the files' own.
     progress: called with (bytes written, bytes in all).
     Raises IntegrityError for an adapter or a base that cannot be merged and where a merged weight overflows its dtype,
     RecipeError for an architecture that transformers does not know, DiskError. What was written until then stays.
@@ -155,7 +156,7 @@ class _Plan:
 
 
 def _turned_back(weight: torch.Tensor, quantization: str, *, columns: bool) -> torch.Tensor:
-    """A weight as a run in int8 or nf4 sees it, in fp32. columns: it lies as [I, O], and is quantised as [O, I]."""
+    """A weight as a quantised run sees it, in fp32. columns: it lies as [I, O], and is quantised as [O, I]."""
     from tunesmith.model.native.weights import keep
 
     dense_OI = keep((weight.T if columns else weight).contiguous(), quantization, torch.float32).dense()
@@ -270,16 +271,17 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
                   progress: Callable[[int, int], None] = lambda done, whole: None) -> dict[str, Any]:
     """Merge, measure each way of merging against the live adapter, and keep the nearer one as `out`, sealed.
 
-    quantization: of the run that trained the adapter. int8 and nf4 are merged in two ways, onto the files' weights and
-    onto the weights that the run saw. load_live: the base in that quantisation with the adapter. load_merged: a merged
-    folder, as it is. Only one model is in memory at a time. rows, prompts: what is compared on, see `reference`.
+    quantization: of the run that trained the adapter. An adapter of a quantised base is merged in two ways, onto the
+    files' weights and onto the weights that the run saw. load_live: the base in that quantisation with the adapter.
+    load_merged: a merged folder, as it is. Only one model is in memory at a time. rows, prompts: what is compared on,
+    see `reference`.
     Returns out, taken, candidates and bare (figures by name), files and bytes.
     Raises UsageError for an `out` that holds something, IntegrityError for an adapter that cannot be merged or that every
     merge has lost, DiskError, EnvironmentFault (another process makes `out`), Interrupted, and what the callables raise;
     nothing new is on the disk then.
     """
     ways: dict[str, str | None] = {_base_bits(base): None}
-    if quantization != "none":
+    if WAYS[quantization].quantised:
         ways[f"dequantised {quantization} base"] = quantization
     out = expanded(out).resolve()
     require_free(out)

@@ -12,6 +12,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.template import Template
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.hub import parse_hub_id
+from tunesmith.model.quantization import AS_THEY_ARE
 from tunesmith.rundir.ordinary import MOST_JSON_BYTES, read_ordinary
 
 NOTE_NAME = "tunesmith.json"
@@ -76,7 +77,7 @@ class AdapterNote(BaseModel):
 
     base: Short | None = None
     revision: Short | None = None
-    quantization: Short = "none"
+    quantization: Short = AS_THEY_ARE
     dtype: Short | None = None
     prompt: Annotated[str, Field(max_length=1 << 20)] = ""
     messages: bool = False

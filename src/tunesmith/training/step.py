@@ -14,6 +14,7 @@ from tunesmith.data.batches import plan_micro_batches
 from tunesmith.errors import DivergedError, OutOfMemory
 from tunesmith.model.engine import Engine
 from tunesmith.model.memory import attempt
+from tunesmith.model.quantization import smallest
 from tunesmith.training.optim import AdamW
 from tunesmith.training.state import MicroBatchPlanState
 
@@ -142,7 +143,7 @@ def step_that_fits(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
         longest = max(len(row.ids) for row in rows)
         if not plan.shrink(longest):
             raise OutOfMemory(f"step {step}: one row of {longest} tokens alone does not fit in the GPU's memory",
-                              "Lower data.max_length, quantise the base (nf4), or take a smaller one.")
+                              f"Lower data.max_length, quantise the base ({smallest()}), or take a smaller one.")
         optimizer.zero_grad(set_to_none=True)
         scaler.update(scaler.get_scale())  # forgets that this step's gradients may be unscaled already
         if plan.checkpointing:

@@ -13,6 +13,7 @@ from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, Usage
 from tunesmith.hub import download, is_hub_id, parse_hub_id
 from tunesmith.hub.calls import explained
 from tunesmith.hub.download import listed, not_found, repo_of
+from tunesmith.model.quantization import AS_THEY_ARE, WAYS, choices
 from tunesmith.paths import expanded, require_utf8
 from tunesmith.rundir import SEAL_NAME, check_seal, read_seal, require_folder
 from tunesmith.rundir.ordinary import require_ordinary_folder
@@ -100,8 +101,8 @@ def run_of(adapter: Path) -> Path | None:
 
 def require_choices(*, quantization: str | None = None, device: str = "auto") -> None:
     """Raise UsageError for a word that is none of those a command line knows."""
-    if quantization not in (None, "none", "int8", "nf4"):
-        raise UsageError(f"--quantization is {quantization}: none, int8 or nf4")
+    if quantization is not None and quantization not in WAYS:
+        raise UsageError(f"--quantization is {quantization}: {choices()}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise UsageError(f"--device is {device}: auto, cpu, cuda or cuda:N")
 
@@ -205,8 +206,8 @@ def adapter_base(found: AdapterFiles, *, base: str | None, quantization: str | N
     name = base or note.get("base") or config.get("base_model_name_or_path")
     if not name:
         raise IntegrityError(f"{found.folder}: names no base model", "Name it with --base.")
-    kept = quantization or note.get("quantization", "none")
-    if kept not in ("none", "int8", "nf4"):
+    kept = quantization or note.get("quantization", AS_THEY_ARE)
+    if kept not in WAYS:
         raise IntegrityError(f"{found.folder}: names an unknown quantisation, {kept!r}", "Name it with --quantization.")
     return {"base": name, "revision": None if base else note.get("revision", config.get("revision")),
             "quantization": kept, "messages": bool(note.get("messages"))}

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from tunesmith.model.quantization import WAYS, Way
+
 
 def doctor() -> dict[str, Any]:
     """Try what a run needs.
@@ -18,9 +20,10 @@ def doctor() -> dict[str, Any]:
     """
     from tunesmith.verbs.manifest import describe_machine, gpu_names, library_versions
 
+    quantised = [way for way in WAYS.values() if way.quantised]
     checks = [_check("torch computes", _torch, "Reinstall: pip install 'torch>=2.11'"),
-              _check("int8 on CPU (bitsandbytes)", lambda: _quantised("int8", "cpu"), "pip install -U bitsandbytes"),
-              _check("nf4 on CPU (bitsandbytes)", lambda: _quantised("nf4", "cpu"), "pip install -U bitsandbytes"),
+              *(_check(f"{way.name} on CPU (bitsandbytes)", partial(_quantised, way, "cpu"), "pip install -U bitsandbytes")
+                for way in quantised),
               _check("the embedded base", _embedded, "Reinstall tunesmith: its files are not whole.")]
     gpus = []
     for index in range(len(gpu_names())):
@@ -30,10 +33,8 @@ def doctor() -> dict[str, Any]:
         gpus.append({"name": properties.name, "memory_bytes": properties.total_memory,
                      "capability": f"{properties.major}.{properties.minor}",
                      "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False)})
-        checks += [_check(f"int8 on cuda:{index}", partial(_quantised, "int8", f"cuda:{index}"),
-                          "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes"),
-                   _check(f"nf4 on cuda:{index}", partial(_quantised, "nf4", f"cuda:{index}"),
-                          "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes"),
+        checks += [*(_check(f"{way.name} on cuda:{index}", partial(_quantised, way, f"cuda:{index}"),
+                            "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes") for way in quantised),
                    _check(f"fast kernels on cuda:{index}", partial(_kernels, f"cuda:{index}"),
                           "Triton is missing (pip install triton), or this GPU is older than compute capability 8.0; "
                           "the native engine then goes the plain way.")]
@@ -59,24 +60,16 @@ def _torch() -> str:
     return f"{torch.get_num_threads()} threads"
 
 
-def _quantised(kind: str, device: str) -> str:
+def _quantised(way: Way, device: str) -> str:
     """Send a vector through one quantised layer and back; returns the relative error against the exact product."""
     import torch
 
-    from tunesmith.model.hf.quantize import WAYS
-    from tunesmith.model.libraries import import_bitsandbytes
-
-    bitsandbytes = import_bitsandbytes()
-
     torch.manual_seed(0)
     exact = torch.nn.Linear(64, 64, bias=False)
-    if kind == "int8":
-        layer = bitsandbytes.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False, threshold=6.0)
-    else:
-        layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+    layer = way.layer(64, 64)
     layer.load_state_dict(exact.state_dict())
     layer = layer.to(device)
-    WAYS[kind].prepare(layer)
+    way.prepare(layer)
     layer.requires_grad_(False)
     x = torch.randn(4, 64, device=device, requires_grad=True)
     y = layer(x)

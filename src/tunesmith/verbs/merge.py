@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.model.quantization import AS_THEY_ARE
 from tunesmith.paths import expanded
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import require_free
@@ -62,7 +63,7 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
 
     def merged(folder: Path) -> Engine:
         plain = locate_base(str(folder), None)
-        return build_bare(plain, tokenizer, place_base(plain, quantization="none", device=device))
+        return build_bare(plain, tokenizer, place_base(plain, quantization=AS_THEY_ARE, device=device))
 
     result = merge_adapter(files, found.folder, Path(out), quantization=chosen["quantization"], load_live=live,
                            load_merged=merged, rows=rows, prompts=_prompts(rows, files),

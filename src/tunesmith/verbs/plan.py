@@ -9,6 +9,7 @@ from typing import Any
 from tunesmith.model.base_config import refuse_two_ways, require_agreement, require_causal
 from tunesmith.model.families import FAMILIES
 from tunesmith.model.files import locate_config
+from tunesmith.model.quantization import WAYS
 from tunesmith.recipe import load_recipe
 from tunesmith.verbs.decide import count
 
@@ -32,4 +33,4 @@ def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> di
     return {"base": base, "architecture": config["model_type"], "trainable_parameters": trainable,
             "all_parameters": everything, "trainable_percent": 100 * trainable / everything,
             "adapter_bytes": 4 * trainable, "quantization": chosen.model.quantization, "notes": list(counts.notes),
-            "quantised_percent": 0.0 if chosen.model.quantization == "none" else 100 * counts.linear / total}
+            "quantised_percent": 100 * counts.linear / total if WAYS[chosen.model.quantization].quantised else 0.0}

@@ -14,6 +14,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import DiskError, IntegrityError, Interrupted, RecipeError, TunesmithError, UsageError
+from tunesmith.model.quantization import AS_THEY_ARE, WAYS
 from tunesmith.paths import require_utf8
 from tunesmith.planning import micro_batch_limits
 from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe
@@ -318,9 +319,9 @@ def _show_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, 
     own = own_quantization(prepared.base.config)
     if own in DEQUANTIZED:
         show.note(f"The checkpoint is kept in {own}; its weights were turned back to {placement.dtype_name}.")
-    if placement.quantization != "none" and not kept.get(placement.quantization):
+    if WAYS[placement.quantization].quantised and not kept.get(placement.quantization):
         show.note(f"Nothing of this base is kept in {placement.quantization}: its layers are of kinds that bitsandbytes "
-                  "does not replace. It takes up as much memory as with model.quantization: none.")
+                  f"does not replace. It takes up as much memory as with model.quantization: {AS_THEY_ARE}.")
     if recipe.train.warmup_steps >= steps:
         show.note(f"train.warmup_steps is {recipe.train.warmup_steps}, the run has {steps}: "
                   "the learning rate never reaches its peak.")

@@ -20,6 +20,7 @@ from tunesmith.model.hf.dropout import draw_by_sample, dropout_of_base
 from tunesmith.model.hf.padded import IGNORED, collate, padded_keys
 from tunesmith.model.kept import kept_values
 from tunesmith.model.memory import in_parts
+from tunesmith.model.quantization import smallest
 
 #: Prompts answered at once; more only pads more.
 _GENERATE_ROWS = 32
@@ -136,7 +137,7 @@ class HfEngine:
 
         def too_large(prompt: int) -> OutOfMemory:
             return OutOfMemory(f"answering a prompt of {len(prompts[prompt])} tokens does not fit in memory",
-                               "Lower judge.max_new_tokens, or quantise the base (nf4).")
+                               f"Lower judge.max_new_tokens, or quantise the base ({smallest()}).")
 
         parts = [order[start:start + _GENERATE_ROWS] for start in range(0, len(order), _GENERATE_ROWS)]
         for part, found in in_parts(parts, lambda part: self._generate([prompts[i] for i in part], config), too_large):

@@ -19,9 +19,9 @@ from tunesmith.model.base_config import (
     require_possible_depth,
 )
 from tunesmith.model.files import BaseFiles
-from tunesmith.model.hf.quantize import WAYS
 from tunesmith.model.libraries import quiet_libraries
 from tunesmith.model.placement import Placement
+from tunesmith.model.quantization import WAYS, smallest
 
 
 def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
@@ -35,7 +35,7 @@ def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
     require_possible_depth(base.config, base.name)
     require_agreement(base.config, base.name, quantization)
     way = WAYS[quantization]
-    asked = _quantisation_to_ask_for(base, way.config(dtype))
+    asked = _quantisation_to_ask_for(base, way.transformers_config(dtype))
     loads: Any = AutoModelForCausalLM
     try:
         model, info = loads.from_pretrained(
@@ -44,11 +44,11 @@ def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
             **({} if asked is None else {"quantization_config": asked}))
     except torch.OutOfMemoryError:
         raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",
-                          "Quantise it further (model.quantization: nf4) or choose a smaller base.") from None
+                          f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.") from None
     except ValueError as error:
         if "dispatched on the CPU or the disk" in str(error):
             raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on the GPUs here",
-                              "Quantise it further (model.quantization: nf4) or choose a smaller base.") from None
+                              f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.") from None
         if "Unrecognized" in str(error) or "model_type" in str(error) or "trust_remote_code" in str(error):
             raise RecipeError(f"model.base: {base.name}: transformers {transformers.__version__} has no causal language "
                               f"model for its architecture ({base.architecture})",
@@ -98,15 +98,11 @@ def _refuse_left_behind(base: BaseFiles, unexpected: Iterable[Any]) -> None:
 
 def _require_whole_kinds(model: torch.nn.Module, base: BaseFiles) -> None:
     """Raise IntegrityError for a weight in few bits without what turns it back: the file is not kept as its config says."""
+    ways = sorted(WAYS.values(), key=lambda way: not way.quantised)  # what no other way keeps is to be of floats
     for name, module in model.named_modules():
-        kinds = [each.__name__ for each in type(module).__mro__]
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, torch.Tensor):
+        if not isinstance(getattr(module, "weight", None), torch.Tensor):
             continue
-        whole = (getattr(weight, "CB", None) is not None or weight.dtype == torch.int8 if "Linear8bitLt" in kinds else
-                 getattr(weight, "quant_state", None) is not None if "Linear4bit" in kinds else
-                 weight.dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64))
-        if not whole:
+        if next((whole for way in ways if (whole := way.is_whole(module)) is not None), None) is False:
             raise IntegrityError(f"model.base: {base.name}: {name}.weight is not kept as its config.json says",
                                  "Copy or download the base again, or take the model that it was made from.")
 
@@ -118,4 +114,4 @@ def _require_on_gpus(model: torch.nn.Module, base: BaseFiles, quantization: str,
     if device.startswith("cuda") and elsewhere:
         raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on the GPUs here: {len(elsewhere)} of its "
                           f"parts ({elsewhere[0]}, ...) would lie on the CPU or the disk",
-                          "Quantise it further (model.quantization: nf4) or choose a smaller base.")
+                          f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.")

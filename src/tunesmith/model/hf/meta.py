@@ -17,8 +17,8 @@ from tunesmith.model.lora import LoraSettings
 
 @dataclass(frozen=True)
 class MetaCounts:
-    """trainable: the adapter's parameters; all: those and the base's; quantisable: values of the base that int8 and nf4 reach;
-    notes: what is to be said of where the adapter is."""
+    """trainable: the adapter's parameters; all: those and the base's; quantisable: values of the base that quantisation
+    reaches; notes: what is to be said of where the adapter is."""
 
     trainable: int
     all: int

@@ -12,7 +12,7 @@ import torch
 
 from tunesmith.model.native.kernels.formats import FP8_LARGEST
 from tunesmith.model.native.kernels.fp8 import cast_weight, quantise_rows, scaled_product
-from tunesmith.model.native.weights import FrozenWeight, Int8Weight, frozen
+from tunesmith.model.native.weights import FrozenWeight, frozen
 
 #: What the GPU's fp8 products ask of both widths.
 _MULTIPLE = 16
@@ -31,8 +31,8 @@ class Fp8Weight(FrozenWeight):
         super().__init__(exact.outputs, exact.inputs, exact.dtype)
         # Not a submodule: it is one of the layer's already.
         self._exact = [exact]
-        if isinstance(exact, Int8Weight):
-            self.scale = exact.scale
+        if rows := exact.int8_rows():
+            self.scale = rows[1]
         else:
             self.scale = frozen((exact.dense().abs().amax(dim=1).float() / FP8_LARGEST).clamp_min(1e-12))
         self.register_buffer("ones", torch.ones(1, exact.inputs, device=self.scale.device), persistent=False)
@@ -50,8 +50,8 @@ class Fp8Weight(FrozenWeight):
                      a_RI: torch.Tensor | None = None) -> torch.Tensor:
         """dY W + d(x A^T) a, the first in fp8."""
         exact = self._exact[0]
-        if isinstance(exact, Int8Weight):
-            w_IO = cast_weight(exact.q, None, transposed=True)
+        if rows := exact.int8_rows():
+            w_IO = cast_weight(rows[0], None, transposed=True)
         else:
             w_IO = cast_weight(exact.dense(), self.scale, transposed=True)
         dy_q, scale_N1 = quantise_rows(dy_NO.contiguous(), self.scale)

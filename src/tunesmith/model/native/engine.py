@@ -30,6 +30,7 @@ from tunesmith.model.native.linear import matmul_fp32
 from tunesmith.model.native.load import Checkpoint
 from tunesmith.model.native.packed_batch import PackedBatch
 from tunesmith.model.native.recompute import Offload
+from tunesmith.model.quantization import WAYS, smallest
 from tunesmith.rundir.ordinary import read_json_object
 
 #: On a GPU streams are padded to multiples of this many tokens: its matrix units work in tiles of 128.
@@ -46,7 +47,7 @@ def load_decoder(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devi
             return Decoder(architecture, read, config)
     except torch.OutOfMemoryError:
         raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",
-                          "Quantise it further (model.quantization: nf4) or choose a smaller base.") from None
+                          f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.") from None
 
 
 def described(base: BaseFiles) -> tuple[Architecture, Any]:
@@ -173,7 +174,7 @@ class NativeEngine:
 
         def too_large(prompt: int) -> OutOfMemory:
             return OutOfMemory(f"answering a prompt of {len(prompts[prompt])} tokens does not fit in memory",
-                               "Lower judge.max_new_tokens, or quantise the base (nf4).")
+                               f"Lower judge.max_new_tokens, or quantise the base ({smallest()}).")
 
         parts = [order[start:start + _GENERATE_ROWS] for start in range(0, len(order), _GENERATE_ROWS)]
 
@@ -197,7 +198,7 @@ class NativeEngine:
         """The base's values by how they are kept."""
         trainable, everything = self.parameter_counts()
         plain, base = str(self.dtype).removeprefix("torch."), everything - trainable
-        if self.quantization == "none":
+        if not WAYS[self.quantization].quantised:
             return {plain: base}
         quantised = sum(linear.weight.outputs * linear.weight.inputs for linear in self.model.linears())
         return {self.quantization: quantised, plain: base - quantised}

@@ -18,7 +18,7 @@ from tunesmith.model.native.kernels.int8_matmul import (
     round_weight_int8,
     transpose_int8,
 )
-from tunesmith.model.native.weights import FrozenWeight, Int8Weight, frozen
+from tunesmith.model.native.weights import FrozenWeight, frozen
 
 #: Forward passes that `settle` is to wait for.
 CALIBRATION_PASSES = 4
@@ -51,8 +51,8 @@ class Int8Products(FrozenWeight):
         super().__init__(exact.outputs, exact.inputs, exact.dtype)
         # Not a submodule: it is one of the layer's already.
         self._exact = [exact]
-        if isinstance(exact, Int8Weight):
-            self.scale = exact.scale
+        if rows := exact.int8_rows():
+            self.scale = rows[1]
         else:
             self.scale = frozen((exact.dense().abs().amax(dim=1).float() / INT8_LARGEST).clamp_min(1e-12))
         self.passes, self.settled = 0, False
@@ -88,8 +88,8 @@ class Int8Products(FrozenWeight):
 
     def _rounded(self, transposed: bool) -> torch.Tensor:
         exact = self._exact[0]
-        if isinstance(exact, Int8Weight):
-            return transpose_int8(exact.q) if transposed else exact.q
+        if rows := exact.int8_rows():
+            return transpose_int8(rows[0]) if transposed else rows[0]
         return round_weight_int8(exact.dense(), self.scale, transposed=transposed)
 
     def _calibrate(self, x_NI: torch.Tensor) -> None:
