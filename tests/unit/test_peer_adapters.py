@@ -170,10 +170,3 @@ def test_an_adapter_for_another_base_is_refused(quantization: str, tmp_path: Pat
     with pytest.raises(IntegrityError, match="in this base"):
         build_with_adapter(base, load_tokenizer(base), folder, place_base(
             base, quantization=quantization, dtype="float32", device="cpu", adapter=folder))
-
-
-def test_the_table_of_words_is_pefts() -> None:
-    """An adapter is checked, and a merge is refused, by a table of our own: it has to be what the installed peft says."""
-    from tunesmith.model.lora import PLAIN_WORDS
-
-    assert LoraConfig().to_dict() == PLAIN_WORDS

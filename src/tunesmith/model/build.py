@@ -38,7 +38,7 @@ def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, placement
     if placement.engine == "native":
         from tunesmith.model.native import adapter as native_adapter
 
-        if reason := native_adapter.why_not(config):
+        if reason := native_adapter.why_not(config, base.config):
             raise ValueError(f"the placement says native, and {reason}")  # it was made without this adapter
         decoder = _decoder(base, placement)
         settings = native_adapter.settings_of(config)

@@ -6,7 +6,6 @@ peft takes seconds to import, so it is only where it is needed.
 from __future__ import annotations
 
 import enum
-import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,28 +19,13 @@ from safetensors import SafetensorError
 
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.libraries import import_peft
-from tunesmith.model.peft_config import understood
+from tunesmith.model.peft_config import PLAIN, understood
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-#: What PEFT writes into the config of a LoRA adapter that has the settings of a recipe alone.
-_PEFT_CONFIG: dict[str, Any] = {
-    "peft_type": "LORA", "task_type": "CAUSAL_LM", "peft_version": importlib.metadata.version("peft"),
-    "bias": "none", "init_lora_weights": True,
-    "megatron_core": "megatron.core", "qalora_group_size": 16, "alpha_pattern": {}, "rank_pattern": {}, "loftq_config": {},
-    **dict.fromkeys("ensure_weight_tying fan_in_fan_out lora_bias use_dora use_qalora use_rslora".split(), False),
-    **dict.fromkeys("alora_invocation_tokens arrow_config auto_mapping corda_config eva_config exclude_modules kasa_config "
-                    "layer_replication layers_pattern layers_to_transform lora_ga_config megatron_config modules_to_save "
-                    "monteclora_config target_parameters trainable_token_indices use_bdlora velora_config".split()),
-}
-
-
-#: Every word of a LoRA config, with what it is in one that asks for nothing special. Without peft, whose import takes seconds.
-PLAIN_WORDS = {**_PEFT_CONFIG, "r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": None, "task_type": None,
-               "base_model_name_or_path": None, "revision": None, "inference_mode": False}
 
 
 @dataclass(frozen=True)
@@ -85,7 +69,7 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
 def build_config(settings: LoraSettings, targets: str | list[str]) -> LoraConfig:
     """PEFT's own description of the adapter that the recipe asks for."""
     config: LoraConfig = import_peft().LoraConfig(bias="none", task_type="CAUSAL_LM", target_modules=targets,
-                                                  **_recipe_words(settings))
+                                                  **_recipe_settings(settings))
     return config
 
 
@@ -93,10 +77,11 @@ def config_words(settings: LoraSettings) -> dict[str, Any]:
     """The same as `build_config(...).to_dict()`, without peft: its import takes 7 s of a processor on some machines, and
     the steps of a run wait for it even in a thread of its own. A test holds the two together.
     """
-    return _PEFT_CONFIG | _recipe_words(settings) | {"target_modules": sorted(set(settings.target_modules))}
+    return PLAIN | _recipe_settings(settings) | {"task_type": "CAUSAL_LM",
+                                                 "target_modules": sorted(set(settings.target_modules))}
 
 
-def _recipe_words(settings: LoraSettings) -> dict[str, Any]:
+def _recipe_settings(settings: LoraSettings) -> dict[str, Any]:
     alpha = int(settings.alpha) if float(settings.alpha).is_integer() else settings.alpha
     return {"r": settings.r, "lora_alpha": alpha, "lora_dropout": settings.dropout}
 

@@ -1,21 +1,23 @@
-"""The settings of a PEFT LoRA adapter that are understood here, each with what it may be.
+"""The settings of a PEFT LoRA adapter: one table of what each may be, and of who follows it.
 
-PEFT acts on what an adapter's config says: it imports a module that is named there, compiles patterns, repeats layers of the
-base, decomposes its weights. A config may come from anybody, so PEFT sees only what this table knows to be data; everything
-else is refused by name, unless it says nothing (null, false, empty, or PEFT's own default).
+PEFT acts on what an adapter's config says: it imports a module that is named there, compiles patterns, repeats layers
+of the base, decomposes its weights. A config may come from anybody, so PEFT sees only what this table knows to be data;
+everything else is refused by name, unless it says nothing (null, false, empty, or PEFT's own default).
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 
 from tunesmith.errors import IntegrityError
 
@@ -35,57 +37,114 @@ Index = Annotated[int, Field(ge=0, lt=1 << 24)]
 Indices = Annotated[list[Index], Field(max_length=1 << 20)]
 
 
-class PeftConfig(BaseModel):
-    """A LoRA adapter's config as PEFT writes it (https://huggingface.co/docs/peft), as far as it is understood here."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    peft_type: Literal["LORA"]
-    task_type: Literal["CAUSAL_LM"] | None = None
-    peft_version: str | None = None
-    base_model_name_or_path: str | None = None
-    revision: str | None = None
-    inference_mode: bool = False
-    r: Rank
-    lora_alpha: Finite
-    lora_dropout: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
-    target_modules: Name | Names | None = None
-    exclude_modules: Name | Names | None = None
-    layers_to_transform: Annotated[int, Field(ge=0, lt=100_000)] | Indices | None = None
-    layers_pattern: PlainName | PlainNames | None = None
-    rank_pattern: Annotated[dict[Name, Rank], Field(max_length=_MOST_NAMES)] | None = None
-    alpha_pattern: Annotated[dict[Name, Finite], Field(max_length=_MOST_NAMES)] | None = None
-    modules_to_save: PlainNames | None = None
-    target_parameters: Names | None = None
-    trainable_token_indices: Indices | dict[Name, Indices] | None = None
-    alora_invocation_tokens: Indices | None = None
-    fan_in_fan_out: bool = False
-    bias: Literal["none", "all", "lora_only"] = "none"
-    lora_bias: bool = False
-    use_rslora: bool = False
-    use_dora: bool = False
-    ensure_weight_tying: bool = False
-    init_lora_weights: bool | str | None = True
-    eva_config: dict[str, Any] | None = None
-
-    @field_validator("init_lora_weights")
-    @classmethod
-    def _known_start(cls, value: Any) -> Any:
-        """Ways to begin that need no data and no long computation; what was learnt is copied over them, or (pissa, olora)
-        they split the base's weights as in training."""
-        if isinstance(value, str) and not re.fullmatch(r"gaussian|orthogonal|eva|pissa|pissa_niter_[1-9]\d?|olora", value):
-            raise ValueError("true, false, gaussian, orthogonal, eva, pissa, pissa_niter_N (N below 100) or olora")
-        return value
+def _known_start(value: Any) -> Any:
+    """Ways to begin that need no data and no long computation; what was learnt is copied over them, or (pissa, olora)
+    they split the base's weights as in training."""
+    if isinstance(value, str) and not re.fullmatch(r"gaussian|orthogonal|eva|pissa|pissa_niter_[1-9]\d?|olora", value):
+        raise ValueError("true, false, gaussian, orthogonal, eva, pissa, pissa_niter_N (N below 100) or olora")
+    return value
 
 
-#: What says how an adapter began, by data that is not there, and nothing of what it is.
-_OF_THE_START = ("eva_config",)
-#: What a setting that is not understood may be without saying anything. The last two: as PEFT 0.21 writes them by default.
+#: Who follows a setting, whatever it says: the native engine, merging into the base's weights, llama.cpp's adapters.
+NATIVE, MERGE, GGUF = "native", "merge", "gguf"
+ALL, NOT_NATIVE, NONE = frozenset({NATIVE, MERGE, GGUF}), frozenset({MERGE, GGUF}), frozenset[str]()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of adapter_config.json.
+
+    plain: its value in an adapter that asks for nothing special, as PEFT writes it. kind: what it may be for PEFT to see
+    it, as a type of pydantic; None where it may only say nothing. followed_by: who does what it says, whatever that is;
+    others take the adapter only where it says nothing. reason: why a merge cannot follow it.
+    required: a config without it is none. handed_on: whether PEFT sees it. written: whether PEFT 0.21 writes it.
+    """
+
+    plain: Any = None
+    kind: Any = None
+    followed_by: frozenset[str] = NONE
+    reason: str = "what it does to the weights is not known here"
+    required: bool = False
+    handed_on: bool = True
+    written: bool = True
+
+    def says_nothing(self, value: Any) -> bool:
+        """Whether an adapter with this value is as one without it."""
+        return bool(value == self.plain or (not value and not self.plain))
+
+
+#: Every setting that PEFT writes, or wrote, of a LoRA adapter (https://huggingface.co/docs/peft).
+SETTINGS: dict[str, Setting] = {
+    # What it is, and of what.
+    "peft_type": Setting("LORA", Literal["LORA"], ALL, required=True),
+    "task_type": Setting(None, Literal["CAUSAL_LM"] | None, ALL),
+    "peft_version": Setting(importlib.metadata.version("peft"), str | None, ALL),
+    "base_model_name_or_path": Setting(None, str | None, ALL),
+    "revision": Setting(None, str | None, ALL),
+    "inference_mode": Setting(False, bool, ALL),
+    # The update, and where it is.
+    "r": Setting(8, Rank, ALL, required=True),
+    "lora_alpha": Setting(8, Finite, ALL, required=True),
+    "lora_dropout": Setting(0.0, Annotated[Finite, Field(ge=0, lt=1)], ALL),
+    "target_modules": Setting(None, Name | Names | None, ALL),
+    "exclude_modules": Setting(None, Name | Names | None, NOT_NATIVE),
+    "layers_to_transform": Setting(None, Annotated[int, Field(ge=0, lt=100_000)] | Indices | None, NOT_NATIVE),
+    "layers_pattern": Setting(None, PlainName | PlainNames | None, NOT_NATIVE),
+    "rank_pattern": Setting({}, Annotated[dict[Name, Rank], Field(max_length=_MOST_NAMES)] | None, NOT_NATIVE),
+    "alpha_pattern": Setting({}, Annotated[dict[Name, Finite], Field(max_length=_MOST_NAMES)] | None, NOT_NATIVE),
+    "use_rslora": Setting(False, bool, NOT_NATIVE),
+    "fan_in_fan_out": Setting(False, bool, frozenset({MERGE})),
+    # How it began; `changes_base` says for which values more than the adapter was changed.
+    "init_lora_weights": Setting(True, Annotated[bool | str | None, AfterValidator(_known_start)], ALL),
+    # PEFT makes one for init_lora_weights: eva where there is none, and the native engine takes no adapter that has one.
+    "eva_config": Setting(None, dict[str, Any] | None, NOT_NATIVE, handed_on=False),
+    # What more was learnt than B A beside a frozen weight.
+    "modules_to_save": Setting(None, PlainNames | None, frozenset({MERGE})),
+    "ensure_weight_tying": Setting(False, bool, NOT_NATIVE),
+    "bias": Setting("none", Literal["none", "all", "lora_only"], reason="it learnt biases of the base"),
+    "lora_bias": Setting(False, bool, reason="it has biases of its own"),
+    "use_dora": Setting(False, bool, reason="DoRA scales whole columns as well, which W + B A does not say"),
+    "target_parameters": Setting(None, Names | None, reason="it sits on parameters, not on layers"),
+    "trainable_token_indices": Setting(None, Indices | dict[Name, Indices] | None,
+                                       reason="it learnt single tokens of the embedding"),
+    "alora_invocation_tokens": Setting(None, Indices | None,
+                                       reason="it only acts after an invocation, so no fixed weight says the same"),
+    # What PEFT never sees from here: it would import modules, repeat layers, decompose the base's weights.
+    "megatron_core": Setting("megatron.core"),
+    "qalora_group_size": Setting(16),
+    "loftq_config": Setting({}),
+    "use_qalora": Setting(False),
+    "runtime_config": Setting({"ephemeral_gpu_offload": False}, written=False),
+    **dict.fromkeys("arrow_config auto_mapping corda_config kasa_config layer_replication lora_ga_config megatron_config "
+                    "monteclora_config use_bdlora velora_config".split(), Setting()),
+}
+#: Their values in an adapter that asks for nothing special: to the letter what PEFT's `LoraConfig().to_dict()` is.
+PLAIN: dict[str, Any] = {name: setting.plain for name, setting in SETTINGS.items() if setting.written}
+
+#: A config as far as it is understood here. Strict: a number is a number, and what is not named is refused.
+PeftConfig: type[BaseModel] = create_model(
+    "PeftConfig", __config__=ConfigDict(extra="forbid", strict=True),
+    **{name: (setting.kind, ... if setting.required else setting.plain)
+       for name, setting in SETTINGS.items() if setting.kind is not None})  # type: ignore[call-overload]
+
+#: What a setting that is not understood may be without saying anything, and what its own default is.
 _NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
-_DEFAULTS: dict[str, Any] = {"megatron_core": "megatron.core", "qalora_group_size": 16,
-                             "runtime_config": {"ephemeral_gpu_offload": False}}
 #: Settings of other programs, or of older ones, with what to do about them.
 _HINTS = {"enable_lora": "Old adapters of this kind (MergedLinear) have to be saved again with a current peft."}
+
+
+def changes_base(start: Any) -> bool:
+    """Whether an adapter that began so (`init_lora_weights`) began by changing the base's own weights."""
+    return start not in (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+def not_followed(config: Mapping[str, Any], who: str) -> str | None:
+    """The first setting that says something that NATIVE, MERGE or GGUF does not do; None where there is none.
+
+    config: one that is `understood`. How it began is left to `changes_base`.
+    """
+    return next((name for name, value in sorted(config.items()) if name in SETTINGS
+                 and who not in SETTINGS[name].followed_by and not SETTINGS[name].says_nothing(value)), None)
 
 
 def understood(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -93,14 +152,15 @@ def understood(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
     Raises IntegrityError naming every setting that is not understood, or the first that is of a wrong kind.
     """
-    strange = sorted(key for key, value in config.items() if key not in PeftConfig.model_fields
-                     and not any(value is each or (value == each and type(value) is type(each)) for each in _NOTHING)
-                     and not (key in _DEFAULTS and value == _DEFAULTS[key]))
+    fields = PeftConfig.model_fields
+    strange = sorted(key for key, value in config.items() if key not in fields and not any(
+        value is each or (value == each and type(value) is type(each))
+        for each in (*_NOTHING, *([SETTINGS[key].plain] if key in SETTINGS else []))))
     if strange:
         hint = next((_HINTS[key] for key in strange if key in _HINTS),
                     "An adapter is data: what would run code, or is not known here, is not handed on to PEFT.")
         raise IntegrityError(f"{path}: {', '.join(map(_short, strange[:8]))}: not understood here", hint)
-    known = {key: value for key, value in config.items() if key in PeftConfig.model_fields}
+    known = {key: value for key, value in config.items() if key in fields}
     try:
         PeftConfig.model_validate(known)
     except ValidationError as error:
@@ -108,7 +168,7 @@ def understood(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         key = ".".join(str(each) for each in first["loc"][:1])
         raise IntegrityError(f"{path}: {key} is {_short(known.get(key, 'missing'))}: {first['msg']}",
                              "It was not written by PEFT so.") from None
-    return {key: value for key, value in known.items() if value is not None and key not in _OF_THE_START}
+    return {key: value for key, value in known.items() if value is not None and SETTINGS[key].handed_on}
 
 
 def _short(value: Any) -> str:

@@ -76,7 +76,7 @@ def place_base(base: BaseFiles, *, quantization: str, dtype: str = "auto", devic
         from tunesmith.model.lora import lora_config_of
         from tunesmith.model.native.adapter import why_not
 
-        unfit = why_not(lora_config_of(adapter))
+        unfit = why_not(lora_config_of(adapter), base.config)
     return place(base.config, base.name, quantization=quantization, dtype=dtype, device=device,
                  base_bytes=base.weight_bytes(), engine=engine, matmul=matmul, unfit=unfit)
 

@@ -17,28 +17,11 @@ from tunesmith.errors import IntegrityError, RecipeError, TunesmithError
 from tunesmith.model.base_config import config_object
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.libraries import quiet_libraries
-from tunesmith.model.lora import CONFIG_NAME, PLAIN_WORDS, listing, read_adapter, read_adapter_config
-from tunesmith.model.peft_config import require_bounded
+from tunesmith.model.lora import CONFIG_NAME, listing, read_adapter, read_adapter_config
+from tunesmith.model.peft_config import MERGE, SETTINGS, changes_base, not_followed, require_bounded
 from tunesmith.model.quantization import WAYS
 
 _PREFIX = "base_model.model."
-#: Ways for an adapter to begin that leave the base's weights as they are.
-_HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-#: PEFT's settings that are followed here, that are checked apart, or that say nothing of what the adapter computes.
-_UNDERSTOOD = set(
-    "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules "
-    "exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora modules_to_save init_lora_weights "
-    "layers_to_transform layers_pattern rank_pattern alpha_pattern megatron_config megatron_core loftq_config eva_config "
-    "corda_config lora_ga_config qalora_group_size ensure_weight_tying runtime_config".split())
-_REASONS = {
-    "use_dora": "DoRA scales whole columns as well, which W + B A does not say",
-    "lora_bias": "it has biases of its own",
-    "bias": "it learnt biases of the base",
-    "target_parameters": "it sits on parameters, not on layers",
-    "layer_replication": "it repeats layers of the base",
-    "trainable_token_indices": "it learnt single tokens of the embedding",
-    "alora_invocation_tokens": "it only acts after an invocation, so no fixed weight says the same",
-}
 _NEXT = "Use it unmerged, with PEFT; or let PEFT's own merge_and_unload decide."
 
 
@@ -119,13 +102,13 @@ def _quantised(model: Any, quantization: str | None) -> frozenset[str]:
 
 def read_changes(folder: Path, skeleton: Skeleton) -> Changes:
     """What the adapter in `folder` does to each parameter. Raises IntegrityError listing everything that does not fit."""
-    words = read_adapter_config(folder)
-    _refuse(folder, words)
+    settings = read_adapter_config(folder)
+    _refuse(folder, settings)
     config, state = read_adapter(folder)
-    require_bounded(words, list(skeleton.kinds), folder / CONFIG_NAME)
+    require_bounded(settings, list(skeleton.kinds), folder / CONFIG_NAME)
     found, problems = Changes(), list[str]()
     pairs: dict[str, dict[str, torch.Tensor]] = {}
-    if words.get("ensure_weight_tying") and skeleton.tied:
+    if settings.get("ensure_weight_tying") and skeleton.tied:
         problems.append("ensure_weight_tying on a base whose head is tied: which of the two it learnt is not written down")
     for name, tensor in sorted(state.items()):
         module, part = _split(name)
@@ -150,18 +133,15 @@ def read_changes(folder: Path, skeleton: Skeleton) -> Changes:
     return found
 
 
-def _refuse(folder: Path, words: Mapping[str, Any]) -> None:
-    """Raise IntegrityError for a setting under which merged weights would not be the adapter; unknown ones count as such."""
-    start = words.get("init_lora_weights", True)
-    if start not in _HARMLESS_STARTS:
+def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise IntegrityError for a setting under which merged weights would not be the adapter."""
+    start = config.get("init_lora_weights", True)
+    if changes_base(start):
         raise IntegrityError(f"{folder}: init_lora_weights is {start!r}: training began by changing the base's weights, "
                              "and the adapter does not say how", "Convert it to a plain LoRA first (PEFT: "
                              "save_pretrained with path_initial_model_for_weight_conversion).")
-    for key, value in sorted(words.items()):
-        if key in _UNDERSTOOD or value == PLAIN_WORDS.get(key) or (not value and not PLAIN_WORDS.get(key)):
-            continue
-        reason = _REASONS.get(key, "what it does to the weights is not known here")
-        raise IntegrityError(f"{folder}: cannot be merged: {key} is {value!r}: {reason}", _NEXT)
+    if key := not_followed(config, MERGE):
+        raise IntegrityError(f"{folder}: cannot be merged: {key} is {config[key]!r}: {SETTINGS[key].reason}", _NEXT)
 
 
 def _split(name: str) -> tuple[str, str]:

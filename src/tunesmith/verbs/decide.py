@@ -66,7 +66,7 @@ def decide(recipe: Recipe, show: Show, *, adapter: Path | None = None) -> Decisi
         from tunesmith.model.lora import lora_config_of
         from tunesmith.model.native.adapter import why_not
 
-        unfit = why_not(lora_config_of(adapter))
+        unfit = why_not(lora_config_of(adapter), config)
     total = counts.all - counts.trainable
     placement = place(config, model.base, quantization=model.quantization, dtype=model.dtype, device=model.device,
                       base_bytes=2 * total, engine=recipe.train.engine, matmul=matmul, unfit=unfit)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tunesmith.model.families import peft_targets
+from tunesmith.model.families import describe, peft_targets, why_not_native
 from tunesmith.model.lora import LoraSettings, initialise, resolve_targets
 from tunesmith.model.native.decoder import Decoder
 from tunesmith.model.native.linear import Adapter, Adapters
+from tunesmith.model.peft_config import NATIVE, SETTINGS, changes_base
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 #: Up to this many linear modules PEFT writes each one's full name for `all-linear`, as of 0.21.
 _FULL_NAMES = 20
-#: PEFT's settings that are followed here, or that say nothing of what the adapter computes.
-_UNDERSTOOD = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
-               "inference_mode", "r", "target_modules", "lora_alpha", "lora_dropout", "init_lora_weights", "megatron_core"}
-#: Ways for an adapter to begin that leave the base's weights as they are.
-_HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-#: The modules of the families that can carry an adapter.
-_PARTS = {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
-          "up_proj", "down_proj"}
 
 
 def attach(model: Decoder, settings: LoraSettings, architecture: str, seed: int) -> LoraSettings:
@@ -94,19 +87,27 @@ def refresh(model: Decoder) -> None:
     torch._foreach_copy_([lora.b_OR[outputs, ranks] for lora, _, ranks, outputs in found], scaled)
 
 
-def why_not(config: LoraConfig) -> str | None:
-    """Why this adapter does not run on the native engine; None when it does. What is not known is not taken."""
+def why_not(config: LoraConfig, base: Mapping[str, Any]) -> str | None:
+    """Why this adapter on this base (its config.json) does not run on the native engine; None when it does.
+
+    What is not known is not taken.
+    """
     from peft import LoraConfig
 
+    if reason := why_not_native(base):
+        return reason
     plain = LoraConfig()
     for each in dataclasses.fields(config):
-        value = getattr(config, each.name)
-        if each.name in _UNDERSTOOD or value == getattr(plain, each.name):
-            continue
-        return f"the adapter sets {each.name}"
-    if config.init_lora_weights not in _HARMLESS_STARTS:
+        setting, value = SETTINGS.get(each.name), getattr(config, each.name)
+        if (setting is None or NATIVE not in setting.followed_by) and value != getattr(plain, each.name):
+            return f"the adapter sets {each.name}"
+    if changes_base(config.init_lora_weights):
         return f"the adapter's init_lora_weights, {config.init_lora_weights!r}, changes the base"
     if isinstance(config.target_modules, str):
         return "the adapter names its modules by a pattern"
-    strange = [name for name in config.target_modules or [] if name.rpartition(".")[2] not in _PARTS]
+    architecture = describe(base)
+    names = architecture.module_names() if architecture else []
+    # As PEFT does: a target is a module's whole name, or the end of it from a dot on.
+    endings = {name.split(".", parts)[-1] for name in names for parts in range(name.count(".") + 1)}
+    strange = [name for name in config.target_modules or [] if name not in endings]
     return f"the adapter sits on {strange[0]}" if strange else None

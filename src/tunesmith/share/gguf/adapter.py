@@ -21,12 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
-#: Settings of PEFT that make an adapter more, or other, than B A beside a frozen base.
-_OTHER = ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "modules_to_save", "trainable_token_indices",
-          "layer_replication", "alora_invocation_tokens", "target_parameters", "arrow_config", "velora_config", "kasa_config",
-          "monteclora_config")
-#: Ways to begin that change the base itself, so that the adapter alone does not say what was trained.
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def write_adapter_gguf(adapter: Path, base: BaseFiles, out: Path, *, outtype: str = "f32") -> dict[str, Any]:
@@ -74,11 +68,10 @@ def _as_read(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 def _check_config(adapter: Path, config: dict[str, Any]) -> None:
     """Raises RecipeError for a setting that llama.cpp's LoRA has no place for."""
-    found = next((key for key in _OTHER if config.get(key)), None)
-    start = config.get("init_lora_weights")
-    if found is None and config.get("bias", "none") != "none":
-        found = "bias"
-    if found is None and isinstance(start, str) and start.lower().startswith(_CHANGED_BASE):
+    from tunesmith.model.peft_config import GGUF, changes_base, not_followed
+
+    found = not_followed(config, GGUF)
+    if found is None and changes_base(config.get("init_lora_weights")):
         found = "init_lora_weights"
     if found is not None:
         raise RecipeError(f"{adapter}: cannot be written as a GGUF adapter: its {found} is {config[found]!r}",
