@@ -428,8 +428,8 @@ def llm_int8(x: Tensor, weight: QuantisedWeight, bias: Tensor | None) -> Tensor:
     outlier = (x.abs() > THRESHOLD).any(0)
     rest = x.double().masked_fill(outlier, 0)
     scale = rest.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
-    y = ((rest / scale).round() @ weight.q.double().T * scale * weight.scale.double()).to(x.dtype)
-    w = (weight.q.double() * weight.scale.double()[:, None]).to(x.dtype)
+    y = ((rest / scale).round() @ weight.parts["q"].double().T * scale * weight.parts["scale"].double()).to(x.dtype)
+    w = (weight.parts["q"].double() * weight.parts["scale"].double()[:, None]).to(x.dtype)
     y = y.addmm(x[:, outlier], w[:, outlier].T)  # with whatever roundings the device's product has
     return y if bias is None else y + bias
 
@@ -446,7 +446,7 @@ def test_no_worse_than_llm_int8_on_planted_columns(dtype: torch.dtype, biased: b
     products = settled(weight, [planted(32, inputs, columns, factors, dtype) for _ in range(CALIBRATION_PASSES)])
     assert set(columns.tolist()) <= set(products.columns.tolist()), seed
     x = planted(64, inputs, columns, factors, dtype)
-    want = x.double() @ (weight.q.double() * weight.scale.double()[:, None]).T + (0 if bias is None else bias.double())
+    want = x.double() @ (weight.parts["q"].double() * weight.parts["scale"].double()[:, None]).T + (0 if bias is None else bias.double())
     ours, theirs = relative(products.project(x, bias), want), relative(llm_int8(x, weight, bias), want)
     assert ours <= 1.1 * theirs, f"{ours} and {theirs}, seed {seed}"
     # What the planted columns hide: the same with their part taken off.

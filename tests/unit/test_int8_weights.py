@@ -59,6 +59,6 @@ def test_a_row_that_fp16_cannot_hold_leaves_the_others_alone(strange: float) -> 
 def test_a_weight_is_its_multiples_and_their_scale() -> None:
     weight_OI = torch.randn(5, 48)
     kept = keep(weight_OI, "int8", torch.float32)
-    assert torch.equal(kept.dense(), kept.q * kept.scale[:, None])
-    assert ((kept.dense() - weight_OI).abs() <= 0.57 * kept.scale[:, None]).all()
-    assert torch.equal(keep(weight_OI.T.contiguous().T, "int8", torch.float32).q, kept.q)
+    assert torch.equal(kept.dense(), kept.parts["q"] * kept.parts["scale"][:, None])
+    assert ((kept.dense() - weight_OI).abs() <= 0.57 * kept.parts["scale"][:, None]).all()
+    assert torch.equal(keep(weight_OI.T.contiguous().T, "int8", torch.float32).parts["q"], kept.parts["q"])

@@ -63,9 +63,10 @@ class Changes:
 
 
 def read_skeleton(base: BaseFiles, quantization: str | None) -> Skeleton:
-    """Build the base on torch's meta device, and ask transformers itself what it would quantise.
+    """Build the base on torch's meta device. quantization: whose modules are to be named; None for none.
 
-    Raises RecipeError for an architecture that it does not know, IntegrityError for a base that is quantised already.
+    Raises RecipeError for an architecture that transformers does not know, IntegrityError for a base that is quantised
+    already.
     """
     if base.config.get("quantization_config"):
         raise IntegrityError(f"{base.name}: its files are quantised already, so an adapter cannot be merged into them",
@@ -85,19 +86,8 @@ def read_skeleton(base: BaseFiles, quantization: str | None) -> Skeleton:
     classes = {torch.nn.Linear: "linear", Conv1D: "conv1d", torch.nn.Embedding: "embedding"}
     kinds = {name: kind for name, module in model.named_modules() for of, kind in classes.items() if isinstance(module, of)}
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
-    return Skeleton(shapes, kinds, _quantised(model, quantization), dict(model.all_tied_weights_keys),
-                    f"{model.base_model_prefix}.")
-
-
-def _quantised(model: Any, quantization: str | None) -> frozenset[str]:
-    """The modules that loading in `quantization` would keep in fewer bits; the model is changed by asking."""
-    if quantization is None:
-        return frozenset()
-    from transformers.quantizers.auto import AutoHfQuantizer
-
-    quantiser = AutoHfQuantizer.from_config(WAYS[quantization].transformers_config(torch.float32), pre_quantized=False)
-    quantiser.preprocess_model(model=model, device_map={"": "cpu"}, dtype=torch.float32)
-    return frozenset(name for name, module in model.named_modules() if hasattr(module, "source_cls"))
+    quantised = frozenset[str]() if quantization is None else WAYS[quantization].reaches(model)
+    return Skeleton(shapes, kinds, quantised, dict(model.all_tied_weights_keys), f"{model.base_model_prefix}.")
 
 
 def read_changes(folder: Path, skeleton: Skeleton) -> Changes:

@@ -109,19 +109,19 @@ class DenseWeight(FrozenWeight):
 class QuantisedWeight(FrozenWeight):
     """Kept as `quantization` says: the tensors that a way made of a weight, which it turns back.
 
-    parts: by the way's names for them, under which they are parameters here.
+    parts: by the way's names for them.
     """
 
     def __init__(self, way: Way, parts: Parts, outputs: int, inputs: int, dtype: torch.dtype) -> None:
         super().__init__(outputs, inputs, dtype)
-        self.way = way
+        self.way, self._names = way, tuple(parts)
         for name, tensor in parts.items():
-            self.register_parameter(name, frozen(tensor))
+            self.register_parameter(f"part_{name}", frozen(tensor))
 
     @property
     def parts(self) -> Parts:
         """By the way's names."""
-        return cast("Parts", self._parameters)
+        return cast("Parts", {name: self._parameters[f"part_{name}"] for name in self._names})
 
     def fill(self, out_OI: torch.Tensor) -> None:
         """As the way turns it back."""

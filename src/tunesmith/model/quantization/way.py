@@ -58,6 +58,21 @@ class Way:
     def prepare(self, model: torch.nn.Module) -> None:
         """Mend what transformers loaded, before it is used."""
 
+    def reaches(self, model: torch.nn.Module) -> frozenset[str]:
+        """The modules of a model without weights (on torch's meta device) that loading would keep this way.
+
+        Transformers' own quantiser is asked, where there is one; the model is changed by asking.
+        """
+        import torch
+        from transformers.quantizers.auto import AutoHfQuantizer
+
+        config = self.transformers_config(torch.float32)
+        if config is None:
+            return frozenset()
+        quantiser = AutoHfQuantizer.from_config(config, pre_quantized=False)
+        quantiser.preprocess_model(model=model, device_map={"": "cpu"}, dtype=torch.float32)
+        return frozenset(name for name, module in model.named_modules() if hasattr(module, "source_cls"))
+
     def is_whole(self, layer: torch.nn.Module) -> bool | None:
         """Whether a layer has all that turns its weight back to floats; None for a layer that is not kept this way."""
         return None
