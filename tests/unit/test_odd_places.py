@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli.common import _expected, use_threads
+from tunesmith.cli.common import _expected
+from tunesmith.cli.process import use_threads
 from tunesmith.errors import Interrupted, TunesmithError
 from tunesmith.rundir import Checkpoints, MetricsLog, RunFolder, verify_path, write_atomically
 from tunesmith.rundir.files import explained_os_error
@@ -173,7 +174,7 @@ def test_no_home_and_no_name(tmp_path: Path) -> None:
     """A container's user without an entry in passwd."""
     if os.getuid() != 0:
         pytest.skip("only root can become someone else")
-    code = ("import os, sys\nos.setuid(54321)\nos.environ.pop('HOME', None)\nimport tunesmith.cli.common as c\nc._have_a_home()\n"
+    code = ("import os, sys\nos.setuid(54321)\nos.environ.pop('HOME', None)\nimport tunesmith.cli.process as c\nc.have_a_home()\n"
             "from pathlib import Path\nPath.home()\nassert os.stat(os.environ['HOME']).st_mode & 0o77 == 0\nfrom tunesmith.paths import expanded\n"
             "print(expanded('~/x'))\n")
     source = str(Path(__file__).resolve().parents[2] / "src")

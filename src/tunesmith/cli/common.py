@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from tunesmith.cli.facts import run_facts
+from tunesmith.cli.process import have_a_home, hide_hub_progress, take_any_text
 from tunesmith.errors import EnvironmentFault, Interrupted, OutOfMemory, TunesmithError
 from tunesmith.interrupts import outside_imports
 from tunesmith.model.quantization import smallest
@@ -148,11 +148,11 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
     An expected failure ends with its own code and no traceback; anything else is a bug of ours and shows one.
     raw: what `tell` gives is an answer, see `_out`.
     """
-    _take_any_text()
-    _have_a_home()
+    take_any_text()
+    have_a_home()
     terminal, interrupt = Terminal(quiet), _Interrupt()
     if quiet or sys.stderr is None or not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the Hub client's own
+        hide_hub_progress()
     try:
         result = call(terminal)
         terminal.close()
@@ -168,25 +168,6 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
     except Exception as error:  # the last resort of the command line
         _fail(terminal, interrupt.error if interrupt.came else _expected(error) or _bug(terminal, error), as_json)
     raise typer.Exit(exit_code(result))
-
-
-def _have_a_home() -> None:
-    """Libraries ask for the user's home as they are imported, and fail where a container's user has none: it gets one."""
-    if os.path.expanduser("~") == "~" and hasattr(os, "getuid"):
-        import tempfile
-
-        home = os.path.join(tempfile.gettempdir(), f"tunesmith-home-{os.getuid()}")
-        with contextlib.suppress(OSError):
-            os.makedirs(home, mode=0o700, exist_ok=True)
-            if os.stat(home).st_uid == os.getuid():  # not one that someone else laid there
-                os.environ["HOME"] = home
-
-
-def _take_any_text() -> None:
-    """Text that the terminal's encoding does not have is written as an escape, rather than failing at the end of a run."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _json(value: dict[str, Any]) -> str:
@@ -279,15 +260,6 @@ def _bug(terminal: Terminal, error: Exception) -> NoReturn:
     print("\nThis is a bug of tunesmith. Please report it with the lines above and the output of `tunesmith doctor`.",
           file=sys.stderr)
     raise typer.Exit(1) from None
-
-
-def use_threads(threads: int | None) -> None:
-    """Compute with so many threads. Before torch is imported where that can be: it then starts no more."""
-    if threads is None:
-        return
-    os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
 
 
 def program() -> str:

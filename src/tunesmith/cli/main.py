@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from typing import Annotated
 
 import typer
 
 from tunesmith.cli import demo, doctor, evaluate, export, generate, init, merge, plan, pull, push, train, verify
+from tunesmith.cli.process import open_standard_streams
 
 app = typer.Typer(
     name="tunesmith", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -37,7 +37,7 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_print_ver
 
 def main() -> None:
     """The console script."""
-    _open_standard_streams()
+    open_standard_streams()
     try:
         app()
     except OSError as error:  # of a help text; results are printed elsewhere
@@ -45,18 +45,6 @@ def main() -> None:
             print(f"the output: {error.strerror}", file=sys.stderr)
             raise SystemExit(7) from None
         raise SystemExit(0) from None
-
-
-def _open_standard_streams() -> None:
-    """Whoever started us may have closed them; the next file that is opened would be taken for them."""
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.dup(descriptor), "w", encoding="utf-8", errors="backslashreplace"))
 
 
 if __name__ == "__main__":

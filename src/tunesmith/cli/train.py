@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli.common import Json, Quiet, RecipePath, Set, Threads, run_verb, use_threads
+from tunesmith.cli.common import Json, Quiet, RecipePath, Set, Threads, run_verb
+from tunesmith.cli.process import use_threads
 from tunesmith.cli.words import train_text
 
 
