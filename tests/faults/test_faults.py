@@ -34,7 +34,7 @@ def kill_runs(folder: Path, points: int, quantization: str, seed: int) -> None:
 
 
 def test_killed_runs_come_back_bit_identical(tmp_path: Path) -> None:
-    kill_runs(tmp_path, 12, random.choice(["none", "int8"]), random.randrange(10**6))
+    kill_runs(tmp_path, 6, random.choice(["none", "int8"]), random.randrange(10**6))
 
 
 @pytest.mark.slow

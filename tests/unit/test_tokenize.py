@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,11 @@ def test_the_quotes_recipe_fits_the_quotes(assets: Path) -> None:
     assert max(json.loads((assets / "quotes_lengths.json").read_text())) < chosen.max_length
 
 
-@settings(max_examples=20)
+@functools.cache
+def encoder_of(tokenizer: Any, loss_on: str, append_eos: bool) -> Encoder:
+    return Encoder(tokenizer, rules(loss_on, append_eos, max_length=9))
+
+
 @given(texts=st.lists(st.tuples(st.sampled_from(["", "a", "the ", "the cat ->: "]) | st.text(max_size=12), st.text(max_size=12)),
                       max_size=9),
        chats=st.integers(0, 3), loss_on=st.sampled_from(["all", "completion"]), append_eos=st.booleans(), at_once=st.integers(1, 5))
@@ -84,12 +89,11 @@ def test_many_at_once_are_the_same_as_one_by_one(chat_tokenizer: Any, texts: lis
                                                  append_eos: bool, at_once: int) -> None:
     turns = (("user", "hi"), ("assistant", "yo"))
     examples = [Example(*pair, None, f"line {i}") for i, pair in enumerate(texts)] + [Example("", "", turns, "c")] * chats
-    chosen = rules(loss_on, append_eos, max_length=9)
-    encoder = Encoder(chat_tokenizer, chosen)
+    encoder = encoder_of(chat_tokenizer, loss_on, append_eos)
     one_by_one = [encoder.encode(example) for example in examples]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenize, "_AT_ONCE", at_once)
-        assert list(Encoder(chat_tokenizer, chosen).encode_all(examples)) == one_by_one
+        assert list(encoder.encode_all(examples)) == one_by_one
 
 
 def test_the_first_bad_row_is_the_one_that_is_named(chat_tokenizer: Any) -> None:
