@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
+import copyreg
+from enum import Enum
+from typing import Any, Self
+
+
+class Kind(Enum):
+    """What callers tell apart. They ask for the kind of an error, never for the wording of its message."""
+
+    NO_SUCH_REPOSITORY = "the Hub shows no such repository"
+    NO_SUCH_REVISION = "the Hub has no such revision, or a revision stands where none can"
+    UNREACHABLE = "the Hub cannot be reached, does not answer, or asks to come again later"
+    OFFLINE = "the user asked for no network"
+    DISK_FULL = "there is no space left, or no more may be taken"
+
 
 class TunesmithError(Exception):
     """An expected failure. The command line prints `message` and `hint`, never a traceback.
 
-    message: what is wrong, and where (file, line, key, row).
-    hint: what to do next; empty when the message says it all.
+    problem: what is wrong, and where (file, line, row).
+    hint: what to do next; empty when the problem says it all.
+    setting: the key of the recipe, or the option, that it is about, such as `model.base`; it begins the message.
+    kind: what callers tell apart; None for an error that nobody does anything about.
     """
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+    def __init__(self, problem: str, hint: str = "", *, setting: str = "", kind: Kind | None = None) -> None:
+        self.problem, self.hint, self.setting, self.kind = problem, hint, setting, kind
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """What is wrong, and where: the setting, then the problem."""
+        return f"{self.setting}: {self.problem}" if self.setting else self.problem
 
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which would call the class with the message alone."""
+        newobj: Any = copyreg.__newobj__  # type: ignore[attr-defined]  # typeshed lacks it
+        return newobj, (type(self), *self.args), self.__dict__
+
+    def reword(self, problem: str | None = None, *, hint: str | None = None,
+               setting: str | None = None) -> Self:
+        """This same error, changed in place, in the words of a caller who knows more; class, exit code and kind stay."""
+        self.problem = self.problem if problem is None else problem
+        self.hint = self.hint if hint is None else hint
+        self.setting = self.setting if setting is None else setting
+        self.args = (self.message,)
+        return self
+
+    def at(self, place: str) -> Self:
+        """This same error, changed in place, with a file, a folder or the like before its message."""
+        return self.reword(f"{place}: {self.message}", setting="")
 
 
 class UsageError(TunesmithError):
@@ -78,7 +116,7 @@ class DivergedError(TunesmithError):
 class Interrupted(TunesmithError):
     """A signal stopped the run; what could be saved was saved. Exit code 128 + the signal's number."""
 
-    def __init__(self, signal_number: int, message: str, hint: str = "") -> None:
-        super().__init__(message, hint)
+    def __init__(self, signal_number: int, problem: str, hint: str = "") -> None:
+        super().__init__(problem, hint)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number

@@ -82,3 +82,22 @@ def test_the_command_line_has_it() -> None:
 
     told = CliRunner().invoke(app, ["evaluate", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
     assert all(option in told for option in ("--base", "--quantization", "--device"))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_a_recipe_calls_its_revision_is_not_advised_to_a_command_without_one(named: bool, tmp_path: Path) -> None:
+    """A base is found by `--base`, or by what the adapter names; neither command knows model.revision."""
+    from tunesmith.errors import OutOfMemory
+    from tunesmith.model.files import locate_base
+    from tunesmith.verbs.adapters import base_option
+
+    with pytest.raises(RecipeError) as error, base_option(tmp_path, named=named):
+        locate_base("maker/base@main", None)
+    assert "revision" not in error.value.hint or named
+    assert "model." not in str(error.value)
+    assert "--base" in str(error.value)
+    with pytest.raises(OutOfMemory) as full, base_option(tmp_path, named=named):
+        raise OutOfMemory("x does not fit", "Take a smaller one.", setting="model.base")
+    assert full.value.hint == "Take a smaller one.", "another place of the same base is as large"
+    with pytest.raises(IntegrityError, match="^model.base: in a file$"), base_option(tmp_path, named=named):
+        raise IntegrityError("model.base: in a file")

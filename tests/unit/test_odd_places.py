@@ -19,8 +19,8 @@ import pytest
 from tunesmith.cli.common import _expected
 from tunesmith.cli.process import use_threads
 from tunesmith.errors import Interrupted, TunesmithError
+from tunesmith.os_errors import explained_os_error
 from tunesmith.rundir import Checkpoints, MetricsLog, RunFolder, verify_path, write_atomically
-from tunesmith.rundir.files import explained_os_error
 from tunesmith.training.signals import StopSignal
 from tunesmith.training.state import read_state
 

@@ -21,7 +21,7 @@ from tunesmith.cli.process import have_a_home, hide_hub_progress, take_any_text
 from tunesmith.errors import EnvironmentFault, Interrupted, OutOfMemory, TunesmithError
 from tunesmith.interrupts import outside_imports
 from tunesmith.model.quantization import smallest
-from tunesmith.rundir.files import explained_os_error
+from tunesmith.os_errors import explained_os_error
 from tunesmith.visible import json_visible, on_one_line, visible
 
 if TYPE_CHECKING:

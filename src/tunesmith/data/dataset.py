@@ -79,7 +79,8 @@ def read_text(settings: DataSettings, tell: Tell = quiet) -> TextSet:
     seen = {example.content_hash for example in validation}
     train = [example for example in every if example.content_hash not in seen]
     if not train:
-        raise DataError("data.source: every row also stands in data.validation, so none is left to learn from")
+        raise DataError("every row also stands in data.validation, so none is left to learn from",
+                        setting="data.source")
     return TextSet(train, validation, len(every) - len(train))
 
 
@@ -94,11 +95,11 @@ def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules, *, training: bool
     train = _encode_all(text.train, encoder, counts) if training else []
     validation = _encode_all(text.validation, encoder, counts)
     if training and not train:
-        raise DataError(f"data.max_length: all {len(text.train)} rows are longer than {rules.max_length} tokens",
-                        "Raise data.max_length, or set data.overlong to truncate.")
+        raise DataError(f"all {len(text.train)} rows are longer than {rules.max_length} tokens",
+                        "Raise data.max_length, or set data.overlong to truncate.", setting="data.max_length")
     if text.validation and not validation:
-        raise DataError(f"data.max_length: all {len(text.validation)} held-out rows exceed {rules.max_length} tokens",
-                        "Raise data.max_length, or set data.overlong to truncate.")
+        raise DataError(f"all {len(text.validation)} held-out rows exceed {rules.max_length} tokens",
+                        "Raise data.max_length, or set data.overlong to truncate.", setting="data.max_length")
     counts |= {"train": len(train), "validation": len(validation), "tokens": sum(len(row.ids) for row in train)}
     return Dataset(train, validation, counts)
 

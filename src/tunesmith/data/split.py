@@ -29,6 +29,7 @@ def hold_out(examples: list[Example], amount: float | int) -> tuple[list[Example
         total += sizes[content_hash]
     train = [e for e in examples if e.content_hash not in chosen]
     if not train:
-        raise DataError(f"data.validation: {amount} of {len(examples)} rows held out leaves none to learn from",
-                        "Hold out fewer, or set data.validation to a source of its own.")
+        raise DataError(f"{amount} of {len(examples)} rows held out leaves none to learn from",
+                        "Hold out fewer, or set data.validation to a source of its own.",
+                        setting="data.validation")
     return train, [e for e in examples if e.content_hash in chosen]

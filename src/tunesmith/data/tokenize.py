@@ -62,8 +62,9 @@ class Encoder:
         self._renderer = TemplateRenderer(tokenizer)
         self.eos: int | None = tokenizer.eos_token_id
         if rules.append_eos and self.eos is None:
-            raise RecipeError("data.append_eos: this base's tokenizer has no end token",
-                              "Set data.append_eos to false; its answers will then not end by themselves.")
+            raise RecipeError("this base's tokenizer has no end token",
+                              "Set data.append_eos to false; its answers will then not end by themselves.",
+                              setting="data.append_eos")
         plain, special = self._plain("a"), list(tokenizer("a")["input_ids"])
         starts = [i for i in range(len(special)) if special[i:i + len(plain)] == plain]
         self.beginning: list[int] = special[:starts[0]] if starts else []
@@ -136,8 +137,9 @@ class Encoder:
 
     def _chat(self, example: Example) -> tuple[TokenRow, bool]:
         if not getattr(self.tokenizer, "chat_template", None):
-            raise RecipeError("data.messages: this base's tokenizer has no chat template",
-                              "Use a chat model as model.base, or data.prompt and data.completion.")
+            raise RecipeError("this base's tokenizer has no chat template",
+                              "Use a chat model as model.base, or data.prompt and data.completion.",
+                              setting="data.messages")
         turns = [{"role": role, "content": text} for role, text in example.messages or ()]
         answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
         if not answers:

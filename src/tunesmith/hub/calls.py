@@ -6,7 +6,6 @@ six times over without a word to the user. So all waiting is done here, where it
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -15,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from tunesmith.errors import DiskError, NetworkError, TunesmithError, UsageError
+from tunesmith.errors import EnvironmentFault, Kind, NetworkError, TunesmithError, UsageError
+from tunesmith.os_errors import explained_os_error
 
 Found = TypeVar("Found")
 #: Receives a line that the user should see.
@@ -30,6 +30,8 @@ SILENCE_S = 60.0
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 #: Of these, those that the client itself would ask again for.
 _BUSY = {429, 500, 502, 503, 504}
+#: Of the classes of Python and of the client's HTTP library, those that say that a connection failed.
+_OF_CONNECTIONS = {"TransportError", "ConnectionError", "TimeoutError", "TimeoutException", "ProtocolError"}
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}")
 
 
@@ -202,12 +204,19 @@ def status(error: BaseException | None) -> int | None:
 
 def reason(error: Exception) -> str:
     """Why a call failed, in a line that holds no token."""
-    found = status(error)
-    if found is not None and (found in _PASSING or found >= 500):
-        return f"the Hub answers {found}"
-    if not_reached(error) or "LocalEntryNotFoundError" in _kinds(error):
+    if _passes(error):
+        if (found := status(error)) is not None:
+            return f"the Hub answers {found}"
         return "the Hub cannot be reached" if not _timed_out(error) else "the Hub does not answer"
     return redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the Hub could not be reached, did not answer, or answered that it cannot for now."""
+    found = status(error)
+    if found is not None and (found in _PASSING or found >= 500):
+        return True
+    return not_reached(error) or "LocalEntryNotFoundError" in _kinds(error)
 
 
 def redacted(text: str) -> str:
@@ -230,7 +239,23 @@ def _kinds(error: BaseException) -> set[str]:
 
 def not_reached(error: BaseException) -> bool:
     """Whether the connection failed, rather than the Hub answering no."""
-    return bool(_kinds(error) & {"TransportError", "ConnectionError", "TimeoutError", "TimeoutException", "ProtocolError"})
+    return bool(_kinds(error) & _OF_CONNECTIONS)
+
+
+def _on_disk(error: BaseException) -> OSError | None:
+    """The failed operation on a file behind an error; None where there is none, or it is a connection that failed."""
+    for each in _chain(error):
+        if {kind.__name__ for kind in type(each).__mro__} & _OF_CONNECTIONS:
+            return None
+        if isinstance(each, OSError) and each.errno is not None:
+            return each
+    return None
+
+
+def _cache() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.HF_HUB_CACHE)
 
 
 def _timed_out(error: BaseException) -> bool:
@@ -259,8 +284,7 @@ def _garbled(error: BaseException) -> bool:
     """Whether an answer came that the client could make nothing of: cut short, no JSON, without what it should hold."""
     if _kinds(error) & {"HFValidationError", "LocalTokenNotFoundError"} or "Invalid metadata" in str(error):
         return False
-    on_disk = isinstance(error, OSError) and error.errno is not None
-    return isinstance(error, OSError | ValueError | KeyError | TypeError | AttributeError) and not on_disk
+    return isinstance(error, OSError | ValueError | KeyError | TypeError | AttributeError) and _on_disk(error) is None
 
 
 def _retry_after_s(error: BaseException) -> float | None:
@@ -283,7 +307,8 @@ def explained(error: Exception, what: str) -> TunesmithError:
     if "HFValidationError" in names:
         return UsageError(f"{what}: not the name of a repository: {reason(error)}", "Write ORG/NAME.")
     if found == 429 and (wait_s := _retry_after_s(error)):
-        return NetworkError(f"{what}: the Hub asks to wait {wait_s:.0f} s", "Run the same command after that.")
+        return NetworkError(f"{what}: the Hub asks to wait {wait_s:.0f} s", "Run the same command after that.",
+                            kind=Kind.UNREACHABLE)
     if "GatedRepoError" in names:
         return NetworkError(f"{what}: the Hub asks you to accept its terms first", "Open its page on the Hub while logged in.")
     if "LocalTokenNotFoundError" in names or (found == 401 and not get_token()):
@@ -293,14 +318,20 @@ def explained(error: Exception, what: str) -> TunesmithError:
     if found == 403:
         return NetworkError(f"{what}: your token may not do this", "It needs the right to write there: see the Hub's settings.")
     if "RevisionNotFoundError" in names:
-        return NetworkError(f"{what}: no such revision on the Hub", "Leave the revision out, or check it.")
+        return NetworkError(f"{what}: no such revision on the Hub", "Leave the revision out, or check it.",
+                            kind=Kind.NO_SUCH_REVISION)
     if found == 404:
         return NetworkError(f"{what}: the Hub shows you no such repository",
-                            "Check the name; a private one needs `hf auth login`.")
+                            "Check the name; a private one needs `hf auth login`.", kind=Kind.NO_SUCH_REPOSITORY)
     if found == 412:
         return NetworkError(f"{what}: someone else changed it meanwhile", "Run the same command again.")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return DiskError(f"{what}: {error.filename or 'the cache'}: {error.strerror}", "HF_HOME says where downloads go.")
+    if (failed := _on_disk(error)) is not None:
+        place = failed.filename or f"the Hub's cache ({_cache()})"
+        found_on_disk = explained_os_error(failed, f"{what}: {place}")
+        return (found_on_disk or EnvironmentFault(f"{what}: {place}: {failed.strerror}")).reword(
+            hint=f"{found_on_disk.hint if found_on_disk else ''} HF_HOME says where downloads go.".strip())
     if offline():
-        return NetworkError(f"{what}: not in the local cache, and HF_HUB_OFFLINE is set", "Unset it, or name a local folder.")
-    return NetworkError(f"{what}: {reason(error)}", "Check the network, then run the same command again.")
+        return NetworkError(f"{what}: not in the local cache, and HF_HUB_OFFLINE is set", "Unset it, or name a local folder.",
+                            kind=Kind.OFFLINE)
+    return NetworkError(f"{what}: {reason(error)}", "Check the network, then run the same command again.",
+                        kind=Kind.UNREACHABLE if _passes(error) else None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.errors import IntegrityError, NetworkError, TunesmithError
+from tunesmith.errors import IntegrityError, Kind, NetworkError
 from tunesmith.hub.calls import ATTEMPTS, Tell, call, explained, offline
 from tunesmith.paths import expanded
 
@@ -157,7 +157,7 @@ def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "
     try:
         return call(repo, ask, tell, explain=explain, attempts=_ATTEMPTS_WITH_CACHE if cached else ATTEMPTS), True
     except NetworkError as error:
-        if cached is None or not re.search("cannot be reached|does not answer|the Hub answers", error.message):
+        if cached is None or error.kind is not Kind.UNREACHABLE:
             raise
         told = f"{error.message}; taking the copy in the cache, commit {cached[:12]}."
         if told not in _TOLD:
@@ -245,8 +245,3 @@ def listed(repo: str, revision: str | None, tell: Tell) -> list[str]:
     from huggingface_hub import HfApi
 
     return list(call(repo, lambda: HfApi().list_repo_files(repo, revision=revision), tell))
-
-
-def not_found(error: TunesmithError) -> bool:
-    """Whether an explained failure says that there is no such repository."""
-    return isinstance(error, NetworkError) and "no such repository" in error.message

@@ -45,13 +45,14 @@ def refuse_two_ways(config: Mapping[str, Any], name: str) -> None:
     """Raise RecipeError where the config itself says that tokens see later ones, or that there is an encoder."""
     kind = config["model_type"]
     if config.get("is_encoder_decoder"):
-        raise RecipeError(f"model.base: {name} ({kind}) is an encoder-decoder, not a causal language model", _NEXT)
+        raise RecipeError(f"{name} ({kind}) is an encoder-decoder, not a causal language model", _NEXT,
+                          setting="model.base")
     if config.get("use_bidirectional_attention"):
-        raise RecipeError(f"model.base: {name} ({kind}) sees later tokens (use_bidirectional_attention), so it is not a causal "
-                          "language model", _NEXT)
+        raise RecipeError(f"{name} ({kind}) sees later tokens (use_bidirectional_attention), so it is not a causal "
+                          "language model", _NEXT, setting="model.base")
     if kind in ("bert-generation", "cpmant") and not config.get("is_decoder"):
-        raise RecipeError(f"model.base: {name} ({kind}) lets tokens see later ones, so it is not a causal language model",
-                          _NEXT)
+        raise RecipeError(f"{name} ({kind}) lets tokens see later ones, so it is not a causal language model",
+                          _NEXT, setting="model.base")
 
 
 def require_causal(config: Mapping[str, Any], name: str) -> None:
@@ -67,13 +68,14 @@ def require_causal(config: Mapping[str, Any], name: str) -> None:
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not two_ways:
         return
     if two_ways:
-        raise RecipeError(f"model.base: {name} ({kind}) is an encoder: every token sees the later ones, so it is not a causal "
-                          "language model", next_step)
+        raise RecipeError(f"{name} ({kind}) is an encoder: every token sees the later ones, so it is not a causal "
+                          "language model", next_step, setting="model.base")
     import transformers
 
-    raise RecipeError(f"model.base: {name}: transformers {transformers.__version__} has no causal language model for its "
+    raise RecipeError(f"{name}: transformers {transformers.__version__} has no causal language model for its "
                       f"architecture ({kind})",
-                      "Code that comes with a model is never run. Choose a base that transformers knows.")
+                      "Code that comes with a model is never run. Choose a base that transformers knows.",
+                      setting="model.base")
 
 
 def require_possible_depth(config: Mapping[str, Any], name: str) -> None:
@@ -117,17 +119,18 @@ def require_agreement(config: Mapping[str, Any], name: str, quantization: str) -
     if own is None or own == quantization:
         return
     if own in WAYS:
-        raise RecipeError(f"model.quantization: {quantization}, but {name} is kept in {own} (bitsandbytes) already",
-                          f"Set model.quantization to {own}, or name the model that it was made from.")
+        raise RecipeError(f"{quantization}, but {name} is kept in {own} (bitsandbytes) already",
+                          f"Set model.quantization to {own}, or name the model that it was made from.",
+                          setting="model.quantization")
     if own in DEQUANTIZED:
         if quantization == AS_THEY_ARE:
             return
-        raise RecipeError(f"model.quantization: {quantization}, but {name} is kept in {own} already",
+        raise RecipeError(f"{quantization}, but {name} is kept in {own} already",
                           f"Set model.quantization to {AS_THEY_ARE} (its weights are then turned back to 16 bits), or "
-                          "name the model that it was made from.")
-    raise RecipeError(f"model.base: {name} is kept in {own}, which is not trained here",
+                          "name the model that it was made from.", setting="model.quantization")
+    raise RecipeError(f"{name} is kept in {own}, which is not trained here",
                       "Name the model that it was made from; model.quantization keeps it in "
-                      f"{choices(way.name for way in WAYS.values() if way.quantised)}.")
+                      f"{choices(way.name for way in WAYS.values() if way.quantised)}.", setting="model.base")
 
 
 #: Ways of keeping weights that transformers turns back to 16 bits while it reads them, with its class for it.
@@ -138,5 +141,5 @@ def require_computable(config: Mapping[str, Any], name: str, quantization: str, 
     """Raise RecipeError for what a library is known to fail at, before it does so in the middle of a run."""
     if reason := WAYS[quantization].fails_on(config, device):
         others = [way.name for way in WAYS.values() if way.fails_on(config, device) is None]
-        raise RecipeError(f"model.quantization: {quantization} fails for {name} on {device}: {reason}",
-                          f"Set model.quantization to {choices(others)}.")
+        raise RecipeError(f"{quantization} fails for {name} on {device}: {reason}",
+                          f"Set model.quantization to {choices(others)}.", setting="model.quantization")

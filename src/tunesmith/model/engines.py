@@ -16,14 +16,14 @@ def choose_engine(wanted: str, config: dict[str, Any], matmul: str = "exact") ->
     """
     reason = "hf is asked for" if wanted == "hf" else why_not_native(config)
     if matmul != "exact" and reason:
-        raise RecipeError(f"train.matmul: {matmul} is done by the native engine alone, and this is not its run: {reason}",
-                          "Set train.matmul to exact.")
+        raise RecipeError(f"{matmul} is done by the native engine alone, and this is not its run: {reason}",
+                          "Set train.matmul to exact.", setting="train.matmul")
     if wanted == "hf":
         return "hf", "asked for"
     if wanted == "native":
         if reason:
-            raise RecipeError(f"train.engine: the native engine does not take this base: {reason}",
-                              "Set train.engine to auto or hf.")
+            raise RecipeError(f"the native engine does not take this base: {reason}",
+                              "Set train.engine to auto or hf.", setting="train.engine")
         return "native", "asked for"
     if reason:
         return "hf", f"native does not take this base: {reason}"
@@ -40,8 +40,9 @@ def settle_engine(engine: str, reason: str, spread: str | None, *, wanted: str, 
         return engine, reason
     hint = f"Quantise it further (model.quantization: {smallest()}), name one GPU (model.device: cuda:0), or "
     if wanted == "native":
-        raise RecipeError(f"train.engine: native runs on one GPU, and {spread}", hint + "set train.engine to auto.")
+        raise RecipeError(f"native runs on one GPU, and {spread}", hint + "set train.engine to auto.",
+                          setting="train.engine")
     if matmul != "exact":
-        raise RecipeError(f"train.matmul: {matmul} is done by the native engine alone, which runs on one GPU, and {spread}",
-                          hint + "set train.matmul to exact.")
+        raise RecipeError(f"{matmul} is done by the native engine alone, which runs on one GPU, and {spread}",
+                          hint + "set train.matmul to exact.", setting="train.matmul")
     return "hf", spread

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import embedded
-from tunesmith.errors import IntegrityError, NetworkError, RecipeError, TunesmithError
+from tunesmith.errors import IntegrityError, Kind, RecipeError, TunesmithError
 from tunesmith.hub import download, parse_hub_id
 from tunesmith.hub.calls import Tell, explained, quiet
-from tunesmith.hub.download import commit_of, listed, not_found
+from tunesmith.hub.download import commit_of, listed
 from tunesmith.model.base_config import OF_QUANTISATION, own_quantization
 from tunesmith.paths import expanded
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary
@@ -79,11 +79,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = read_json_object(path, infinite=True)
     except FileNotFoundError:
         if (folder / "adapter_config.json").exists():
-            raise RecipeError(f"model.base: {folder} is an adapter, not a base",
-                              "Name the base that it was trained on (base_model_name_or_path in its config).") from None
-        raise RecipeError(f"model.base: {folder} has no config.json", "Is this the folder of a model?") from None
+            raise RecipeError(f"{folder} is an adapter, not a base",
+                              "Name the base that it was trained on (base_model_name_or_path in its config).",
+                              setting="model.base") from None
+        raise RecipeError(f"{folder} has no config.json", "Is this the folder of a model?", setting="model.base") from None
     except IntegrityError as error:
-        raise RecipeError(f"model.base: {error.message}", error.hint or "Copy or download the base again.") from None
+        raise RecipeError(error.message, error.hint or "Copy or download the base again.",
+                          setting="model.base") from None
     except OSError as error:
         raise RecipeError(f"{path}: not readable: {error.strerror}") from None
     if not isinstance(config.get("model_type"), str):
@@ -110,9 +112,9 @@ def locate_base(base: str, revision: str | None, tell: Tell = quiet) -> BaseFile
         names = listed(base, commit_of(folder), tell) if commit_of(folder) else [path.name for path in sorted(folder.iterdir())]
         pickles = [name for name in names if any(fnmatch(name, pattern) for pattern in _PICKLES)]
         if pickles:
-            raise IntegrityError(f"model.base: {base} has its weights only as pickle ({pickles[0]}), which is refused: "
-                                 "a pickle can run any code", "Use a copy of the model in safetensors.")
-        raise RecipeError(f"model.base: {base} has no weights (*.safetensors) in {folder}")
+            raise IntegrityError(f"{base} has its weights only as pickle ({pickles[0]}), which is refused: "
+                                 "a pickle can run any code", "Use a copy of the model in safetensors.", setting="model.base")
+        raise RecipeError(f"{base} has no weights (*.safetensors) in {folder}", setting="model.base")
     _check_headers(found)
     return found
 
@@ -133,33 +135,34 @@ def _local_folder(base: str) -> Path | None:
     if path.is_dir():
         return path.resolve()
     if path.is_file():
-        raise RecipeError(f"model.base: {base} is a file, not the folder of a model")
+        raise RecipeError(f"{base} is a file, not the folder of a model", setting="model.base")
     if base.startswith((".", "/", "~", "embedded:")) or base.count("/") > 1 or not base.strip("/"):
-        raise RecipeError(f"model.base: {base}: no such folder",
-                          f"Give a folder with config.json and safetensors, a Hub id, or {embedded.BASE_NAME}.")
+        raise RecipeError(f"{base}: no such folder",
+                          f"Give a folder with config.json and safetensors, a Hub id, or {embedded.BASE_NAME}.",
+                          setting="model.base")
     return None
 
 
 def _download(base: str, revision: str | None, patterns: list[str], tell: Tell) -> Path:
     found = parse_hub_id(base)
     if found is None or found.revision is not None:
-        raise RecipeError(f"model.base: {base}: neither a folder nor a Hub id", "A revision stands in model.revision.")
+        raise RecipeError(f"{base}: neither a folder nor a Hub id", "A revision stands in model.revision.",
+                          setting="model.base", kind=Kind.NO_SUCH_REVISION if found else None)
     return download(base, revision, patterns, tell, ignore=_NOT_NEEDED, explain=explain_base).folder
 
 
 def explain_base(error: Exception, what: str) -> TunesmithError:
     """What it means for the user that the Hub did not give a base."""
-    found = explained(error, what)
-    what = f"model.base: {what}"
-    if not_found(found):
+    found = explained(error, what).reword(setting="model.base")
+    if found.kind is Kind.NO_SUCH_REPOSITORY:
         return RecipeError(f"{what}: neither a folder here nor a repository that the Hub shows you",
-                           "Check the name; a private one needs `hf auth login`.")
-    if "no such revision" in found.message:
-        return RecipeError(f"{what}: no such revision on the Hub", "Check model.revision.")
-    if "HF_HUB_OFFLINE" in found.message or "reached" in found.message:
-        return NetworkError(f"{what}: not a folder here, and {found.message.partition(': ')[2]}",
-                            f"Check the name and the network. {embedded.BASE_NAME} needs none.")
-    return NetworkError(f"model.base: {found.message}", found.hint)
+                           "Check the name; a private one needs `hf auth login`.", setting="model.base", kind=found.kind)
+    if found.kind is Kind.NO_SUCH_REVISION:
+        return RecipeError(found.problem, "Check model.revision.", setting="model.base", kind=found.kind)
+    if found.kind in (Kind.OFFLINE, Kind.UNREACHABLE):
+        found.reword(hint="It is no folder here either: check the name and the network. "
+                          f"{embedded.BASE_NAME} needs none.")
+    return found
 
 
 def _require_own_files(base: BaseFiles) -> None:
@@ -171,8 +174,9 @@ def _require_own_files(base: BaseFiles) -> None:
     folder, hint = base.folder, "Copy or download the base again."
     _require_no_links(folder)
     if (folder / "adapter_config.json").exists():
-        raise IntegrityError(f"model.base: {folder} also holds an adapter (adapter_config.json), so whether it is meant with "
-                             "or without that is not clear", "Move the adapter's files to another folder, or merge it first.")
+        raise IntegrityError(f"{folder} also holds an adapter (adapter_config.json), so whether it is meant with "
+                             "or without that is not clear", "Move the adapter's files to another folder, or merge it first.",
+                             setting="model.base")
     named = base.config.get("transformers_weights")
     if named is not None and not _is_own_safetensors(folder, named):
         raise IntegrityError(f"{folder / 'config.json'}: transformers_weights is {named!r}, not a safetensors file of this "

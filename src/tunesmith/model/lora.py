@@ -61,8 +61,8 @@ def resolve_targets(target_modules: str | list[str], architecture: str, linear_n
     wanted = [target_modules] if isinstance(target_modules, str) else target_modules
     for target in wanted:
         if not any(name == target or name.endswith("." + target) for name in linear_names):
-            raise RecipeError(f"lora.target_modules: no linear module of this base is called {target!r}",
-                              f"This base has: {', '.join(last_names)}.")
+            raise RecipeError(f"no linear module of this base is called {target!r}",
+                              f"This base has: {', '.join(last_names)}.", setting="lora.target_modules")
     return wanted
 
 

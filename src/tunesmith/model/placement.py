@@ -87,12 +87,13 @@ def choose_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
-            raise EnvironmentFault(f"model.device: {device}, but torch sees no CUDA GPU here",
-                                   "Set model.device to auto or cpu; `tunesmith doctor` says what this machine has.")
+            raise EnvironmentFault(f"{device}, but torch sees no CUDA GPU here",
+                                   "Set model.device to auto or cpu; `tunesmith doctor` says what this machine has.",
+                                   setting="model.device")
         index = int(device.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
-            raise EnvironmentFault(f"model.device: {device}, but this machine has {torch.cuda.device_count()} GPUs",
-                                   "They count from cuda:0.")
+            raise EnvironmentFault(f"{device}, but this machine has {torch.cuda.device_count()} GPUs",
+                                   "They count from cuda:0.", setting="model.device")
     return device
 
 
@@ -127,9 +128,10 @@ def _require_eight_bit(matmul: str, device: str) -> None:
     if matmul == "exact":
         return
     if not device.startswith("cuda"):
-        raise EnvironmentFault(f"train.matmul: {matmul} needs a GPU that multiplies in it", "Set train.matmul to exact.")
+        raise EnvironmentFault(f"{matmul} needs a GPU that multiplies in it", "Set train.matmul to exact.",
+                               setting="train.matmul")
     needed, capability = (8, 9) if matmul == "fp8" else (8, 0), torch.cuda.get_device_capability(device)
     if capability < needed:
-        raise EnvironmentFault(f"train.matmul: {matmul} needs compute capability {needed[0]}.{needed[1]} or newer; "
+        raise EnvironmentFault(f"{matmul} needs compute capability {needed[0]}.{needed[1]} or newer; "
                                f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}",
-                               "Set train.matmul to exact.")
+                               "Set train.matmul to exact.", setting="train.matmul")

@@ -28,8 +28,9 @@ def load_tokenizer(base: BaseFiles) -> Any:
         raise
     except Exception as error:  # transformers raises whatever its parser meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"model.base: {base.name} has no usable tokenizer: {reason}",
-                          "The folder needs tokenizer.json (and tokenizer_config.json).") from None
+        raise RecipeError(f"{base.name} has no usable tokenizer: {reason}",
+                          "The folder needs tokenizer.json (and tokenizer_config.json).",
+                          setting="model.base") from None
 
 
 def _is_plain(base: BaseFiles) -> bool:
@@ -40,6 +41,7 @@ def _is_plain(base: BaseFiles) -> bool:
     try:
         words = read_json_object(path, infinite=True) if path.exists() else {}
     except IntegrityError as error:
-        raise RecipeError(f"model.base: {base.name} has no usable tokenizer: {error.message}",
-                          "The folder needs tokenizer.json (and tokenizer_config.json).") from None
+        raise RecipeError(f"{base.name} has no usable tokenizer: {error.message}",
+                          "The folder needs tokenizer.json (and tokenizer_config.json).",
+                          setting="model.base") from None
     return "auto_map" not in words and (words.get("tokenizer_class") or base.config.get("tokenizer_class")) in _PLAIN

@@ -42,8 +42,8 @@ def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | li
         if found is None:
             raise KeyError("model_type")
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as error:
-        raise RecipeError(f"model.base: its config.json has no usable {error}",
-                          "Copy the base's config.json again.") from None
+        raise RecipeError(f"its config.json has no usable {error}",
+                          "Copy the base's config.json again.", setting="model.base") from None
     #: Every linear module of the layers: its last name, inputs, outputs.
     modules = [(name.rpartition(".")[2], projection.inputs, outputs)
                for projection in found.projections() for name, outputs in projection.outputs.items()]
@@ -55,8 +55,8 @@ def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | li
         wanted = list(names)
     for target in wanted:
         if target not in names:
-            raise RecipeError(f"lora.target_modules: no linear module of this base is called {target!r}",
-                              f"This base has: {', '.join(sorted(names))}.")
+            raise RecipeError(f"no linear module of this base is called {target!r}",
+                              f"This base has: {', '.join(sorted(names))}.", setting="lora.target_modules")
     chosen = [(inputs, outputs) for name, inputs, outputs in modules if name in wanted]
     widest = max((max(each) for each in chosen), default=0)
     if chosen and r > widest:

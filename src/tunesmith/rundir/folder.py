@@ -105,7 +105,7 @@ class RunFolder:
         except FileNotFoundError:
             raise IntegrityError(f"{path}: missing", "Is this a run folder?") from None
         except IntegrityError as error:
-            raise IntegrityError(error.message, error.hint or f"tunesmith verify {self.path} checks every file.") from None
+            raise error.reword(hint=error.hint or f"tunesmith verify {self.path} checks every file.") from None
 
     def recipe_text(self) -> str:
         """What the run's recipe.yaml says. Raises IntegrityError where it is no ordinary file of text, DiskError."""

@@ -63,8 +63,8 @@ def workshop(out: Path) -> Iterator[Path]:
 def _tell_of(out: Path, folder: Path, error: TunesmithError) -> None:
     """Put the place that the user named into an error, where it names the temporary folder, which is gone when it is read."""
     place = re.compile(re.escape(str(folder)) + r"(/\d+)?(?![\w-]|\.\w)")
-    error.message, error.hint = (place.sub(lambda found: str(out), text) for text in (error.message, error.hint))
-    error.args = (error.message,)
+    problem, hint = (place.sub(lambda found: str(out), text) for text in (error.problem, error.hint))
+    error.reword(problem, hint=hint)
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith import embedded
-from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, UsageError
+from tunesmith.errors import IntegrityError, Kind, TunesmithError, UsageError
 from tunesmith.hub import call, parse_hub_id
 from tunesmith.hub.calls import Tell, offline
-from tunesmith.hub.download import not_found
 from tunesmith.paths import expanded
 from tunesmith.rundir.seal import sha256_file
 
@@ -41,8 +40,8 @@ def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bo
     try:
         info = _info(name, None, tell)
     except TunesmithError as error:
-        if named and not_found(error):
-            raise NetworkError(f"--base {error.message}", error.hint) from None
+        if named and error.kind is Kind.NO_SUCH_REPOSITORY:
+            raise error.reword(setting="--base") from None
         tell(f"The licence of the base is not known: {error.message}.")
         return HubBase()
     if not named or name == trained_on:

@@ -122,7 +122,7 @@ def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: 
         try:
             progress = restore(files, engine, optimizer, scaler, run.run_id())
         except IntegrityError as error:
-            raise IntegrityError(f"{path}: {error.message}", error.hint) from None
+            raise error.at(str(path)) from None
         if progress.samples != progress.step * settings.batch_size or path.name != f"step-{progress.step:06d}":
             raise IntegrityError(f"{path}: state.json: {progress.step} steps and {progress.samples} samples do not fit this "
                                  f"checkpoint of a run with {settings.batch_size} samples a step",

@@ -82,4 +82,5 @@ def learning_rate_at(step: int, *, kind: str, peak: float, warmup_steps: int, to
         return peak * 0.5 * (1 + math.cos(math.pi * (1 - share_left)))
     if kind == "constant":
         return peak
-    raise RecipeError(f"train.lr_scheduler: unknown schedule {kind!r}", "linear, cosine or constant.")
+    raise RecipeError(f"unknown schedule {kind!r}", "linear, cosine or constant.",
+                      setting="train.lr_scheduler")

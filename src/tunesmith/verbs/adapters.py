@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import IntegrityError, NetworkError, TunesmithError, UsageError
+from tunesmith.errors import EnvironmentFault, IntegrityError, Kind, OutOfMemory, TunesmithError, UsageError
 from tunesmith.hub import download, is_hub_id, parse_hub_id
 from tunesmith.hub.calls import explained
-from tunesmith.hub.download import listed, not_found, repo_of
+from tunesmith.hub.download import listed, repo_of
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS, choices
 from tunesmith.paths import expanded, require_utf8
 from tunesmith.rundir import SEAL_NAME, check_seal, read_seal, require_folder
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.safetensors", "tunesmith.json", SEAL_NAME, "README.md",
                     "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja", "vocab.*",
                     "merges.txt", "added_tokens.json")
+#: What to do where a base is not found.
+ANOTHER_PLACE = "Another place of this base: --base FOLDER or --base ORG/NAME"
 #: What only an adapter's folder has: without any of these it is something else.
 _ADAPTER_SIGNS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
@@ -122,9 +124,10 @@ def download_adapter(target: str, show: Show, *, named: bool = False) -> Path:
 
     def explain(error: Exception, what: str) -> TunesmithError:
         said = explained(error, what)
-        nowhere = "" if named else ", and no folder here has it"
-        missing = f"{target}: the Hub shows you no model of this name{nowhere}"
-        return NetworkError(missing, said.hint) if not_found(said) else said
+        if said.kind is Kind.NO_SUCH_REPOSITORY:
+            nowhere = "" if named else ", and no folder here has it"
+            said.reword(f"{target}: the Hub shows you no model of this name{nowhere}")
+        return said
 
     found = download(wanted.repo, wanted.revision, ADAPTER_PATTERNS, show.note, explain=explain)
     if (found.folder / SEAL_NAME).exists() and (damaged := check_seal(found.folder)):
@@ -149,17 +152,16 @@ def base_option(folder: Path, *, named: bool) -> Iterator[None]:
 
     named: the user gave --base. Errors that are not of the base's name or place pass as they are.
     """
-    key = "model.base: "
     try:
         yield
     except TunesmithError as error:
-        if error.message.startswith(key):
-            what = error.message.removeprefix(key)
-            error.message = f"--base: {what}" if named else f"{folder}: the base that it names: {what}"
-            error.hint = error.hint.replace("model.revision", "--base").replace("model.base", "--base")
-            if not named and "--base" not in error.hint:
-                error.hint = f"{error.hint} Another place of this base: --base FOLDER or --base ORG/NAME".strip()
-            error.args = (error.message,)
+        if error.setting == "model.base":
+            error.reword(setting="--base" if named else f"{folder}: the base that it names")
+            if named and error.kind is Kind.NO_SUCH_REVISION:
+                error.reword(hint="A revision cannot be named here: give ORG/NAME, whose main branch is taken.")
+            elif not named and not isinstance(error, OutOfMemory | EnvironmentFault):
+                advice = "" if error.kind is Kind.NO_SUCH_REVISION else error.hint  # it names a recipe's model.revision
+                error.reword(hint=f"{advice} {ANOTHER_PLACE}".strip())
         raise
 
 

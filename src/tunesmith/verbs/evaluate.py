@@ -10,7 +10,14 @@ from typing import Any
 from tunesmith.data.dataset import read_text
 from tunesmith.errors import DataError, RecipeError, TunesmithError, UsageError
 from tunesmith.recipe import Recipe, load_recipe
-from tunesmith.verbs.adapters import AdapterFiles, base_option, find_adapter, require_base, require_choices
+from tunesmith.verbs.adapters import (
+    ANOTHER_PLACE,
+    AdapterFiles,
+    base_option,
+    find_adapter,
+    require_base,
+    require_choices,
+)
 from tunesmith.verbs.decide import decide
 from tunesmith.verbs.prepare import prepare
 from tunesmith.verbs.show import Show, Silent
@@ -53,8 +60,8 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
         with base_option(found.folder, named=True) if base is not None else nullcontext():
             prepared = prepare(chosen, decide(chosen, show, adapter=found.folder), show, training=False)
     except RecipeError as error:
-        if base is None and error.message.startswith("model.base: ") and "--base" not in error.hint:
-            error.hint = f"{error.hint} Another place of this base: --base FOLDER or --base ORG/NAME".strip()
+        if base is None and error.setting == "model.base":
+            error.reword(hint=f"{error.hint} {ANOTHER_PLACE}".strip())
         raise
     require_base(found, prepared.base, show, named=base is not None)
     from tunesmith.judge import judge
@@ -87,6 +94,7 @@ def _require_unseen(found: AdapterFiles, chosen: Recipe, show: Show) -> None:
         return
     seen = sum(example.content_hash in trained for example in judged)
     if seen:
-        raise DataError(f"data.validation: {seen} of the {len(judged)} rows to judge on are among those that the run was "
+        raise DataError(f"{seen} of the {len(judged)} rows to judge on are among those that the run was "
                         "trained on, where a low loss shows nothing",
-                        "Name rows that it has not seen (--set data.validation=FILE), or leave data as the run has it.")
+                        "Name rows that it has not seen (--set data.validation=FILE), or leave data as the run has it.",
+                        setting="data.validation")

@@ -47,7 +47,8 @@ def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool 
             show.note(f"{count} row{'s' if count > 1 else ''} {what}.")
     longest = max(data.train + data.validation, key=lambda row: len(row.ids))
     if base.positions is not None and len(longest.ids) > base.positions:
-        raise RecipeError(f"data.max_length: {longest.place} has {len(longest.ids)} tokens, "
+        raise RecipeError(f"{longest.place} has {len(longest.ids)} tokens, "
                           f"the base has {base.positions} positions",
-                          f"Set data.max_length to {base.positions}, and data.overlong to truncate or drop.")
+                          f"Set data.max_length to {base.positions}, and data.overlong to truncate or drop.",
+                          setting="data.max_length")
     return Prepared(decisions, text.content_hash, data, base, tokenizer)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.errors import DiskError, IntegrityError, Interrupted, RecipeError, TunesmithError, UsageError
+from tunesmith.errors import DiskError, IntegrityError, Interrupted, Kind, RecipeError, TunesmithError, UsageError
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS
 from tunesmith.paths import require_utf8
 from tunesmith.planning import micro_batch_limits
@@ -108,8 +108,9 @@ def _going_on(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except DiskError as error:
-        if error.hint.endswith("the same command again.") and folder.checkpoints().paths():
-            raise DiskError(error.message, error.hint[:-1] + ": it goes on from the last whole checkpoint.") from None
+        if error.kind is Kind.DISK_FULL and folder.checkpoints().paths():
+            error.reword(hint="Free some space, then run the same command again: it goes on from the last whole "
+                              "checkpoint.")
         raise
 
 

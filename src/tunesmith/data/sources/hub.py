@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from tunesmith.data.rows import Row
-from tunesmith.errors import DataError, NetworkError, TunesmithError
+from tunesmith.errors import DataError, Kind, NetworkError, TunesmithError
 from tunesmith.hub import call, download, parse_hub_id
 from tunesmith.hub.calls import Tell, explained, not_reached, redacted, status
-from tunesmith.hub.download import current_commit, not_found
+from tunesmith.hub.download import current_commit
 
 
 def read_hub(source: str, split: str, key: str, tell: Tell) -> list[Row]:
@@ -29,10 +29,11 @@ def read_hub(source: str, split: str, key: str, tell: Tell) -> list[Row]:
         raise _no_such(source, key) from None
     except ValueError as error:
         if "split" in str(error):
-            raise DataError(f"data.split: {source} has no split {split!r}", str(error).splitlines()[0]) from None
+            raise DataError(f"{source} has no split {split!r}", str(error).splitlines()[0],
+                            setting="data.split") from None
         raise DataError(f"{key}: {source}: {str(error).splitlines()[0]}") from None
     except TunesmithError as error:
-        raise (_no_such(source, key) if not_found(error) else error) from None
+        raise (_no_such(source, key) if error.kind is Kind.NO_SUCH_REPOSITORY else error) from None
     except Exception as error:  # datasets raises what its parts raise; here only the network or a broken set are left
         raise _explained(source, key, error) from None
     try:
@@ -49,7 +50,7 @@ def _no_such(source: str, key: str) -> DataError:
 def _load(datasets: Any, source: str, split: str, key: str, tell: Tell) -> Any:
     """The split, once its files are in the client's cache and checked; `datasets` then reads them from there."""
     def explain(error: Exception, what: str) -> TunesmithError:
-        return explained(error, f"{key}: {what}")
+        return explained(error, what).reword(setting=key)
 
     wanted = parse_hub_id(source)
     if wanted is None or wanted.revision is not None:

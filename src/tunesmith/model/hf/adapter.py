@@ -34,8 +34,9 @@ def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str, se
     fused = _fused_names(architecture) if settings.dropout else set()
     if targets == "all-linear" and (cannot or fused or not names):
         if not names:
-            raise RecipeError("lora.target_modules: no linear module of this base can carry LoRA: "
-                              + "; ".join(sorted(set(cannot.values()))), "Take another base.")
+            raise RecipeError("no linear module of this base can carry LoRA: "
+                              + "; ".join(sorted(set(cannot.values()))), "Take another base.",
+                              setting="lora.target_modules")
         targets = _short_names(names, list(linears))
         notes += _left_out(cannot)
         if fused:  # PEFT's own all-linear would add them
@@ -46,9 +47,10 @@ def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str, se
     try:
         peft_model = get_peft_model(model, build_config(settings, targets))
     except (ValueError, TypeError, NotImplementedError) as error:
-        raise RecipeError(f"lora.target_modules: {settings.target_modules}: PEFT puts no LoRA there on {architecture}: "
+        raise RecipeError(f"{settings.target_modules}: PEFT puts no LoRA there on {architecture}: "
                           f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}",
-                          f"Name other modules. This base has: {', '.join(sorted({_last(name) for name in names}))}.") from None
+                          f"Name other modules. This base has: {', '.join(sorted({_last(name) for name in names}))}.",
+                          setting="lora.target_modules") from None
     lora.initialise(trainable(peft_model), seed)
     return peft_model, notes
 
@@ -133,8 +135,9 @@ def _refuse_targets(targets: list[str], cannot: Mapping[str, str]) -> None:
     for target in targets:
         for name, reason in cannot.items():
             if name == target or name.endswith("." + target):
-                raise RecipeError(f"lora.target_modules: {target}: LoRA cannot sit on {name}: {reason}",
-                                  "Leave it out, or take all-linear, which does.")
+                raise RecipeError(f"{target}: LoRA cannot sit on {name}: {reason}",
+                                  "Leave it out, or take all-linear, which does.",
+                                  setting="lora.target_modules")
 
 
 def _require_rank(r: int, linears: Mapping[str, torch.nn.Module], targets: str | list[str]) -> None:

@@ -43,29 +43,36 @@ def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
             device_map="auto" if placement.spread else {"": device}, output_loading_info=True,
             **({} if asked is None else {"quantization_config": asked}))
     except torch.OutOfMemoryError:
-        raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",
-                          f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.") from None
+        raise OutOfMemory(f"{base.name} in {quantization} does not fit on {device}",
+                          f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.",
+                          setting="model.base") from None
     except ValueError as error:
         if "dispatched on the CPU or the disk" in str(error):
-            raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on the GPUs here",
-                              f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.") from None
+            raise OutOfMemory(f"{base.name} in {quantization} does not fit on the GPUs here",
+                              f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.",
+                              setting="model.base") from None
         if "Unrecognized" in str(error) or "model_type" in str(error) or "trust_remote_code" in str(error):
-            raise RecipeError(f"model.base: {base.name}: transformers {transformers.__version__} has no causal language "
+            raise RecipeError(f"{base.name}: transformers {transformers.__version__} has no causal language "
                               f"model for its architecture ({base.architecture})",
-                              "Code that comes with a model is never run. Choose a base that transformers knows.") from None
-        raise IntegrityError(f"model.base: {base.name} cannot be loaded: {str(error).splitlines()[0]}") from None
+                              "Code that comes with a model is never run. Choose a base that transformers knows.",
+                              setting="model.base") from None
+        raise IntegrityError(f"{base.name} cannot be loaded: {str(error).splitlines()[0]}",
+                             setting="model.base") from None
     except ImportError as error:
-        raise EnvironmentFault(f"model.base: {base.name} needs a package that is missing: {error}") from None
+        raise EnvironmentFault(f"{base.name} needs a package that is missing: {error}",
+                               setting="model.base") from None
     except TunesmithError:  # a signal of the user's
         raise
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise IntegrityError(f"model.base: {base.name} cannot be loaded: {reason}",
-                             "Its weights may be incomplete, or not those of its config.json.") from None
+        raise IntegrityError(f"{base.name} cannot be loaded: {reason}",
+                             "Its weights may be incomplete, or not those of its config.json.",
+                             setting="model.base") from None
     if wrong := sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}):
         # transformers would fill these with random numbers and go on
-        raise IntegrityError(f"model.base: {base.name} lacks weights that its config.json calls for, such as {wrong[0]} "
-                             f"({len(wrong)} in all)", "Copy or download the base again.")
+        raise IntegrityError(f"{base.name} lacks weights that its config.json calls for, such as {wrong[0]} "
+                             f"({len(wrong)} in all)", "Copy or download the base again.",
+                             setting="model.base")
     _refuse_left_behind(base, info["unexpected_keys"])
     _require_whole_kinds(model, base)
     _require_on_gpus(model, base, quantization, device)
@@ -91,9 +98,10 @@ def _refuse_left_behind(base: BaseFiles, unexpected: Iterable[Any]) -> None:
     """Raise IntegrityError where scales were left behind: then codes were read as if they were weights."""
     left = sorted(str(key) for key in unexpected if OF_QUANTISATION.search(str(key)))
     if left:
-        raise IntegrityError(f"model.base: {base.name} has weights in few bits whose scales ({left[0]}, {len(left)} in all) "
+        raise IntegrityError(f"{base.name} has weights in few bits whose scales ({left[0]}, {len(left)} in all) "
                              "nothing reads: its config.json does not say how they are kept",
-                             "Take a copy of the base with its quantization_config, or the model that it was made from.")
+                             "Take a copy of the base with its quantization_config, or the model that it was made from.",
+                             setting="model.base")
 
 
 def _require_whole_kinds(model: torch.nn.Module, base: BaseFiles) -> None:
@@ -103,8 +111,9 @@ def _require_whole_kinds(model: torch.nn.Module, base: BaseFiles) -> None:
         if not isinstance(getattr(module, "weight", None), torch.Tensor):
             continue
         if next((whole for way in ways if (whole := way.is_whole(module)) is not None), None) is False:
-            raise IntegrityError(f"model.base: {base.name}: {name}.weight is not kept as its config.json says",
-                                 "Copy or download the base again, or take the model that it was made from.")
+            raise IntegrityError(f"{base.name}: {name}.weight is not kept as its config.json says",
+                                 "Copy or download the base again, or take the model that it was made from.",
+                                 setting="model.base")
 
 
 def _require_on_gpus(model: torch.nn.Module, base: BaseFiles, quantization: str, device: str) -> None:
@@ -112,6 +121,7 @@ def _require_on_gpus(model: torch.nn.Module, base: BaseFiles, quantization: str,
     places = getattr(model, "hf_device_map", None) or {}
     elsewhere = sorted(name for name, place in places.items() if str(place) in ("cpu", "disk"))
     if device.startswith("cuda") and elsewhere:
-        raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on the GPUs here: {len(elsewhere)} of its "
+        raise OutOfMemory(f"{base.name} in {quantization} does not fit on the GPUs here: {len(elsewhere)} of its "
                           f"parts ({elsewhere[0]}, ...) would lie on the CPU or the disk",
-                          f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.")
+                          f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.",
+                          setting="model.base")

@@ -37,8 +37,8 @@ def count_on_meta(config: dict[str, Any], settings: LoraSettings) -> MetaCounts:
         raise
     except Exception as error:  # transformers raises whatever the config lacks
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"model.base: no causal language model can be built from its config "
-                          f"({config.get('model_type')}): {reason}") from None
+        raise RecipeError(f"no causal language model can be built from its config "
+                          f"({config.get('model_type')}): {reason}", setting="model.base") from None
     head = model.get_output_embeddings()
     quantisable = sum(module.weight.numel() for module in model.modules()
                       if type(module) is torch.nn.Linear and module is not head)

@@ -46,8 +46,9 @@ def load_decoder(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devi
         with Checkpoint(base, quantization=quantization, dtype=dtype, device=device) as read:
             return Decoder(architecture, read, config)
     except torch.OutOfMemoryError:
-        raise OutOfMemory(f"model.base: {base.name} in {quantization} does not fit on {device}",
-                          f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.") from None
+        raise OutOfMemory(f"{base.name} in {quantization} does not fit on {device}",
+                          f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.",
+                          setting="model.base") from None
 
 
 def described(base: BaseFiles) -> tuple[Architecture, Any]:
@@ -65,8 +66,8 @@ def described(base: BaseFiles) -> tuple[Architecture, Any]:
         raise
     except Exception as error:  # transformers raises whatever its validation meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"model.base: {base.name}: its config.json is not usable: {reason}",
-                          "Copy the base's config.json again.") from None
+        raise RecipeError(f"{base.name}: its config.json is not usable: {reason}",
+                          "Copy the base's config.json again.", setting="model.base") from None
 
 
 class NativeEngine:
@@ -241,6 +242,6 @@ def _generation_eos(base: BaseFiles) -> int | list[int] | None:
     found = read_json_object(path).get("eos_token_id") if path.exists() else base.config.get("eos_token_id")
     tokens = found if isinstance(found, list) else [] if found is None else [found]
     if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 31 for token in tokens):
-        raise IntegrityError(f"model.base: {base.name}: eos_token_id is {found!r}: a token, or a list of tokens",
-                             "Copy or download the base again.")
+        raise IntegrityError(f"{base.name}: eos_token_id is {found!r}: a token, or a list of tokens",
+                             "Copy or download the base again.", setting="model.base")
     return found

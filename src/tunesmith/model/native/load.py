@@ -49,7 +49,8 @@ class Checkpoint:
                 self._files.append(file)
                 self._where |= dict.fromkeys(file.keys(), file)
         except (SafetensorError, OSError) as error:
-            raise IntegrityError(f"model.base: {self.base.name} cannot be loaded: {error}") from None
+            raise IntegrityError(f"{self.base.name} cannot be loaded: {error}",
+                                 setting="model.base") from None
         if self.device.type == "cuda":
             # By layer, as a family asks: what stands before and behind the layers sorts before and behind them.
             self._ahead = ReadAhead(sorted(self._where, key=_place), lambda name: self._where[name].get_tensor(name))
@@ -69,17 +70,19 @@ class Checkpoint:
     def _raw(self, name: str, *shape: int) -> torch.Tensor:
         found = self._name(name)
         if found is None:
-            raise IntegrityError(f"model.base: {self.base.name} lacks weights that its config.json calls for, such as {name}",
-                                 "Copy or download the base again.")
+            raise IntegrityError(f"{self.base.name} lacks weights that its config.json calls for, such as {name}",
+                                 "Copy or download the base again.", setting="model.base")
         try:
             tensor = self._ahead.get(found) if self._ahead else self._where[found].get_tensor(found)
         except (SafetensorError, OSError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise IntegrityError(f"model.base: {self.base.name} cannot be loaded: {name}: {error}") from None
+            raise IntegrityError(f"{self.base.name} cannot be loaded: {name}: {error}",
+                                 setting="model.base") from None
         if tensor.shape != shape:
-            raise IntegrityError(f"model.base: {self.base.name} cannot be loaded: {name} is {list(tensor.shape)}, its "
-                                 f"config.json calls for {list(shape)}", "Copy or download the base again.")
+            raise IntegrityError(f"{self.base.name} cannot be loaded: {name} is {list(tensor.shape)}, its "
+                                 f"config.json calls for {list(shape)}", "Copy or download the base again.",
+                                 setting="model.base")
         return tensor
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:

@@ -91,6 +91,6 @@ def rope_table(rope: parts.Rope, config: Any, width: int, device: torch.device) 
         longest = int(config.rope_parameters["original_max_position_embeddings"])
         long_inverse_R2, _ = compute(config, cpu, seq_len=longest + 1)
     except (KeyError, TypeError, ValueError) as error:
-        raise RecipeError(f"model.base: its config.json asks for the RoPE scaling {rope.scaling!r} without a usable "
-                          f"{error}") from None
+        raise RecipeError(f"its config.json asks for the RoPE scaling {rope.scaling!r} without a usable "
+                          f"{error}", setting="model.base") from None
     return RopeTable(inverse_R2.float().to(device), float(factor), long_inverse_R2.float().to(device), longest)
