@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tunesmith.data import SampleOrder, TokenRow
 from tunesmith.errors import DivergedError, IntegrityError, Interrupted
 from tunesmith.model.dropout import sample_seeds
 from tunesmith.model.engine import Engine
+from tunesmith.recipe.schema import TrainSection
 from tunesmith.rundir import RunFolder
 from tunesmith.training.optim import AdamW, build_optimizer, build_scaler, learning_rate_at
 from tunesmith.training.resume import Progress, checkpoint_files, restore, seed_everything
@@ -44,13 +45,20 @@ class TrainSettings:
     save_total_limit: int
     eval_steps: int
 
+    @classmethod
+    def of(cls, section: TrainSection, *, rows: int) -> TrainSettings:
+        """Of a recipe's section. rows: to learn from; they make an epoch."""
+        steps = section.max_steps or max(1, math.ceil((section.num_epochs or 1) * rows / section.batch_size))
+        names = [each.name for each in fields(cls) if each.name != "total_steps"]
+        return cls(total_steps=steps, **{name: getattr(section, name) for name in names})
+
 
 def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: RunFolder, plan: MicroBatchPlan,
           stop: StopSignal, *, validation_loss: Callable[[], float] | None, on_step: Callable[[dict[str, Any]], None],
           notify: Callable[[str], None]) -> Progress:
     """Train the engine's adapter to the last step, from the newest whole checkpoint of `run` if it has one.
 
-    held_out_loss: the judge, asked every `eval_steps`. on_step: sees each step's record as metrics.jsonl gets it.
+    validation_loss: the judge, asked every `eval_steps`. on_step: sees each step's record as metrics.jsonl gets it.
     Raises Interrupted after saving when a signal came, DivergedError, OutOfMemory, DiskError, IntegrityError.
     """
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=settings.learning_rate,

@@ -15,6 +15,7 @@ from tunesmith.errors import DivergedError, OutOfMemory
 from tunesmith.model.engine import Engine
 from tunesmith.model.memory import attempt
 from tunesmith.model.quantization import smallest
+from tunesmith.planning import MicroBatchLimits
 from tunesmith.training.optim import AdamW
 from tunesmith.training.state import MicroBatchPlanState
 
@@ -43,6 +44,13 @@ class MicroBatchPlan:
     may_offload: bool = False
     selective: bool = False
     asked: int | None = None
+
+    @classmethod
+    def of(cls, limits: MicroBatchLimits, *, selective: bool) -> MicroBatchPlan:
+        """The plan that a run begins with."""
+        return cls(limits.rows, limits.max_tokens, limits.overhead_tokens, checkpointing=limits.checkpointing,
+                   may_checkpoint=limits.may_checkpoint, may_offload=limits.may_offload, selective=selective,
+                   asked=limits.rows)
 
     def take_over(self, saved: MicroBatchPlanState) -> bool:
         """Go on with the plan of a checkpoint. True where another micro-batch was asked for since: then this one's holds.

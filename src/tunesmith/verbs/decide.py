@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.model.base_config import refuse_two_ways, require_agreement, require_causal
 from tunesmith.model.engines import choose_engine
 from tunesmith.model.files import locate_config
-from tunesmith.planning import activation_budget_bytes, can_count, count_parameters
+from tunesmith.planning import (
+    MicroBatchLimits,
+    activation_budget_bytes,
+    can_count,
+    count_parameters,
+    micro_batch_limits,
+)
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.schema import LoraSection
 from tunesmith.verbs.show import Show
@@ -31,7 +37,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Decisions:
-    """base: its name. config: its config.json. activation_budget_bytes: for the activations of a step."""
+    """base: its name. config: its config.json. activation_budget_bytes: for the activations of a step.
+
+    micro_batch_size, gradient_checkpointing: as the recipe has them.
+    """
 
     base: str
     revision: str | None
@@ -39,6 +48,15 @@ class Decisions:
     placement: Placement
     counts: Counts
     activation_budget_bytes: float
+    micro_batch_size: int | str
+    gradient_checkpointing: bool | str
+
+    def micro_batches(self, longest: int) -> MicroBatchLimits:
+        """How steps are cut, by the rows' longest [tokens]."""
+        return micro_batch_limits(
+            self.config, engine=self.placement.engine, budget_bytes=self.activation_budget_bytes,
+            value_bytes=self.placement.dtype.itemsize, longest=longest, on_gpu=self.placement.device.startswith("cuda"),
+            micro_batch_size=self.micro_batch_size, gradient_checkpointing=self.gradient_checkpointing)
 
 
 def decide(recipe: Recipe, show: Show, *, adapter: Path | None = None) -> Decisions:
@@ -70,7 +88,8 @@ def decide(recipe: Recipe, show: Show, *, adapter: Path | None = None) -> Decisi
     total = counts.all - counts.trainable
     placement = place(config, model.base, quantization=model.quantization, dtype=model.dtype, device=model.device,
                       base_bytes=2 * total, engine=recipe.train.engine, matmul=matmul, unfit=unfit)
-    return Decisions(model.base, model.revision, config, placement, counts, _budget_bytes(placement, counts))
+    return Decisions(model.base, model.revision, config, placement, counts, _budget_bytes(placement, counts),
+                     recipe.train.micro_batch_size, recipe.train.gradient_checkpointing)
 
 
 def count(config: dict[str, Any], lora: LoraSection, *, arithmetic: bool = True) -> Counts:

@@ -1,0 +1,85 @@
+"""The end of a run: its adapter, verdict, result and report are written and sealed, and shared where the recipe says so."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.errors import IntegrityError, TunesmithError, UsageError
+from tunesmith.recipe import Recipe
+from tunesmith.rundir import RunFolder, write_atomically
+from tunesmith.rundir.ordinary import require_kinds
+from tunesmith.verbs.adapters import weight_hashes
+from tunesmith.verbs.show import Show
+
+if TYPE_CHECKING:
+    from tunesmith.judge import Judgement
+    from tunesmith.model.engine import Engine
+
+
+def placed(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """A result with its places as they are now: in its file they are relative to the run, which may have been moved."""
+    return result | {"run": str(folder.path), "adapter": str(folder.adapter)}
+
+
+def read_result(folder: RunFolder) -> dict[str, Any]:
+    """What came out of a finished run. Raises IntegrityError where it is not as `_run` writes it."""
+    result = folder.read_json(folder.result)
+    require_kinds(result, {
+        "engine": (str,), "steps": (int,), "trainable_parameters": (int,), "all_parameters": (int,), "seconds": (int, float),
+        "judgement": (dict, NoneType), "verdict": (str, NoneType), "prompt": (str,),
+    }, str(folder.result), "Start another run with --run.")
+    return result
+
+
+def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: dict[str, Any], judgement: Any) -> None:
+    """Adapter, verdict, samples, result and report; the seal over everything comes last."""
+    from tunesmith.judge.report import write_report  # late: it imports the library of charts
+    from tunesmith.share import write_adapter_folder
+
+    summary = judgement.summary() if judgement else None
+    write_adapter_folder(folder.adapter, engine, base_name=recipe.model.base, revision=engine.base.pinned,
+                         prompt=recipe.data.prompt, messages=recipe.data.messages is not None, judgement=summary, result=result,
+                         recipe=recipe.model_dump(mode="json"),
+                         base_weights=weight_hashes(folder.read_json(folder.manifest)["base"]["files"]))
+    folder.write_json(folder.verdict, summary or {"verdict": None, "reason": "nothing was held out"})
+    lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in (judgement.samples if judgement else [])]
+    write_atomically(folder.samples, "".join(lines))
+    folder.write_json(folder.result, result)
+    write_report(folder, manifest=folder.read_json(folder.manifest), result=result, judgement=judgement,
+                 recipe_text=folder.recipe_text())
+    folder.finish()
+
+
+def example(recipe: Recipe, judgement: Judgement | None) -> str:
+    """A prompt to try the adapter with: a short held-out one, else the template with the columns' names in their places."""
+    from tunesmith.share.note import example_prompt
+    from tunesmith.share.scan import problems
+
+    if problems("", recipe.data.prompt.encode()):
+        return "..."
+    short = [sample.prompt for sample in (judgement.samples if judgement else []) if len(sample.prompt) <= 110]
+    if recipe.data.messages is None and short:
+        return short[0]
+    return example_prompt({"prompt": recipe.data.prompt, "messages": recipe.data.messages is not None})
+
+
+def shared(recipe: Recipe, folder: RunFolder, result: dict[str, Any], show: Show) -> dict[str, Any]:
+    """The result, and with share.repo where the adapter was published; a push that fails does not fail the run."""
+    from tunesmith.verbs.push import push
+
+    if not recipe.share.repo:
+        return result
+    try:
+        done = push(folder.path, recipe.share.repo, private=recipe.share.private, message=recipe.share.message, keep_card=True,
+                    show=show)
+    except TunesmithError as error:
+        show.note(f"The run is whole, but was not pushed. {error}")
+        visible = "" if recipe.share.private else " --public"
+        if not isinstance(error, IntegrityError | UsageError):  # the same command would be refused again
+            show.note(f"Push it with: tunesmith push {shlex.quote(str(folder.path))} {recipe.share.repo}{visible}")
+        return result | {"pushed": None}
+    return result | {"pushed": {key: done[key] for key in ("repo", "commit", "url", "private", "changed")}}
