@@ -7,7 +7,6 @@ one of them is called.
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import TunesmithError
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from tunesmith.verbs.verify import verify
 
 __version__ = "0.1.0"
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the Hub's client is imported, which reads it once
 __all__ = [
     "TunesmithError",
     "demo",
@@ -49,6 +47,7 @@ _VERBS = frozenset(__all__) - {"TunesmithError"}
 
 def __getattr__(name: str) -> Any:
     if name in _VERBS:
+        importlib.import_module("tunesmith.hub.client").no_telemetry()
         return getattr(importlib.import_module(f"tunesmith.verbs.{name}"), name)
     raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
 

@@ -127,7 +127,7 @@ def test_a_named_base_is_the_base(hub: HubServer, run: Path, local: Path, env: E
     content = bytearray(wrong["model.safetensors"])
     content[-1] ^= 1
     hub.add("model", "maker/wrong", {**wrong, "model.safetensors": bytes(content)})
-    for base, code, says in (("maker/wrong", 9, "other weights"), (ADAPTER, 2, "it is an adapter"), ("maker/none", 8, "--base maker/none")):
+    for base, code, says in (("maker/wrong", 9, "other weights"), (ADAPTER, 2, "it is an adapter"), ("maker/none", 8, "--base: maker/none")):
         for trained in (local, run):  # on a folder, and by another id
             done = tunesmith("push", str(trained), "tester/local", "--base", base, cwd=tmp_path, env=env)
             assert done.returncode == code, done.stderr

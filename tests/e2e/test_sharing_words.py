@@ -126,8 +126,8 @@ def test_files_of_others_stay(hub: HubServer, run: Path, env: Env, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("words", "code", "says"), [
-    (("push", "RUN", "tester/x", "--base", "maker/none"), 8, "--base maker/none"),
-    (("push", "RUN", "tester/x", "--base", "maker/none", "--dry-run"), 8, "--base maker/none"),
+    (("push", "RUN", "tester/x", "--base", "maker/none"), 8, "--base: maker/none"),
+    (("push", "RUN", "tester/x", "--base", "maker/none", "--dry-run"), 8, "--base: maker/none"),
     (("push", "RUN", "a/b/c"), 2, "not the name of a repository"),
     (("push", ".", "tester/x"), 2, "neither a run nor an adapter"),
     (("merge", "RUN", "out", "--quantization", "int9"), 2, "none, int8 or nf4"),

@@ -49,7 +49,8 @@ def test_every_verb_has_its_command() -> None:
 def test_each_error_has_its_own_exit_code() -> None:
     from tunesmith import errors
 
-    codes = {cls.__name__: cls.exit_code for cls in vars(errors).values() if inspect.isclass(cls)}
+    codes = {cls.__name__: cls.exit_code for cls in vars(errors).values()
+             if inspect.isclass(cls) and issubclass(cls, errors.TunesmithError)}
     assert codes == {"TunesmithError": 1, "UsageError": 2, "RecipeError": 3, "DivergedError": 3, "DataError": 4,
                      "EnvironmentFault": 5, "OutOfMemory": 6, "DiskError": 7, "NetworkError": 8, "IntegrityError": 9,
                      "Interrupted": 1}

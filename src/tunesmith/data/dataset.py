@@ -11,7 +11,7 @@ from tunesmith.data.split import hold_out
 from tunesmith.data.template import Example, make_examples
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.errors import DataError
-from tunesmith.hub.calls import Tell, quiet
+from tunesmith.hub.client import Tell, quiet
 
 
 class DataSettings(Protocol):

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import IntegrityError, Kind, NetworkError
-from tunesmith.hub.calls import ATTEMPTS, Tell, call, explained, offline
+from tunesmith.hub.calls import ATTEMPTS, call
+from tunesmith.hub.client import Tell, offline
+from tunesmith.hub.failures import explained
 from tunesmith.paths import expanded
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")

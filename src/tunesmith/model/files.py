@@ -13,8 +13,9 @@ from typing import Any
 from tunesmith import embedded
 from tunesmith.errors import IntegrityError, Kind, RecipeError, TunesmithError
 from tunesmith.hub import download, parse_hub_id
-from tunesmith.hub.calls import Tell, explained, quiet
+from tunesmith.hub.client import Tell, quiet
 from tunesmith.hub.download import commit_of, listed
+from tunesmith.hub.failures import explained
 from tunesmith.model.base_config import OF_QUANTISATION, own_quantization
 from tunesmith.paths import expanded
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary

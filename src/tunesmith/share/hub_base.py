@@ -9,7 +9,7 @@ from typing import Any
 from tunesmith import embedded
 from tunesmith.errors import IntegrityError, Kind, TunesmithError, UsageError
 from tunesmith.hub import call, parse_hub_id
-from tunesmith.hub.calls import Tell, offline
+from tunesmith.hub.client import Tell, offline
 from tunesmith.paths import expanded
 from tunesmith.rundir.seal import sha256_file
 

@@ -12,8 +12,9 @@ from typing import Any
 from tunesmith import embedded
 from tunesmith.errors import IntegrityError, NetworkError, UsageError
 from tunesmith.hub import call
-from tunesmith.hub.calls import Tell, TryAgain, offline, reason, redacted, status
+from tunesmith.hub.client import Tell, TryAgain, offline
 from tunesmith.hub.download import git_sha1
+from tunesmith.hub.failures import reason, redacted, status
 from tunesmith.rundir import CARD_NAME, SEAL_NAME, canonical_seal
 from tunesmith.rundir.ordinary import read_ordinary
 from tunesmith.share.adapter import json_bytes
@@ -137,6 +138,7 @@ def publish(files: dict[str, bytes], place: Place, *, private: bool | None, mess
     Raises NetworkError, or UsageError where the Hub refuses the card or the repository became public meanwhile.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     api, repo = HfApi(), place.repo
     _validate(files[CARD_NAME], tell)
@@ -158,7 +160,7 @@ def publish(files: dict[str, bytes], place: Place, *, private: bool | None, mess
         operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
         try:
             made = api.create_commit(repo, operations, commit_message=message, parent_commit=head)
-        except Exception as error:
+        except (HfHubHTTPError, ValueError, RuntimeError) as error:  # a refused card is a ValueError, a lost upload the last
             if status(error) == 412:
                 raise TryAgain("someone else committed at the same time") from None
             if status(error) in (400, 404, 422):  # it is there, so: an upload that something on the way swallowed

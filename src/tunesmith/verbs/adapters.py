@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import EnvironmentFault, IntegrityError, Kind, OutOfMemory, TunesmithError, UsageError
 from tunesmith.hub import download, is_hub_id, parse_hub_id
-from tunesmith.hub.calls import explained
 from tunesmith.hub.download import listed, repo_of
+from tunesmith.hub.failures import explained
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS, choices
 from tunesmith.paths import expanded, require_utf8
 from tunesmith.rundir import SEAL_NAME, check_seal, read_seal, require_folder

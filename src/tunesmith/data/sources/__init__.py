@@ -9,7 +9,7 @@ from tunesmith import embedded
 from tunesmith.data.rows import Row
 from tunesmith.data.sources.files import SUFFIXES, read_files
 from tunesmith.errors import DataError
-from tunesmith.hub.calls import Tell, quiet
+from tunesmith.hub.client import Tell, quiet
 from tunesmith.paths import close_file, expanded
 
 __all__ = ["local_files", "read_source"]

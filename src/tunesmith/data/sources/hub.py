@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
 from typing import Any
 
+import yaml
+
 from tunesmith.data.rows import Row
-from tunesmith.errors import DataError, Kind, NetworkError, TunesmithError
+from tunesmith.errors import DataError, Kind, TunesmithError
 from tunesmith.hub import call, download, parse_hub_id
-from tunesmith.hub.calls import Tell, explained, not_reached, redacted, status
+from tunesmith.hub.client import Tell, quiet_datasets, without_network
 from tunesmith.hub.download import current_commit
+from tunesmith.hub.failures import behind, explained, raised_by_us, redacted
+
+#: What `datasets` lets through of its readers' failures, beside its own class and pyarrow's: the data are broken.
+_BROKEN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, EOFError, yaml.YAMLError,
+           zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error)
 
 
 def read_hub(source: str, split: str, key: str, tell: Tell) -> list[Row]:
     """All rows of one split of a Hub data set. tell: receives what is waited for.
 
-    Raises DataError, NetworkError when the Hub cannot be reached, IntegrityError when a file arrives damaged, twice.
+    Raises DataError, NetworkError when the Hub cannot be reached, DiskError when its cache is full, IntegrityError when a
+    file arrives damaged, twice.
     """
-    import datasets
-    from datasets.exceptions import DatasetNotFoundError
-
-    datasets.disable_progress_bars()
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a count sent elsewhere is telemetry
-    try:
-        found = _load(datasets, source, split, key, tell)
-    except DatasetNotFoundError:
-        raise _no_such(source, key) from None
-    except ValueError as error:
-        if "split" in str(error):
-            raise DataError(f"{source} has no split {split!r}", str(error).splitlines()[0],
-                            setting="data.split") from None
-        raise DataError(f"{key}: {source}: {str(error).splitlines()[0]}") from None
-    except TunesmithError as error:
-        raise (_no_such(source, key) if error.kind is Kind.NO_SUCH_REPOSITORY else error) from None
-    except Exception as error:  # datasets raises what its parts raise; here only the network or a broken set are left
-        raise _explained(source, key, error) from None
-    try:
-        return [Row(dict(value), f"{source}, row {number}") for number, value in enumerate(found, start=1)]
-    except (ValueError, OverflowError) as error:
-        raise DataError(f"{key}: {source}: a row holds what Python cannot: {str(error).splitlines()[0]}") from None
+    found = parse_hub_id(source)
+    if found is None or found.revision is not None:
+        raise _no_such(source, key)
+    with quiet_datasets() as datasets:
+        table = _load(datasets, source, split, key, tell)
+        try:
+            return [Row(dict(value), f"{source}, row {number}") for number, value in enumerate(table, start=1)]
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{key}: {source}: a row holds what Python cannot: {str(error).splitlines()[0]}") from None
 
 
 def _no_such(source: str, key: str) -> DataError:
@@ -49,48 +47,53 @@ def _no_such(source: str, key: str) -> DataError:
 
 def _load(datasets: Any, source: str, split: str, key: str, tell: Tell) -> Any:
     """The split, once its files are in the client's cache and checked; `datasets` then reads them from there."""
-    def explain(error: Exception, what: str) -> TunesmithError:
-        return explained(error, what).reword(setting=key)
 
-    wanted = parse_hub_id(source)
-    if wanted is None or wanted.revision is not None:
-        return call(source, lambda: datasets.load_dataset(source, split=split), tell, explain=_as_it_is)
+    def explain(error: Exception, what: str) -> TunesmithError:
+        said = explained(error, what)
+        return _no_such(source, key) if said.kind is Kind.NO_SUCH_REPOSITORY else said.reword(setting=key)
+
+    def ask(action: Callable[[], Any]) -> Any:
+        return call(source, lambda: _read(action, datasets, source, key), tell, explain=explain)
+
     _, by_hub = current_commit(source, None, tell, kind="dataset", explain=explain)
     if not by_hub:
-        with _without_network(datasets):
-            return datasets.load_dataset(source, split=split)
-    builder = call(source, lambda: datasets.load_dataset_builder(source), tell, explain=_as_it_is)
-    files = (builder.config.data_files or {}).get(split) or []
+        with without_network(datasets):
+            builder = ask(lambda: datasets.load_dataset_builder(source))
+            _require_split(builder, split, source)
+            return ask(lambda: datasets.load_dataset(source, split=split))
+    builder = ask(lambda: datasets.load_dataset_builder(source))
+    names = _require_split(builder, split, source)
     prefix = f"hf://datasets/{source}@"
-    names = [str(file).removeprefix(prefix).partition("/") for file in files if str(file).startswith(prefix)]
-    if names:
-        download(source, names[0][0], [name for _, _, name in names], tell, kind="dataset")
-    return call(source, lambda: datasets.load_dataset(source, split=split), tell, explain=_as_it_is)
+    files = [str(file).removeprefix(prefix).partition("/") for name in names
+             for file in (builder.config.data_files or {}).get(name) or [] if str(file).startswith(prefix)]
+    if files:
+        download(source, files[0][0], [name for _, _, name in files], tell, kind="dataset", explain=explain)
+    return ask(lambda: datasets.load_dataset(source, split=split))
 
 
-@contextmanager
-def _without_network(datasets: Any) -> Iterator[None]:
-    """While it lasts, `datasets` looks at its cache alone, instead of asking a Hub that does not answer for a minute."""
-    from huggingface_hub import constants
+def _read(action: Callable[[], Any], datasets: Any, source: str, key: str) -> Any:
+    """What `datasets` makes of the data. Raises DataError where that is nothing, and what of the Hub or the disk failed."""
+    from pyarrow import ArrowException
 
-    before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE, datasets.logging.get_verbosity()
-    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
-    datasets.logging.set_verbosity_error()  # which copy is taken has been told
     try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE, verbosity = before
-        datasets.logging.set_verbosity(verbosity)
+        return action()
+    except (datasets.exceptions.DatasetsError, ArrowException, *_BROKEN) as error:
+        if raised_by_us(error):
+            raise
+        if (cause := behind(error)) is not None:
+            raise cause from None
+        if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            raise _no_such(source, key) from None
+        reason = redacted((str(error).splitlines() or [type(error).__name__])[0])
+        raise DataError(f"{key}: {source}: {reason}") from None
 
 
-def _as_it_is(error: Exception, what: str) -> Exception:
-    """`read_hub` words these errors itself: most are about the data."""
-    return error
-
-
-def _explained(source: str, key: str, error: Exception) -> TunesmithError:
-    reason = redacted((str(error).splitlines() or [type(error).__name__])[0])
-    if not_reached(error) or status(error) is not None or type(error).__module__.startswith(("http", "requests")):
-        return NetworkError(f"{key}: {source}: the Hub cannot be reached: {reason}",
-                            "Check the network, or name a local file.")
-    return DataError(f"{key}: {source}: {reason}")
+def _require_split(builder: Any, split: str, source: str) -> set[str]:
+    """The names of the splits in `split`, such as `train[:100]+test`. Raises DataError for one that there is not."""
+    there = list(builder.config.data_files or builder.info.splits or ())
+    names = {part.strip().partition("[")[0] for part in split.split("+")}
+    if "all" in names:
+        return set(there)
+    if there and (unknown := sorted(names - set(there))):
+        raise DataError(f"{source} has no split {unknown[0]!r}", f"It has {', '.join(map(str, there))}.", setting="data.split")
+    return names
