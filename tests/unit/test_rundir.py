@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from run_files import begin
 
 from tunesmith.errors import DiskError, EnvironmentFault, IntegrityError, Interrupted, UsageError
 from tunesmith.rundir import (
@@ -151,12 +152,10 @@ def test_too_little_disk(tmp_path: Path) -> None:
 
 def test_verify_covers_the_whole_run(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run") as run:
-        write_atomically(run.recipe, "r")
-        run.write_json(run.manifest, {"m": 1})
-        run.begin()
+        begin(run)
         assert run.begun()
         assert not run.finished()
-        run.checkpoints().save(2, {"f": b"1"})
+        run.checkpoints().save(2, {"state.json": b'{"run_id": "a"}'})
         write_sealed_folder(run.adapter, {"adapter_model.safetensors": b"weights"})
         write_atomically(run.report, "<html>")
         run.finish()

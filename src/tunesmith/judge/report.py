@@ -14,11 +14,12 @@ from markupsafe import Markup
 
 from tunesmith.judge.verdict import Judgement
 from tunesmith.rundir import RunFolder, write_atomically
+from tunesmith.rundir.manifest import Manifest
 from tunesmith.rundir.verdict import verdict_sentence
 from tunesmith.visible import visible
 
 
-def write_report(run: RunFolder, *, manifest: dict[str, Any], recipe_text: str, result: dict[str, Any],
+def write_report(run: RunFolder, *, manifest: Manifest, recipe_text: str, result: dict[str, Any],
                  judgement: Judgement | None) -> None:
     """Write the run's report. Raises DiskError.
 

@@ -146,7 +146,12 @@ class RunFolder:
             sync_folder(self.path)
 
     def begun(self) -> bool:
-        """Whether recipe and manifest are written and sealed. Raises IntegrityError when one of them is damaged or lost."""
+        """Whether recipe and manifest are written and sealed.
+
+        Raises IntegrityError when one of them is damaged or lost, or the run folder is of another format.
+        """
+        from tunesmith.rundir.manifest import require_format  # late: pydantic, which --help does without
+
         if not (self.path / SEAL_NAME).exists():
             if found := self._later_than_seal():
                 raise IntegrityError(f"{self.path / SEAL_NAME}: missing, so nothing says what {found.name} was made of",
@@ -162,6 +167,7 @@ class RunFolder:
             raise IntegrityError(f"{wrong[0]}: {what}, so nothing says what this run was made of",
                                  f"Put it back from a copy, or start another run with --run. tunesmith verify {self.path} "
                                  "says what else is damaged.")
+        require_format(self.path)
         return True
 
     def _later_than_seal(self) -> Path | None:
@@ -174,9 +180,10 @@ class RunFolder:
         return next((path for path in results if os.path.lexists(path)), None)
 
     def run_id(self) -> str | None:
-        """What tells this run from every other; None for one that has no manifest, or was begun before runs had it."""
-        found = self.read_json(self.manifest).get("run_id") if self.manifest.exists() else None
-        return found if isinstance(found, str) else None
+        """What tells this run from every other; None for one that has no manifest."""
+        from tunesmith.rundir.manifest import read_manifest
+
+        return read_manifest(self.path).run_id if self.manifest.exists() else None
 
     def finished(self) -> bool:
         """Whether the run went to its end. Raises IntegrityError when the seal that says so is damaged."""

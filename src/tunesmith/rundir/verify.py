@@ -35,7 +35,8 @@ def verify_path(path: Path) -> Damage:
     """Check a run folder, a checkpoint or an adapter folder.
 
     Of a run that was stopped half-way the start, the checkpoints, and the metrics up to the newest one are checked.
-    Raises UsageError when there is no such folder, DiskError, IntegrityError when there is nothing in it that was ever sealed.
+    Raises UsageError when there is no such folder, DiskError, IntegrityError when there is nothing in it that was ever sealed
+    or it is a run folder of another format.
     """
     require_folder(path, str(path), "Give a run folder or an adapter folder.")
     with disk_errors(path):
@@ -43,6 +44,8 @@ def verify_path(path: Path) -> Damage:
 
 
 def _verify(path: Path) -> Damage:
+    from tunesmith.rundir.manifest import require_format  # late: pydantic, which --help does without
+
     found = Damage()
     checkpoints = Checkpoints(path / "checkpoints", keep=1)
     if not (path / SEAL_NAME).exists() and not checkpoints.paths():
@@ -52,6 +55,8 @@ def _verify(path: Path) -> Damage:
     found.add_sealed(path)  # a run is sealed before its first checkpoint, so here a missing seal is damage
     if recipe_waits(path):  # a process ended just before it put the recipe in its place; the next train does
         found.damaged = [file for file in found.damaged if file != path / "recipe.yaml"]
+    if not {path / "manifest.json", path / SEAL_NAME} & set(found.damaged):  # else nothing vouches for what it says
+        require_format(path)
     own = _run_id(path / "manifest.json")
     for checkpoint in checkpoints.paths():
         found.add_sealed(checkpoint)

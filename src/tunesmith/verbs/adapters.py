@@ -16,6 +16,7 @@ from tunesmith.hub.failures import explained
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS, choices
 from tunesmith.paths import expanded, require_utf8
 from tunesmith.rundir import SEAL_NAME, check_seal, read_seal, require_folder
+from tunesmith.rundir.manifest import of_this_format, require_format
 from tunesmith.rundir.ordinary import require_ordinary_folder
 from tunesmith.rundir.seal import sha256_file
 from tunesmith.verbs.show import Show
@@ -61,6 +62,7 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
         hint += f" {path.parent.name}/ is a folder here, so the Hub was not asked."
     require_folder(path, target, hint)
     if (path / "recipe.yaml").exists() and not (path / "adapter_config.json").exists():
+        require_format(path)
         found = AdapterFiles(path / "adapter", path)
         if not found.folder.is_dir():
             raise IntegrityError(f"{target}: this run has no adapter yet", "Train it to its end first.")
@@ -86,10 +88,10 @@ def run_of(adapter: Path) -> Path | None:
     """The run that an adapter's folder is part of: one that is called `adapter` there, in a run whose seal knows it.
 
     A recipe beside a folder is not enough: `init` writes recipes anywhere. The seal of a run that is not finished names no
-    adapter yet.
+    adapter yet. Of a run folder of another format the adapter alone is read.
     """
     run = adapter.parent
-    if adapter.name != "adapter" or not (run / "manifest.json").exists():
+    if adapter.name != "adapter" or not of_this_format(run):
         return None
     try:
         hashes = read_seal(run)

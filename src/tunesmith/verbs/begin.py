@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from tunesmith.errors import DiskError, Kind, RecipeError
 from tunesmith.recipe import Recipe, differences, dump, parse_recipe
 from tunesmith.rundir import RunFolder, write_atomically
+from tunesmith.rundir.manifest import read_manifest
+from tunesmith.rundir.schema import as_json
 from tunesmith.verbs.adapters import hub_name
-from tunesmith.verbs.manifest import build_manifest, check_same, sampled
+from tunesmith.verbs.manifest import build_manifest, check_same
 from tunesmith.verbs.prepare import Prepared
 from tunesmith.verbs.show import Show
 
@@ -31,8 +33,8 @@ def open_run(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) 
     """Write the recipe and manifest of a new run, or check that an old one starts from the same."""
     manifest = build_manifest(recipe, prepared)
     if folder.begun():
-        differing = check_same(folder.read_json(folder.manifest), manifest, str(folder.path))
-        if sampled(manifest):
+        differing = check_same(read_manifest(folder.path), manifest, str(folder.path))
+        if manifest.base.sampled:
             show.note("The base's weights are larger than 2 GiB: they were compared by size and samples, not byte by byte.")
         if differing:
             show.note(f"Not the same as when the run began, so the last bits may differ: {', '.join(differing)}.")
@@ -43,7 +45,7 @@ def open_run(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) 
     parameters = prepared.decisions.counts.trainable
     folder.require_space(12 * parameters * (recipe.train.save_total_limit + 1) + 4 * parameters + (16 << 20))
     write_atomically(folder.recipe, dump(recipe))  # first: it is what makes a folder a run
-    folder.write_json(folder.manifest, manifest)
+    write_atomically(folder.manifest, as_json(manifest))
     folder.begin()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.errors import IntegrityError, TunesmithError, UsageError
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunFolder, write_atomically
+from tunesmith.rundir.manifest import read_manifest
 from tunesmith.rundir.ordinary import require_kinds
 from tunesmith.verbs.adapters import weight_hashes
 from tunesmith.verbs.show import Show
@@ -40,17 +41,17 @@ def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: dic
     from tunesmith.judge.report import write_report  # late: it imports the library of charts
     from tunesmith.share import write_adapter_folder
 
+    manifest = read_manifest(folder.path)
     summary = judgement.summary() if judgement else None
     write_adapter_folder(folder.adapter, engine, base_name=recipe.model.base, revision=engine.base.pinned,
                          prompt=recipe.data.prompt, messages=recipe.data.messages is not None, judgement=summary, result=result,
                          recipe=recipe.model_dump(mode="json"),
-                         base_weights=weight_hashes(folder.read_json(folder.manifest)["base"]["files"]))
+                         base_weights=weight_hashes(manifest.base.files))
     folder.write_json(folder.verdict, summary or {"verdict": None, "reason": "nothing was held out"})
     lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in (judgement.samples if judgement else [])]
     write_atomically(folder.samples, "".join(lines))
     folder.write_json(folder.result, result)
-    write_report(folder, manifest=folder.read_json(folder.manifest), result=result, judgement=judgement,
-                 recipe_text=folder.recipe_text())
+    write_report(folder, manifest=manifest, result=result, judgement=judgement, recipe_text=folder.recipe_text())
     folder.finish()
 
 

@@ -8,15 +8,13 @@ import os
 import platform
 import time
 import uuid
-from typing import Any
 
-from tunesmith.errors import IntegrityError, RecipeError
+from tunesmith.errors import RecipeError
 from tunesmith.model.files import fingerprint
 from tunesmith.recipe import Recipe
-from tunesmith.rundir.ordinary import require_kinds
+from tunesmith.rundir.manifest import RUN_FORMAT, BaseFacts, DataFacts, Manifest, RowCounts
 from tunesmith.verbs.prepare import Prepared
 
-_ANOTHER = "Start another run with --run."
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors")
 
 
@@ -48,68 +46,38 @@ def gpu_names() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
-def build_manifest(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+def build_manifest(recipe: Recipe, prepared: Prepared) -> Manifest:
     """What a run starts from."""
     import torch
 
     placement = prepared.decisions.placement
     template = "\n".join(str(part) for part in (recipe.data.prompt, recipe.data.completion, recipe.data.messages,
                                                 getattr(prepared.tokenizer, "chat_template", None)))
-    return {
-        "format": 2, "run_id": uuid.uuid4().hex,
-        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "seed": recipe.train.seed,
-        "quantization": placement.quantization,
-        "base": {"name": recipe.model.base, "revision": recipe.model.revision, "files": fingerprint(prepared.base)},
-        "data": {"source": recipe.data.source, "content": prepared.content_hash, "counts": prepared.data.counts,
-                 "template": hashlib.sha256(template.encode()).hexdigest()},
-        "engine": placement.engine, "engine_reason": placement.reason, "device": placement.device,
-        "dtype": placement.dtype_name, "threads": torch.get_num_threads(),
-        "machine": describe_machine(), "versions": library_versions(),
-    }
+    return Manifest(
+        format=RUN_FORMAT, run_id=uuid.uuid4().hex, started=time.strftime("%Y-%m-%d %H:%M:%S %z"), seed=recipe.train.seed,
+        quantization=placement.quantization,
+        base=BaseFacts(name=recipe.model.base, revision=recipe.model.revision, files=fingerprint(prepared.base)),
+        data=DataFacts(source=recipe.data.source, content=prepared.content_hash, counts=RowCounts(**prepared.data.counts),
+                       template=hashlib.sha256(template.encode()).hexdigest()),
+        engine=placement.engine, engine_reason=placement.reason, device=placement.device, dtype=placement.dtype_name,
+        threads=torch.get_num_threads(), machine=describe_machine(), versions=library_versions())
 
 
-#: What the report says of a manifest when the run has ended.
-_REPORTED: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("quantization", "started", "engine_reason", "machine", "base.name", "data.source"), (str,)),
-    **{f"data.counts.{name}": (int,) for name in ("train", "validation", "truncated", "dropped")}}
-
-
-def check_same(then: dict[str, Any], now: dict[str, Any], run: str) -> list[str]:
+def check_same(then: Manifest, now: Manifest, run: str) -> list[str]:
     """Refuse to resume when base or data changed; returns what else differs and only matters to the last bit.
 
-    Raises RecipeError saying what changed, IntegrityError for a manifest that is not as this program writes it.
+    Raises RecipeError saying what changed.
     """
-    changed = []
-    files, files_now = _section(then, "base", run).get("files"), now["base"]["files"]
-    if not isinstance(files, dict):
-        raise IntegrityError(f"{run}: manifest.json: base.files: not as this program writes it", _ANOTHER)
-    # A run of before manifests had a format lists weights, config.json and tokenizer.json alone.
-    looked_at = {**files, **files_now} if "format" in then else files
-    if names := sorted(name for name in looked_at if files.get(name) != files_now.get(name)):
+    changed, files = [], {**then.base.files, **now.base.files}
+    if names := sorted(name for name in files if then.base.files.get(name) != now.base.files.get(name)):
         changed.append(f"the base's files ({', '.join(names)})")
-    if _section(then, "data", run).get("content") != now["data"]["content"]:
-        changed.append(f"the rows of {now['data']['source']}")
-    if then["data"].get("template") != now["data"]["template"]:
+    if then.data.content != now.data.content:
+        changed.append(f"the rows of {now.data.source}")
+    if then.data.template != now.data.template:
         changed.append("the template")
     if changed:
         raise RecipeError(f"{run}: changed since the run began: {', '.join(changed)}",
                           "Put them back, or start another run with --run.")
-    require_kinds(then, _REPORTED, f"{run}: manifest.json", _ANOTHER)
-    versions = _section(then, "versions", run)
-    differing = [f"{name} {versions.get(name)} -> {version}" for name, version in now["versions"].items()
-                 if versions.get(name) != version]
-    differing += [f"{name} {then.get(name)} -> {now[name]}" for name in ("engine", "device", "dtype", "threads")
-                  if then.get(name) != now[name]]
-    return differing
-
-
-def _section(manifest: dict[str, Any], name: str, run: str) -> dict[str, Any]:
-    found = manifest.get(name)
-    if not isinstance(found, dict):
-        raise IntegrityError(f"{run}: manifest.json: {name}: not as this program writes it", _ANOTHER)
-    return found
-
-
-def sampled(manifest: dict[str, Any]) -> bool:
-    """Whether some of the base's files were too large to be hashed whole."""
-    return any(str(digest).startswith("sha256-of-samples") for digest in manifest["base"]["files"].values())
+    before, after = ({**each.versions, "engine": each.engine, "device": each.device, "dtype": each.dtype,
+                      "threads": each.threads} for each in (then, now))
+    return [f"{name} {before.get(name)} -> {value}" for name, value in after.items() if before.get(name) != value]

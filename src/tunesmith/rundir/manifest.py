@@ -1,0 +1,119 @@
+"""manifest.json: what a run starts from. It says which format the run folder has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tunesmith.errors import IntegrityError
+from tunesmith.rundir.ordinary import MOST_JSON_BYTES, parse_json, read_ordinary
+from tunesmith.rundir.schema import Count, Sha256, Short, Strict, parse_as
+
+#: The format of run folders that this program reads and writes. Whatever changes a file of a run so that an older or a newer
+#: program would misread or refuse it, such as one more key of a schema, raises this number.
+RUN_FORMAT = 3
+MANIFEST_NAME = "manifest.json"
+_ANOTHER = "Start another run with --run."
+
+
+class BaseFacts(Strict):
+    """The frozen base. name: a Hub id, or a folder outside of the run. files: a hash of each file that makes it what it is."""
+
+    name: Short
+    revision: Short | None
+    files: dict[Short, Short]
+
+    @property
+    def sampled(self) -> bool:
+        """Whether some of the files were too large to be hashed whole."""
+        return any(digest.startswith("sha256-of-samples") for digest in self.files.values())
+
+
+class RowCounts(Strict):
+    """How many rows there are, and how many were changed or left out; tokens: of the training set."""
+
+    train: Count
+    validation: Count
+    truncated: Count
+    dropped: Count
+    repeated: Count
+    tokens: Count
+
+
+class DataFacts(Strict):
+    """The rows. source: as the recipe names it. content, template: hashes of the rows as text, and of what makes prompts."""
+
+    source: Short
+    content: Sha256
+    counts: RowCounts
+    template: Sha256
+
+
+class Manifest(Strict):
+    """The whole file. A key more, or one less, is another format: see RUN_FORMAT.
+
+    run_id: tells this run from every other. started: local time. engine_reason: why this engine. threads: of torch, on the CPU.
+    """
+
+    format: Annotated[int, Field(ge=RUN_FORMAT, le=RUN_FORMAT)]
+    run_id: Short
+    started: Short
+    seed: int
+    quantization: Short
+    base: BaseFacts
+    data: DataFacts
+    engine: Short
+    engine_reason: Short
+    device: Short
+    dtype: Short
+    threads: Count
+    machine: Short
+    versions: dict[Short, Short]
+
+
+def read_manifest(run: Path) -> Manifest:
+    """A run's manifest. Raises IntegrityError for one of another format, and one that this program did not write so."""
+    path = run / MANIFEST_NAME
+    try:
+        content = read_ordinary(path, MOST_JSON_BYTES)
+    except FileNotFoundError:
+        raise IntegrityError(f"{path}: missing", "Is this a run folder?") from None
+    _require_format(parse_json(content, str(path), infinite=True), run)
+    return parse_as(Manifest, content, str(path), _ANOTHER)
+
+
+def require_format(run: Path) -> None:
+    """Raise IntegrityError for a run folder of another format, by its name. One that has no manifest yet passes."""
+    path = run / MANIFEST_NAME
+    if os.path.lexists(path):
+        _require_format(parse_json(read_ordinary(path, MOST_JSON_BYTES), str(path), infinite=True), run)
+
+
+def of_this_format(run: Path) -> bool:
+    """Whether a folder has a manifest of this format."""
+    try:
+        require_format(run)
+    except (IntegrityError, FileNotFoundError):
+        return False
+    return (run / MANIFEST_NAME).exists()
+
+
+def _require_format(manifest: Any, run: Path) -> None:
+    if not isinstance(manifest, Mapping):
+        raise IntegrityError(f"{run / MANIFEST_NAME}: damaged: not a JSON object", _ANOTHER)
+    found = manifest.get("format")
+    if found == RUN_FORMAT and type(found) is int:
+        return
+    name = ("a run folder without a format number" if "format" not in manifest else
+            f"a run folder of format {found if type(found) is int and abs(found) < 10**9 else repr(found)[:40]}")
+    versions = manifest.get("versions")
+    wrote = versions.get("tunesmith") if isinstance(versions, Mapping) else None
+    by = f" ({wrote[:40]})" if isinstance(wrote, str) else ""
+    raise IntegrityError(
+        f"{run}: {name}; this version of tunesmith reads and writes format {RUN_FORMAT}",
+        f"Use the version of tunesmith that wrote it{by}, or train again into another folder with --run. Its adapter works "
+        f"by itself: {run / 'adapter'}")
