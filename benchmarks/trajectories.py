@@ -4,9 +4,10 @@
 
 ASSETS: a folder with stories260K/ (karpathy/llama2.c, in the transformers layout) and english_quotes/train.jsonl and
 heldout.jsonl; the other base is embedded:sprout on the embedded quotes. Every run is `tunesmith train` in a process of its own,
-int8 base, dropout 0.05: the engines draw their dropout differently, so their losses differ as two seeds' do. For each base it
-prints both engines' mean loss over windows of 20 steps with its standard deviation over seeds, the largest gap of the two means
-in units of that deviation, and the held-out losses.
+int8 base, dropout 0.05, whose masks are the same in both engines (docs/engines.md): with one seed their
+losses differ by rounding alone, which grows over the steps. For each base it prints both engines' mean loss
+over windows of 20 steps with its standard deviation over seeds, the largest gap of the two means in units of
+that deviation, and the held-out losses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tunesmith fine-tunes language models with LoRA on frozen, quantised bases, and proves that it helped.
+"""Tunesmith fine-tunes language models with LoRA on frozen, quantised bases, and tests whether it helped.
 
 The public API is the command line's verbs, as functions of the same name and meaning. Nothing heavy is imported until
 one of them is called.
