@@ -91,7 +91,7 @@ def test_evaluate_generate_and_verify(trained: tuple[Path, dict[str, object]], t
     shutil.copytree(folder / "runs" / "my" / "adapter", tmp_path / "elsewhere")
     assert tunesmith("evaluate", str(tmp_path / "elsewhere"), cwd=folder).returncode == 2
     away = tunesmith_json("evaluate", str(tmp_path / "elsewhere"), "--recipe", "my.yaml", cwd=folder)
-    assert away == found
+    assert away == found | {"kept": None}
     one = tunesmith("generate", "runs/my/adapter", "--prompt", "“Never glow before the lamp is bright.” ->: ", "--quiet", cwd=folder)
     assert one.returncode == 0
     assert one.stderr == ""

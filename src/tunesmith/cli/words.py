@@ -87,7 +87,8 @@ def demo_text(result: dict[str, Any]) -> str:
 
 def evaluate_text(result: dict[str, Any]) -> str:
     """What `tunesmith evaluate` prints."""
-    return "\n".join([*judgement_lines(result), *sample_lines(result["samples"], 3), "", verdict_line(result)])
+    kept = ["", f"  kept     {relative(result['kept'])}"] if result["kept"] else []
+    return "\n".join([*judgement_lines(result), *sample_lines(result["samples"], 3), "", verdict_line(result), *kept])
 
 
 def plan_text(result: dict[str, Any]) -> str:
@@ -109,12 +110,18 @@ def verify_text(result: dict[str, Any]) -> str:
     if result["unsealed"]:
         lines.append(f"{len(result['unsealed'])} files that nothing vouches for, such as {result['unsealed'][0]}")
     if result["whole"]:
-        lines.append(f"{result['target']}: whole, {result['checked']} files checked.")
+        lines.append(f"{result['target']}: whole, {result['checked']} files checked.{_state(result)}")
     else:
         lines.append(f"{result['target']}: {len(result['damaged'])} of {result['checked']} files are not what was written. "
                      + ("The same train command falls back to the newest whole checkpoint." if result["run"] else
                         "Copy or pull it again."))
     return "\n".join(lines)
+
+
+def _state(result: dict[str, Any]) -> str:
+    """Of a run that is not finished, what it is doing, or how its last process ended."""
+    said = {"running": "is running", "stopped": "was stopped", "failed": "failed"}.get(result["state"])
+    return f" The run {said}{': ' + result['reason'].rstrip('.') if result['reason'] else ''}." if said else ""
 
 
 def doctor_text(result: dict[str, Any]) -> str:

@@ -15,15 +15,16 @@ from markupsafe import Markup
 from tunesmith.judge.verdict import Judgement
 from tunesmith.rundir import RunFolder, write_atomically
 from tunesmith.rundir.manifest import Manifest
+from tunesmith.rundir.result import RunResult
 from tunesmith.rundir.verdict import verdict_sentence
 from tunesmith.visible import visible
 
 
-def write_report(run: RunFolder, *, manifest: Manifest, recipe_text: str, result: dict[str, Any],
+def write_report(run: RunFolder, *, manifest: Manifest, recipe_text: str, result: RunResult,
                  judgement: Judgement | None) -> None:
     """Write the run's report. Raises DiskError.
 
-    manifest, recipe_text, result: what was run and what `train --json` says of it.
+    manifest, recipe_text, result: what was run, and what came out.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
     source = (resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
@@ -31,7 +32,7 @@ def write_report(run: RunFolder, *, manifest: Manifest, recipe_text: str, result
     curve, rate = _drawn(_loss_chart(metrics, judgement), _line(metrics, "learning_rate", "learning rate", 130))
     page = environment.from_string(source).render(
         name=run.path.name, manifest=manifest, recipe=recipe_text, result=result, judgement=judgement,
-        verdict=verdict_sentence(judgement.summary()) if judgement else "",
+        verdict=verdict_sentence(judgement.summary().model_dump()) if judgement else "",
         loss_curve=curve, rate_curve=rate, last=metrics[-1] if metrics else {})
     write_atomically(run.report, page)
 

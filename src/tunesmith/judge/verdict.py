@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from tunesmith.errors import DivergedError
 from tunesmith.judge.interval import FEWEST, interval_of_mean, interval_of_ratio
 from tunesmith.judge.losses import row_losses
 from tunesmith.model.engine import Engine
+from tunesmith.rundir.result import JudgementSummary
 from tunesmith.serve import TextAnswer, answer_prompts
 
 #: A change of the loss that is a smaller share of it than this is rounding, or too small for anyone.
@@ -64,9 +64,9 @@ class Judgement:
     list_f1_tuned: float | None
     samples: list[Sample]
 
-    def summary(self) -> dict[str, Any]:
-        """Everything but the samples, as JSON."""
-        return {key: value for key, value in asdict(self).items() if key != "samples"}
+    def summary(self) -> JudgementSummary:
+        """Everything but the samples, as the run and the adapter's note keep it."""
+        return JudgementSummary(**{key: value for key, value in vars(self).items() if key != "samples"})
 
 
 def mean_validation_loss(engine: Engine, rows: list[TokenRow]) -> float:

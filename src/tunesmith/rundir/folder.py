@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,9 @@ from tunesmith.rundir.files import disk_errors, remove_leftovers, sync_folder, w
 from tunesmith.rundir.metrics import MetricsLog
 from tunesmith.rundir.ordinary import MOST_JSON_BYTES, read_json_object, read_ordinary, require_ordinary_folder
 from tunesmith.rundir.seal import (
+    CHECKPOINTS_NAME,
+    EVALUATIONS_NAME,
+    LOCK_NAME,
     NEXT_RECIPE_NAME,
     SEAL_NAME,
     canonical_seal,
@@ -26,6 +30,9 @@ from tunesmith.rundir.seal import (
     seal,
     sha256_file,
 )
+
+#: How often the lock is tried, and the wait in between [s].
+_LOCK_ATTEMPTS, _LOCK_WAIT_S = 4, 0.05
 
 
 class RunFolder:
@@ -42,10 +49,11 @@ class RunFolder:
         self.report = self.path / "report.html"
         self.metrics = MetricsLog(self.path / "metrics.jsonl")
         self._lock: int | None = None
+        self._running = False
 
     def checkpoints(self, keep: int = 3) -> Checkpoints:
         """The run's checkpoints, of which the newest `keep` stay."""
-        return Checkpoints(self.path / "checkpoints", keep)
+        return Checkpoints(self.path / CHECKPOINTS_NAME, keep)
 
     def __enter__(self) -> RunFolder:
         """Create the folder if need be and lock it. Raises DiskError, UsageError, or EnvironmentFault when taken."""
@@ -57,27 +65,31 @@ class RunFolder:
                              "Choose another folder with --run.")
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            require_ordinary_folder(self.path, written=frozenset({".lock", self.metrics.path.name}))
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            require_ordinary_folder(self.path, written=frozenset({LOCK_NAME, self.metrics.path.name}))
+            self._lock = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             with disk_errors(self.path):
                 self._take_lock(self._lock)
                 os.ftruncate(self._lock, 0)
                 os.pwrite(self._lock, str(os.getpid()).encode(), 0)
                 remove_leftovers(self.path)
+                remove_leftovers(self.path / EVALUATIONS_NAME)
         except BaseException:
             self._unlock()
             raise
         return self
 
     def _take_lock(self, lock: int) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(lock, 32).decode(errors="replace").strip()
-            raise EnvironmentFault(f"{self.path}: another process ({_process(owner)}) is writing this run",
-                                   "Wait for it or stop it (Ctrl-C there saves it), or give this one its own folder with "
-                                   "--run.") from None
+        for attempt in range(_LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if attempt < _LOCK_ATTEMPTS - 1:  # whoever asks whether it is held holds it for a moment
+                    time.sleep(_LOCK_WAIT_S)
+        owner = os.read(lock, 32).decode(errors="replace").strip()
+        raise EnvironmentFault(f"{self.path}: another process ({_process(owner)}) is writing this run",
+                               "Wait for it or stop it (Ctrl-C there saves it), or give this one its own folder with --run.")
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -87,9 +99,14 @@ class RunFolder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._lock is None:
             return
+        if self._running and error is not None:
+            from tunesmith.rundir.status import write_ending
+
+            with contextlib.suppress(DiskError):  # what ended the run is told all the same
+                write_ending(self.path, error)
         with contextlib.suppress(OSError):  # what is written is written: that tidying up fails changes nothing
-            if [p.name for p in self.path.iterdir()] == [".lock"]:
-                (self.path / ".lock").unlink()  # it never began: leave nothing behind
+            if [p.name for p in self.path.iterdir()] == [LOCK_NAME]:
+                (self.path / LOCK_NAME).unlink()  # it never began: leave nothing behind
                 self.path.rmdir()
             os.ftruncate(self._lock, 0)
         self._unlock()
@@ -118,6 +135,13 @@ class RunFolder:
     def begin(self) -> None:
         """Seal what the run starts from, its recipe and its manifest. Raises DiskError."""
         seal(self.path, [self.recipe.name, self.manifest.name])
+
+    def running(self) -> None:
+        """Say that this process works on the run from now on; how it ends is written when it leaves the folder."""
+        from tunesmith.rundir.status import write_status  # late: pydantic, which --help does without
+
+        write_status(self.path, "running")
+        self._running = True
 
     @property
     def _next_recipe(self) -> Path:
@@ -190,11 +214,15 @@ class RunFolder:
         return (self.path / SEAL_NAME).exists() and self.report.name in read_seal(self.path)
 
     def finish(self) -> None:
-        """Seal the whole run but the checkpoints (each has its own seal) and the lock. Raises DiskError."""
+        """Seal the whole run but checkpoints and evaluations (each has its own seal) and the lock. Raises DiskError."""
+        from tunesmith.rundir.status import write_status
+
+        write_status(self.path, "finished")
         names = [str(path.relative_to(self.path)) for path in sorted(self.path.rglob("*"))
                  if path.is_file() and not any(part.startswith(".") for part in path.relative_to(self.path).parts)
-                 and path.relative_to(self.path).parts[0] not in ("checkpoints", SEAL_NAME)]
+                 and path.relative_to(self.path).parts[0] not in (CHECKPOINTS_NAME, EVALUATIONS_NAME, SEAL_NAME)]
         seal(self.path, names)
+        self._running = False
 
     def require_space(self, needed_bytes: int) -> None:
         """Raise DiskError when the disk has less than `needed_bytes` free."""

@@ -56,7 +56,10 @@ class DataFacts(Strict):
 class Manifest(Strict):
     """The whole file. A key more, or one less, is another format: see RUN_FORMAT.
 
-    run_id: tells this run from every other. started: local time. engine_reason: why this engine. threads: of torch, on the CPU.
+    run_id: tells this run from every other. started: local time. What was decided before anything was loaded: quantization,
+    engine and why this one, device, dtype, matmul (how the native engine multiplies with frozen weights), spread (whether the
+    base goes on all GPUs), activation_budget_bytes (memory for a step's activations), trainable_parameters, all_parameters.
+    threads: of torch, on the CPU.
     """
 
     format: Annotated[int, Field(ge=RUN_FORMAT, le=RUN_FORMAT)]
@@ -70,6 +73,11 @@ class Manifest(Strict):
     engine_reason: Short
     device: Short
     dtype: Short
+    matmul: Short
+    spread: bool
+    activation_budget_bytes: Annotated[float, Field(ge=0)]
+    trainable_parameters: Count
+    all_parameters: Count
     threads: Count
     machine: Short
     versions: dict[Short, Short]

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -129,16 +129,3 @@ def read_json_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise IntegrityError(f"{path}: damaged: not a JSON object")
     return found
-
-
-def require_kinds(found: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]], name: str, hint: str) -> None:
-    """Raise IntegrityError at the first key, with its dots, that is missing or of another kind than this program writes."""
-    for key, kind in kinds.items():
-        value: Any = found
-        parts = key.split(".")
-        for depth, part in enumerate(parts):
-            if not isinstance(value, Mapping) or part not in value:
-                raise IntegrityError(f"{name}: {'.'.join(parts[:depth + 1])}: not as this program writes it", hint)
-            value = value[part]
-        if not isinstance(value, kind):
-            raise IntegrityError(f"{name}: {key}: not as this program writes it", hint)

@@ -18,6 +18,10 @@ SEAL_NAME = "sha256.json"
 CARD_NAME = "README.md"
 #: Where a run's next recipe waits until the seal names it.
 NEXT_RECIPE_NAME = ".next-recipe.yaml"
+#: What a run's seal does not cover: its lock, and what has seals of its own.
+LOCK_NAME, CHECKPOINTS_NAME, EVALUATIONS_NAME = ".lock", "checkpoints", "evaluations"
+#: What a run is doing: covered once it is finished.
+STATUS_NAME = "status.json"
 _CHUNK_BYTES = 1 << 22
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tunesmith.errors import IntegrityError
 from tunesmith.rundir.checkpoints import Checkpoints
 from tunesmith.rundir.files import disk_errors, require_folder
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary_folder
-from tunesmith.rundir.seal import SEAL_NAME, check_seal, read_seal, recipe_waits
+from tunesmith.rundir.seal import EVALUATIONS_NAME, SEAL_NAME, STATUS_NAME, check_seal, read_seal, recipe_waits
 
 
 @dataclass
@@ -62,7 +63,10 @@ def _verify(path: Path) -> Damage:
         found.add_sealed(checkpoint)
         if _run_id(checkpoint / "state.json") != own and checkpoint / "state.json" not in found.damaged:
             found.damaged.append(checkpoint / "state.json")  # of another run
+    for evaluation in sorted((path / EVALUATIONS_NAME).glob("[0-9]*")):
+        found.add_sealed(evaluation)
     _check_metrics(path, checkpoints, found)
+    _check_status(path, found)
     if (path / "adapter" / SEAL_NAME).exists():
         found.add_sealed(path / "adapter")
     known = set(found.checked) | set(found.damaged)
@@ -77,6 +81,20 @@ def _run_id(path: Path) -> str:
         return str(read_json_object(path, infinite=True).get("run_id"))
     except (FileNotFoundError, IntegrityError):
         return str(None)
+
+
+def _check_status(run: Path, found: Damage) -> None:
+    """What an unfinished run says of its state is covered by no seal, but has to be readable."""
+    from tunesmith.rundir.status import read_status
+
+    status = run / STATUS_NAME
+    if status in found.checked or not os.path.lexists(status):
+        return
+    found.checked.append(status)
+    try:
+        read_status(run)
+    except IntegrityError:
+        found.damaged.append(status)
 
 
 def _check_metrics(run: Path, checkpoints: Checkpoints, found: Damage) -> None:

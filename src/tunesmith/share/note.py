@@ -14,14 +14,11 @@ from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.hub import parse_hub_id
 from tunesmith.model.quantization import AS_THEY_ARE
 from tunesmith.rundir.ordinary import MOST_JSON_BYTES, read_ordinary
+from tunesmith.rundir.result import Finite, Measured, RunResult
+from tunesmith.rundir.schema import Count, Short
 
 NOTE_NAME = "tunesmith.json"
 
-Count = Annotated[int, Field(ge=0, le=1 << 62)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-#: A name or a word; prompts may be longer.
-Short = Annotated[str, Field(max_length=4096)]
 
 
 class Trained(BaseModel):
@@ -51,20 +48,6 @@ class Trained(BaseModel):
         if dataset is not None and parse_hub_id(dataset) is None:
             raise ValueError("not a Hub id")
         return dataset
-
-
-class Measured(BaseModel):
-    """What the judge found, as in the run's verdict.json."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    verdict: Annotated[str, Field(max_length=4096, pattern=r"\S")]
-    rows: Count
-    loss_base: Finite
-    loss_tuned: Finite
-    interval: tuple[Finite, Finite] | None = None
-    stop_rate_base: Share | None = None
-    stop_rate_tuned: Share | None = None
 
 
 class AdapterNote(BaseModel):
@@ -116,10 +99,10 @@ def read_note(folder: Path) -> dict[str, Any]:
                              "Without this file the adapter is taken as one that others made.") from None
 
 
-def training_facts(recipe: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """`Trained` of a run. recipe: its sections; result: its result.json."""
+def training_facts(recipe: dict[str, Any], result: RunResult) -> dict[str, Any]:
+    """`Trained` of a run. recipe: its sections."""
     data, lora, train = (recipe[section] for section in ("data", "lora", "train"))
-    known = {"kept": None, **data, **lora, **train, **result, "dataset": _dataset(str(data["source"]))}
+    known = {**data, **lora, **train, **result.model_dump(), "dataset": _dataset(str(data["source"]))}
     return Trained(**{name: known[name] for name in Trained.model_fields}).model_dump(mode="json")
 
 

@@ -80,7 +80,7 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
         batch = [rows[i] for i in order.take(progress.samples, settings.batch_size)]
         result = step_that_fits(engine, optimizer, scaler, batch, step=progress.step + 1, plan=plan,
                                 max_grad_norm=settings.max_grad_norm,
-                                dropout_seeds=sample_seeds(settings.seed, progress.samples, len(batch)))
+                                dropout_seeds=sample_seeds(settings.seed, progress.samples, len(batch)), notify=notify)
         seconds = time.perf_counter() - started
 
         progress.step += 1
@@ -93,6 +93,9 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
                   "peak_memory_bytes": peak_memory_bytes(engine.device), "seconds": seconds}
         last = progress.step == settings.total_steps
         skipped = skipped + 1 if result.grad_norm is None else 0
+        if skipped:
+            notify(f"Step {progress.step}: the gradient overflowed in float16, so the step changed nothing; the loss scale is "
+                   "halved.")
         if skipped >= _MOST_SKIPPED:
             raise DivergedError(f"step {progress.step}: fp16 overflowed in {skipped} steps in a row, so nothing is learnt",
                                 "Set model.dtype to bfloat16 or float32, or lower train.learning_rate.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,14 @@ class MicroBatchPlan:
             return False
         return True
 
+    def described(self) -> str:
+        """How steps are split, for people."""
+        size = f"{self.rows} samples" if self.rows is not None else f"{self.max_tokens:,} tokens"
+        said = f"micro-batches of at most {size}"
+        if self.checkpointing:
+            said += f", gradient checkpointing on {100 * self.checkpointing:.0f}% of the layers"
+        return said + (", the inputs of their halves kept in the host's memory" if self.offloading else "")
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -141,12 +149,17 @@ def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
 
 def step_that_fits(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler,
                    rows: Sequence[TokenRow], *, step: int, plan: MicroBatchPlan, max_grad_norm: float,
-                   dropout_seeds: Sequence[int] | None = None) -> StepResult:
-    """The same step, split smaller each time memory runs out. Raises OutOfMemory when one row alone does not fit."""
+                   dropout_seeds: Sequence[int] | None = None,
+                   notify: Callable[[str], None] = lambda text: None) -> StepResult:
+    """The same step, split smaller each time memory runs out. notify: hears how steps are split from then on.
+
+    Raises OutOfMemory when one row alone does not fit.
+    """
     def once() -> StepResult:
         return optimiser_step(engine, optimizer, scaler, rows, step=step, plan=plan, max_grad_norm=max_grad_norm,
                               dropout_seeds=dropout_seeds)
 
+    before = plan.described()
     while (result := attempt(once)) is None:
         longest = max(len(row.ids) for row in rows)
         if not plan.shrink(longest):
@@ -156,6 +169,8 @@ def step_that_fits(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
         scaler.update(scaler.get_scale())  # forgets that this step's gradients may be unscaled already
         if plan.checkpointing:
             engine.checkpoint_gradients(plan.checkpointing, offload=plan.offloading)
+    if plan.described() != before:
+        notify(f"Step {step} did not fit in memory. From here on: {plan.described()}. The gradients stay the same.")
     return result
 
 

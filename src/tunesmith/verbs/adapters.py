@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from tunesmith.rundir import SEAL_NAME, check_seal, read_seal, require_folder
 from tunesmith.rundir.manifest import of_this_format, require_format
 from tunesmith.rundir.ordinary import require_ordinary_folder
 from tunesmith.rundir.seal import sha256_file
+from tunesmith.rundir.status import read_status
 from tunesmith.verbs.show import Show
 
 if TYPE_CHECKING:
@@ -65,7 +68,10 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
         require_format(path)
         found = AdapterFiles(path / "adapter", path)
         if not found.folder.is_dir():
-            raise IntegrityError(f"{target}: this run has no adapter yet", "Train it to its end first.")
+            run = os.path.relpath(path)
+            raise IntegrityError(f"{target}: this run has no adapter yet: it {read_status(path).sentence()}",
+                                 "Train it to its end first: "
+                                 + shlex.join(["tunesmith", "train", os.path.join(run, "recipe.yaml"), "--run", run]))
     else:
         found = AdapterFiles(path, run_of(path))
     require_ordinary_folder(found.folder)

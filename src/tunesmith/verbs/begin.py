@@ -40,6 +40,7 @@ def open_run(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) 
             show.note(f"Not the same as when the run began, so the last bits may differ: {', '.join(differing)}.")
         if folder.recipe_text() != dump(recipe):  # only what does not make it another run
             folder.replace_recipe(dump(recipe))
+        folder.running()
         return
     # A checkpoint is the adapter and two moments in fp32; one more than is kept exists while it is written.
     parameters = prepared.decisions.counts.trainable
@@ -47,6 +48,7 @@ def open_run(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) 
     write_atomically(folder.recipe, dump(recipe))  # first: it is what makes a folder a run
     write_atomically(folder.manifest, as_json(manifest))
     folder.begin()
+    folder.running()
 
 
 @contextmanager

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.dataset import read_text
 from tunesmith.errors import DataError, RecipeError, TunesmithError, UsageError
-from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.recipe import Recipe, dump, load_recipe
+from tunesmith.rundir.evaluations import Evaluation, keep_evaluation
+from tunesmith.rundir.result import JudgementSummary
 from tunesmith.verbs.adapters import (
     ANOTHER_PLACE,
     AdapterFiles,
@@ -22,6 +26,9 @@ from tunesmith.verbs.decide import decide
 from tunesmith.verbs.prepare import prepare
 from tunesmith.verbs.show import Show, Silent
 
+if TYPE_CHECKING:
+    from tunesmith.model.placement import Placement
+
 
 def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] | None = None,
              base: str | None = None, quantization: str | None = None, device: str | None = None,
@@ -31,7 +38,8 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     recipe: names base, data and judge; needed for an adapter that does not stand in its run folder. base: another place of
     the base than the recipe's. quantization, device: as in a recipe, in place of what it says.
     Returns loss_base, loss_tuned (nats a token), stop_rate_base, stop_rate_tuned, verdict, interval (of tuned - base,
-    95%), rows, modules (how many the adapter sits on), and the samples.
+    95%), rows, modules (how many the adapter applies to), the samples, and kept: the folder in the run where all this is
+    kept (None for an adapter without its run).
     Raises UsageError, DataError (nothing is held out), IntegrityError, RecipeError, EnvironmentFault.
     """
     show = show or Silent()
@@ -74,8 +82,24 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     judgement = judge(engine, prepared.data.validation, max_new_tokens=chosen.judge.max_new_tokens,
                       samples=chosen.judge.samples, stop_rows=chosen.judge.stop_rows, matters=chosen.judge.matters,
                       on_stage=show.stage)
-    return {**judgement.summary(), "modules": count_modules(engine),
-            "samples": [asdict(sample) for sample in judgement.samples]}
+    modules, samples = count_modules(engine), [asdict(sample) for sample in judgement.samples]
+    kept = _keep(found.run, chosen, prepared.decisions.placement, judgement.summary(), modules, samples, show)
+    return {**judgement.summary().model_dump(mode="json"), "modules": modules, "samples": samples,
+            "kept": str(kept) if kept else None}
+
+
+def _keep(run: Path | None, recipe: Recipe, placement: Placement, judgement: JudgementSummary, modules: int,
+          samples: list[dict[str, Any]], show: Show) -> Path | None:
+    """The folder in the run where this is kept; None where there is no run, or it could not be written, which is told."""
+    if run is None:
+        return None
+    found = Evaluation(when=time.strftime("%Y-%m-%d %H:%M:%S %z"), engine=placement.engine, device=placement.device,
+                       dtype=placement.dtype_name, quantization=placement.quantization, modules=modules, judgement=judgement)
+    try:
+        return keep_evaluation(run, found, dump(recipe), samples)
+    except TunesmithError as error:
+        show.note(f"What follows was not kept in the run: {error.message}")
+        return None
 
 
 def _require_unseen(found: AdapterFiles, chosen: Recipe, show: Show) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import asdict
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import IntegrityError, TunesmithError, UsageError
 from tunesmith.recipe import Recipe
 from tunesmith.rundir import RunFolder, write_atomically
 from tunesmith.rundir.manifest import read_manifest
-from tunesmith.rundir.ordinary import require_kinds
+from tunesmith.rundir.result import RunResult
+from tunesmith.rundir.schema import as_json, read_as
 from tunesmith.verbs.adapters import weight_hashes
 from tunesmith.verbs.show import Show
 
@@ -21,36 +21,30 @@ if TYPE_CHECKING:
     from tunesmith.model.engine import Engine
 
 
-def placed(result: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+def placed(result: RunResult, folder: RunFolder) -> dict[str, Any]:
     """A result with its places as they are now: in its file they are relative to the run, which may have been moved."""
-    return result | {"run": str(folder.path), "adapter": str(folder.adapter)}
+    return result.model_dump(mode="json") | {"run": str(folder.path), "adapter": str(folder.adapter)}
 
 
-def read_result(folder: RunFolder) -> dict[str, Any]:
-    """What came out of a finished run. Raises IntegrityError where it is not as `_run` writes it."""
-    result = folder.read_json(folder.result)
-    require_kinds(result, {
-        "engine": (str,), "steps": (int,), "trainable_parameters": (int,), "all_parameters": (int,), "seconds": (int, float),
-        "judgement": (dict, NoneType), "verdict": (str, NoneType), "prompt": (str,),
-    }, str(folder.result), "Start another run with --run.")
-    return result
+def read_result(folder: RunFolder) -> RunResult:
+    """What came out of a finished run. Raises IntegrityError where it is not as this program writes it."""
+    return read_as(RunResult, folder.result, "Start another run with --run.")
 
 
-def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: dict[str, Any], judgement: Any) -> None:
+def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: RunResult, judgement: Judgement | None) -> None:
     """Adapter, verdict, samples, result and report; the seal over everything comes last."""
     from tunesmith.judge.report import write_report  # late: it imports the library of charts
     from tunesmith.share import write_adapter_folder
 
     manifest = read_manifest(folder.path)
-    summary = judgement.summary() if judgement else None
     write_adapter_folder(folder.adapter, engine, base_name=recipe.model.base, revision=engine.base.pinned,
-                         prompt=recipe.data.prompt, messages=recipe.data.messages is not None, judgement=summary, result=result,
-                         recipe=recipe.model_dump(mode="json"),
-                         base_weights=weight_hashes(manifest.base.files))
-    folder.write_json(folder.verdict, summary or {"verdict": None, "reason": "nothing was held out"})
+                         prompt=recipe.data.prompt, messages=recipe.data.messages is not None, result=result,
+                         recipe=recipe.model_dump(mode="json"), base_weights=weight_hashes(manifest.base.files))
+    found = result.judgement.model_dump(mode="json") if result.judgement else None
+    folder.write_json(folder.verdict, found or {"verdict": None, "reason": "nothing was held out"})
     lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in (judgement.samples if judgement else [])]
     write_atomically(folder.samples, "".join(lines))
-    folder.write_json(folder.result, result)
+    write_atomically(folder.result, as_json(result))
     write_report(folder, manifest=manifest, result=result, judgement=judgement, recipe_text=folder.recipe_text())
     folder.finish()
 

@@ -50,7 +50,8 @@ def build_manifest(recipe: Recipe, prepared: Prepared) -> Manifest:
     """What a run starts from."""
     import torch
 
-    placement = prepared.decisions.placement
+    decisions = prepared.decisions
+    placement = decisions.placement
     template = "\n".join(str(part) for part in (recipe.data.prompt, recipe.data.completion, recipe.data.messages,
                                                 getattr(prepared.tokenizer, "chat_template", None)))
     return Manifest(
@@ -60,6 +61,8 @@ def build_manifest(recipe: Recipe, prepared: Prepared) -> Manifest:
         data=DataFacts(source=recipe.data.source, content=prepared.content_hash, counts=RowCounts(**prepared.data.counts),
                        template=hashlib.sha256(template.encode()).hexdigest()),
         engine=placement.engine, engine_reason=placement.reason, device=placement.device, dtype=placement.dtype_name,
+        matmul=placement.matmul, spread=placement.spread, activation_budget_bytes=float(decisions.activation_budget_bytes),
+        trainable_parameters=decisions.counts.trainable, all_parameters=decisions.counts.all,
         threads=torch.get_num_threads(), machine=describe_machine(), versions=library_versions())
 
 
@@ -79,5 +82,5 @@ def check_same(then: Manifest, now: Manifest, run: str) -> list[str]:
         raise RecipeError(f"{run}: changed since the run began: {', '.join(changed)}",
                           "Put them back, or start another run with --run.")
     before, after = ({**each.versions, "engine": each.engine, "device": each.device, "dtype": each.dtype,
-                      "threads": each.threads} for each in (then, now))
+                      "spread over GPUs": each.spread, "threads": each.threads} for each in (then, now))
     return [f"{name} {before.get(name)} -> {value}" for name, value in after.items() if before.get(name) != value]

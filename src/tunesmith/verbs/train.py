@@ -12,6 +12,7 @@ from tunesmith.errors import IntegrityError, Interrupted
 from tunesmith.paths import require_utf8
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunFolder, check_seal
+from tunesmith.rundir.result import RunResult
 from tunesmith.training.signals import StopSignal
 from tunesmith.verbs.begin import going_on, open_run, refuse_another, tell_judged_otherwise, warn_of_sharing
 from tunesmith.verbs.decide import decide
@@ -98,16 +99,15 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
         judgement = judge(engine, validation, max_new_tokens=recipe.judge.max_new_tokens, samples=recipe.judge.samples,
                           stop_rows=recipe.judge.stop_rows, matters=recipe.judge.matters, on_stage=show.stage)
     trainable, everything = engine.parameter_counts()
-    metrics = folder.metrics.read()
-    result = {
-        "run": ".", "engine": engine.name, "trainable_parameters": trainable, "all_parameters": everything,
-        "steps": progress.step, "train_loss": statistics.fmean(m["loss"] for m in metrics) if metrics else None,
-        "eval_loss_before": judgement.loss_base if judgement else None,
-        "eval_loss_after": judgement.loss_tuned if judgement else None,
-        "seconds": progress.seconds, "tokens_per_second": progress.tokens / progress.seconds,
-        "kept": engine.kept(), "peak_memory_bytes": peak_bytes, "adapter": folder.adapter.name,
-        "verdict": judgement.verdict if judgement else None, "judgement": judgement.summary() if judgement else None,
-        "prompt": example(recipe, judgement),
-    }
+    metrics = folder.metrics.read()  # of earlier processes of this run, too
+    result = RunResult(
+        engine=engine.name, trainable_parameters=trainable, all_parameters=everything, steps=progress.step,
+        train_loss=statistics.fmean(each["loss"] for each in metrics) if metrics else None,
+        eval_loss_before=judgement.loss_base if judgement else None,
+        eval_loss_after=judgement.loss_tuned if judgement else None, seconds=progress.seconds,
+        tokens_per_second=progress.tokens / progress.seconds, kept=engine.kept(),
+        peak_memory_bytes=max([peak_bytes, *(each["peak_memory_bytes"] for each in metrics)]),
+        verdict=judgement.verdict if judgement else None, judgement=judgement.summary() if judgement else None,
+        prompt=example(recipe, judgement))
     write_results(recipe, folder, engine, result, judgement)
     return placed(result, folder)
