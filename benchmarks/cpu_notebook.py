@@ -1,12 +1,14 @@
-"""The notebook's run on a small real base, on this machine's CPU: Tunesmith and the notebook's own stack, side by side.
+"""The notebook's run on a small real base, on this machine's CPU: Tunesmith and the notebook's own stack,
+side by side.
 
     python benchmarks/cpu_notebook.py ASSETS PEER [--repeats 3] [--out FILE]
 
 ASSETS: a folder with stories260K/ (a Llama-architecture base of 260K parameters trained on TinyStories, from
-karpathy/llama2.c, in the transformers layout) and english_quotes/train.jsonl and heldout.jsonl (Abirate/english_quotes,
-2,383 and 125 rows). PEER: a script that runs Trainer + peft + bitsandbytes on them and prints one JSON line with
-eval_loss_before, eval_loss_after and train_seconds. Both run in turn, each alone, in fresh processes. What is compared is
-the time of the training steps alone and the held-out loss in nats a token over all tokens.
+karpathy/llama2.c, in the transformers layout) and english_quotes/train.jsonl and heldout.jsonl
+(Abirate/english_quotes, 2,383 and 125 rows). PEER: a script that runs Trainer + peft + bitsandbytes on them
+and prints one JSON line with eval_loss_before, eval_loss_after and train_seconds. Both run in turn, each
+alone, in fresh processes. What is compared is the time of the training steps alone and the held-out loss in
+nats a token over all tokens.
 """
 
 from __future__ import annotations
@@ -58,13 +60,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             recipe = Path(folder) / "recipe.yaml"
             recipe.write_text(RECIPE.format(assets=chosen.assets.resolve()))
-            found = last_json_line([sys.executable, "-m", "tunesmith.cli.main", "train", str(recipe), "--json", "--quiet",
-                                    "--run", f"{folder}/run"])
-        ours.append({"seconds": found["seconds"], "before": found["eval_loss_before"], "after": found["eval_loss_after"]})
+            found = last_json_line([sys.executable, "-m", "tunesmith.cli.main", "train", str(recipe),
+                                    "--json", "--quiet", "--run", f"{folder}/run"])
+        ours.append({"seconds": found["seconds"], "before": found["eval_loss_before"],
+                     "after": found["eval_loss_after"]})
         found = last_json_line([sys.executable, str(chosen.peer)])
         theirs.append({"seconds": found["train_seconds"], "before": found["eval_loss_before"],
                        "after": found["eval_loss_after"]})
-        print(f"repeat {repeat + 1}: tunesmith {ours[-1]}, notebook's stack {theirs[-1]}", file=sys.stderr, flush=True)
+        print(f"repeat {repeat + 1}: tunesmith {ours[-1]}, notebook's stack {theirs[-1]}", file=sys.stderr,
+              flush=True)
     ratios = [b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True)]
     result = {
         "date": datetime.date.today().isoformat(), "machine": f"{platform.machine()}, {os.cpu_count()} cores",

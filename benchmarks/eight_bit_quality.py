@@ -2,8 +2,9 @@
 
     python benchmarks/eight_bit_quality.py BASE [BASE ...] [--out FILE]
 
-BASE: a folder, a Hub id or embedded:sprout. On the CPU, where the plain twins of the kernels round alike; 16 of the embedded
-rows, LoRA r=8 on every linear layer with a B that is not zero, fp32 otherwise. int8 is measured after its calibration.
+BASE: a folder, a Hub id or embedded:sprout. On the CPU, where the plain twins of the kernels round alike; 16
+of the embedded rows, LoRA r=8 on every linear layer with a B that is not zero, fp32 otherwise. int8 is
+measured after its calibration.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def gradients(base: Any, tokenizer: Any, rows: list[TokenRow], quantization: str
 
 def main() -> None:
     """The command line of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bases", nargs="+")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
@@ -55,12 +57,14 @@ def main() -> None:
         base = locate_base(name, None)
         tokenizer = load_tokenizer(base)
         recipe = parse_recipe(preset_text("demo"))
-        rows = tokenize_text(read_text(recipe.data), tokenizer, Rules("all", False, 512, "truncate")).train[:16]
+        rows = tokenize_text(read_text(recipe.data), tokenizer,
+                             Rules("all", False, 512, "truncate")).train[:16]
         for quantization in ("none", "int8", "nf4"):
             exact_loss, exact = gradients(base, tokenizer, rows, quantization, "exact")
             for matmul in ("fp8", "int8"):
                 loss, found = gradients(base, tokenizer, rows, quantization, matmul)
-                cosines = [torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(exact, found, strict=True)]
+                cosines = [torch.cosine_similarity(a, b, dim=0).item()
+                           for a, b in zip(exact, found, strict=True)]
                 results.append({"base": Path(name).name, "quantization": quantization, "matmul": matmul,
                                 "loss_off": abs(loss - exact_loss) / exact_loss, "cosine_min": min(cosines),
                                 "cosine_mean": sum(cosines) / len(cosines)})

@@ -22,7 +22,8 @@ def seconds(words: list[str], folder: str) -> float:
     """Wall time of one call of the installed command."""
     command = Path(sys.executable).with_name("tunesmith")
     started = time.perf_counter()
-    subprocess.run([command, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run([command, *words], cwd=folder, check=True, stdout=subprocess.DEVNULL,
+                   stderr=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
@@ -40,7 +41,8 @@ def main() -> None:
         for _ in range(chosen.repeats):
             with tempfile.TemporaryDirectory() as folder:
                 times.append(round(seconds(words, folder), 3))
-        result[name] = {"seconds": times, "median": statistics.median(times), "range": [min(times), max(times)]}
+        result[name] = {"seconds": times, "median": statistics.median(times),
+                        "range": [min(times), max(times)]}
     print(json.dumps(result, indent=2))
     if chosen.out:
         chosen.out.write_text(json.dumps(result, indent=2) + "\n")

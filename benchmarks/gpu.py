@@ -1,16 +1,18 @@
 """Training on one GPU: the native engine and its peers, interleaved, on random weights of public shapes.
 
-    python benchmarks/gpu.py FOLDER LENGTHS PEER [--peer-path DIR] [--cells a,b] [--repeats 5] [--limit-s N] [--out FILE]
+    python benchmarks/gpu.py FOLDER LENGTHS PEER [--peer-path DIR] [--cells a,b] [--repeats 5] [--limit-s N]
+[--out FILE]
 
-FOLDER: where the models are, or are written to (random weights: shapes and lengths decide the speed). LENGTHS: a JSON list
-of the token counts of real samples. PEER: a script, called as `PEER STACK MODEL --lengths FILE|--seq N --bs B --accum A
---steps N --warm N`, that trains with another stack and prints `RESULT {json}` with tokens_s_median, tokens_s (each step's)
-and peak_gib.
---peer-path: a folder that only the peers see in front of their packages.
+FOLDER: where the models are, or are written to (random weights: shapes and lengths decide the speed).
+LENGTHS: a JSON list of the token counts of real samples. PEER: a script, called as `PEER STACK MODEL
+--lengths FILE|--seq N --bs B --accum A --steps N --warm N`, that trains with another stack and prints `RESULT
+{json}` with tokens_s_median, tokens_s (each step's) and peak_gib. --peer-path: a folder that only the peers
+see in front of their packages.
 
-Every measurement is a process of its own; cells joined by + are measured by ours in one process, one after the other, to
-save its start. Ours takes optimiser steps by the same function as `tunesmith train`, over a fixed list of steps: twice or
-more to warm up, then `--repeats` times. Tokens are real ones: padding is never counted.
+Every measurement is a process of its own; cells joined by + are measured by ours in one process, one after
+the other, to save its start. Ours takes optimiser steps by the same function as `tunesmith train`, over a
+fixed list of steps: twice or more to warm up, then `--repeats` times. Tokens are real ones: padding is never
+counted.
 """
 
 from __future__ import annotations
@@ -32,16 +34,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-#: Steps before the timed ones, at least: int8 products calibrate, and each size of a step is captured as a graph.
+#: Steps before the timed ones, at least: int8 products calibrate, and each size of a step is captured as a
+#: graph.
 WARM_STEPS = 10
 ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-#: Floating-point operations of the products with frozen weights a token: forward, and backward for the input alone.
+#: Floating-point operations of the products with frozen weights a token: forward, and backward for the input
+#: alone.
 GFLOP_PER_TOKEN = {"bloom-7b1": 28.3, "llama-8b": 32.1}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement. seq: rows of this many tokens, or 0 for the real lengths; samples: a step; steps: in the list."""
+    """One measurement. seq: rows of this many tokens, or 0 for the real lengths; samples: a step; steps: in
+    the list.
+    """
 
     model: str
     quantization: str
@@ -71,10 +77,12 @@ CELLS = {
     "llama-long": Cell(**LLAMA, **LONG, quantization="none", peers=("unsloth-bf16-nockpt",)),
     "llama-long-fp8": Cell(**LLAMA, **LONG, quantization="none", matmul="fp8"),
     "llama-long-int8": Cell(**LLAMA, **LONG, quantization="none", matmul="int8"),
-    "llama-long-nf4": Cell(**LLAMA, **LONG, quantization="nf4", micro_tokens=4096, checkpointing=True, peers=("unsloth-nf4",)),
+    "llama-long-nf4": Cell(**LLAMA, **LONG, quantization="nf4", micro_tokens=4096, checkpointing=True,
+                           peers=("unsloth-nf4",)),
     "llama-long-nf4-offload": Cell(**LLAMA, **LONG, quantization="nf4", checkpointing=True, offload=True),
 }
-#: How cost grows, by base: (samples a step, tokens of each, or 0 for the real lengths). A process of its own for each base.
+#: How cost grows, by base: (samples a step, tokens of each, or 0 for the real lengths). A process of its own
+#: for each base.
 GROWTH = {
     "bloom-560m": Cell("bloom-560m", "int8", BLOOM["targets"], 0.05),
     "bloom-7b1": Cell(**BLOOM, quantization="int8"),
@@ -92,16 +100,19 @@ def write_model(kind: str, folder: Path) -> None:
 
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
     config = {"bloom-7b1": BloomConfig(vocab_size=250880, hidden_size=4096, n_layer=30, n_head=32, **special),
-              "bloom-560m": BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16, **special),
-              "llama-8b": LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-                                      num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=131072,
-                                      rms_norm_eps=1e-5, **special)}[kind]
+              "bloom-560m": BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16,
+                                        **special),
+              "llama-8b": LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336,
+                                      num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+                                      max_position_embeddings=131072, rms_norm_eps=1e-5, **special)}[kind]
     dtype = torch.bfloat16 if kind == "llama-8b" else torch.float16
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in AutoModelForCausalLM.from_config(config).state_dict().items()
+        shapes = {name: tensor.shape
+                  for name, tensor in AutoModelForCausalLM.from_config(config).state_dict().items()
                   if not (name == "lm_head.weight" and config.tie_word_embeddings)}
-    config.architectures, config.dtype = [{"bloom": "BloomForCausalLM", "llama": "LlamaForCausalLM"}[config.model_type]], dtype
+    config.architectures, config.dtype = [{"bloom": "BloomForCausalLM",
+                                           "llama": "LlamaForCausalLM"}[config.model_type]], dtype
     config.save_pretrained(folder)
     shards: dict[str, dict[str, Any]] = {}
     layer = {name: re.search(r"\.(\d+)\.", name) for name in shapes}
@@ -214,7 +225,8 @@ def measure_growth(cell: Cell, folder: Path, lengths: list[int], repeats: int) -
     weights_gib = torch.cuda.memory_allocated() / 2**30
     found: list[dict[str, Any]] = []
     for samples, seq in SIZES:
-        steps = draw_steps(replace(cell, samples=samples, seq=seq, steps=1 if seq > 2048 else 4), 1000, lengths)
+        steps = draw_steps(replace(cell, samples=samples, seq=seq, steps=1 if seq > 2048 else 4), 1000,
+                           lengths)
         engine._graphs.forget()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -232,14 +244,16 @@ def measure_growth(cell: Cell, folder: Path, lengths: list[int], repeats: int) -
         tokens = sum(len(row.ids) for rows in steps for row in rows) / len(steps)
         step_s = sum(seconds) / len(seconds)
         found.append({"samples": samples, "seq": seq, "tokens_a_step": tokens, "step_ms": 1000 * step_s,
-                      "step_ms_range": [1000 * min(seconds), 1000 * max(seconds)], "us_a_token": 1e6 * step_s / tokens,
+                      "step_ms_range": [1000 * min(seconds), 1000 * max(seconds)],
+                      "us_a_token": 1e6 * step_s / tokens,
                       "peak_gib": torch.cuda.max_memory_allocated() / 2**30})
     return {"weights_gib": weights_gib, "sizes": found}
 
 
 def growth_table(found: dict[str, Any]) -> str:
     """How cost grows, in Markdown."""
-    lines = ["| base | samples | tokens a step | ms a step | us a token | peak GiB | KiB a token beyond the weights |",
+    lines = ["| base | samples | tokens a step | ms a step | us a token | peak GiB | KiB a token beyond the "
+             "weights |",
              "|---|---|---|---|---|---|---|"]
     for model, value in found.items():
         for each in value.get("sizes", []):
@@ -248,18 +262,21 @@ def growth_table(found: dict[str, Any]) -> str:
                 lines.append(f"{what} {each['error']} | | | | |")
                 continue
             kept = (each["peak_gib"] - value["weights_gib"]) * 2**20 / each["tokens_a_step"]
-            lines.append(f"{what} {each['tokens_a_step']:,.0f} | {each['step_ms']:,.1f} | {each['us_a_token']:,.1f} | "
-                         f"{each['peak_gib']:.1f} | {kept:,.0f} |")
+            lines.append(f"{what} {each['tokens_a_step']:,.0f} | {each['step_ms']:,.1f} | "
+                         f"{each['us_a_token']:,.1f} | {each['peak_gib']:.1f} | {kept:,.0f} |")
     return "\n".join(lines)
 
 
 def last_results(command: list[str], path: str | None, count: int) -> list[dict[str, Any]]:
-    """Run a measurement; its `count` JSON objects, and its last words as an error for those that did not come."""
+    """Run a measurement; its `count` JSON objects, and its last words as an error for those that did not
+    come.
+    """
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if path:
         env["PYTHONPATH"] = path
     done = subprocess.run(command, capture_output=True, text=True, env=env)
-    found = [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    found = [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines()
+             if line.startswith("RESULT ")]
     error = {"error": ((done.stderr or done.stdout).strip().splitlines() or ["no output"])[-1][:300]}
     return (found + [error] * count)[:count]
 
@@ -268,19 +285,22 @@ RECIPE = """
 model: {{base: {base}, quantization: int8}}
 data: {{source: {rows}, completion: "{{text}}", append_eos: false, validation: 0}}
 lora: {{r: 16, alpha: 32, dropout: 0.05}}
-train: {{max_steps: 200, batch_size: 16, learning_rate: 2.0e-4, warmup_steps: 100, eval_steps: 0, save_steps: 200}}
+train: {{max_steps: 200, batch_size: 16, learning_rate: 2.0e-4, warmup_steps: 100, eval_steps: 0,
+        save_steps: 200}}
 """
 
 
 def measure_cold(chosen: argparse.Namespace) -> dict[str, Any]:
-    """200 steps on BLOOM-7b1 in int8 by the command line, from process start to saved adapter; the files are in memory.
+    """200 steps on BLOOM-7b1 in int8 by the command line, from process start to saved adapter; the files are
+    in memory.
 
     Twice: with nothing compiled before, then with what the first left in Triton's cache.
     """
     base, draw = chosen.folder / "bloom-7b1", random.Random(0)
     prepare_worker("cold", "bloom-7b1", chosen)
     with tempfile.TemporaryDirectory() as folder:
-        texts = [" ".join(f"w{draw.randrange(4, 1000)}" for _ in range(n)) for n in json.loads(chosen.lengths.read_text())]
+        texts = [" ".join(f"w{draw.randrange(4, 1000)}" for _ in range(n))
+                 for n in json.loads(chosen.lengths.read_text())]
         rows = Path(folder, "rows.jsonl")
         rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         Path(folder, "recipe.yaml").write_text(RECIPE.format(base=base, rows=rows))
@@ -290,8 +310,9 @@ def measure_cold(chosen: argparse.Namespace) -> dict[str, Any]:
         for turn in ("nothing compiled", "compiled before"):
             started, began = time.perf_counter(), time.time()
             done = subprocess.run(
-                [sys.executable, "-m", "tunesmith.cli.main", "train", f"{folder}/recipe.yaml", "--run", f"{folder}/{turn[:3]}",
-                 "--json"], capture_output=True, text=True, env={**os.environ, "TRITON_CACHE_DIR": f"{folder}/triton"})
+                [sys.executable, "-m", "tunesmith.cli.main", "train", f"{folder}/recipe.yaml", "--run",
+                 f"{folder}/{turn[:3]}", "--json"], capture_output=True, text=True,
+                env={**os.environ, "TRITON_CACHE_DIR": f"{folder}/triton"})
             if done.returncode:
                 return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
             result = json.loads(done.stdout)
@@ -306,8 +327,8 @@ def prepare_worker(name: str, model: str, chosen: argparse.Namespace) -> list[st
     """The command that measures `name` on a base, which is written first if it is not there."""
     if not (chosen.folder / model / "config.json").exists():
         write_model(model, chosen.folder / model)
-    return [sys.executable, __file__, str(chosen.folder), str(chosen.lengths), str(chosen.peer), "--worker", name,
-            "--repeats", str(chosen.repeats)]
+    return [sys.executable, __file__, str(chosen.folder), str(chosen.lengths), str(chosen.peer), "--worker",
+            name, "--repeats", str(chosen.repeats)]
 
 
 def measure(names: list[str], chosen: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -321,8 +342,9 @@ def measure(names: list[str], chosen: argparse.Namespace) -> dict[str, dict[str,
         for stack in cell.peers if chosen.peers else ():
             rows = ["--seq", str(cell.seq)] if cell.seq else ["--lengths", str(chosen.lengths)]
             batch, accumulated = map(str, cell.peer_rows)
-            command = [sys.executable, str(chosen.peer), stack, str(chosen.folder / cell.model), *rows, "--bs", batch,
-                       "--accum", accumulated, "--steps", str(chosen.peer_steps), "--warm", "4"]
+            command = [sys.executable, str(chosen.peer), stack, str(chosen.folder / cell.model), *rows,
+                       "--bs", batch, "--accum", accumulated, "--steps", str(chosen.peer_steps), "--warm",
+                       "4"]
             found[name]["peers"][stack] = last_results(command, chosen.peer_path, 1)[0]
         print("\n".join(table({name: found[name]}, chosen.tflops).splitlines()[2:]), flush=True)
     if chosen.again:  # a machine that changed meanwhile would show
@@ -333,7 +355,8 @@ def measure(names: list[str], chosen: argparse.Namespace) -> dict[str, dict[str,
 
 def table(results: dict[str, Any], tflops: float) -> str:
     """The results in Markdown."""
-    lines = ["| cell | stack | tokens/s, median (range) | share of the roofline | peak GiB |", "|---|---|---|---|---|"]
+    lines = ["| cell | stack | tokens/s, median (range) | share of the roofline | peak GiB |",
+             "|---|---|---|---|---|"]
     for name, found in results.items():
         gflop = GFLOP_PER_TOKEN.get(found["cell"]["model"])
         again = {"tunesmith, again": found["ours_again"]} if "ours_again" in found else {}
@@ -351,7 +374,8 @@ def table(results: dict[str, Any], tflops: float) -> str:
 
 def main() -> None:
     """The command line of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("lengths", type=Path)
     parser.add_argument("peer", type=Path)
@@ -377,10 +401,12 @@ def main() -> None:
     began, results, colds, growth = time.monotonic(), {}, {}, {}
 
     def save() -> None:
-        about = {"date": datetime.date.today().isoformat(), "torch": torch.__version__, "repeats": chosen.repeats,
+        about = {"date": datetime.date.today().isoformat(), "torch": torch.__version__,
+                 "repeats": chosen.repeats,
                  "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"}
         if chosen.out:
-            chosen.out.write_text(json.dumps({**about, "cold": colds, "cells": results, "growth": growth}, indent=1) + "\n")
+            chosen.out.write_text(json.dumps({**about, "cold": colds, "cells": results, "growth": growth},
+                                             indent=1) + "\n")
 
     for name in chosen.cells.split(","):
         if time.monotonic() - began > chosen.limit_s:

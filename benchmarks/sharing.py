@@ -2,8 +2,9 @@
 
     python benchmarks/sharing.py [--llama-cpp PYTHON] [--out FILE]
 
-For each quantisation: trains the demo's recipe, merges it, exports it as f16 and q8_0. PYTHON: an interpreter that has
-llama-cpp-python; it answers 20 held-out prompts greedily, and the tokens are compared with those of the live adapter.
+For each quantisation: trains the demo's recipe, merges it, exports it as f16 and q8_0. PYTHON: an interpreter
+that has llama-cpp-python; it answers 20 held-out prompts greedily, and the tokens are compared with those of
+the live adapter.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import tunesmith
 
 RECIPE = """
 model: {{base: "embedded:sprout", quantization: {quantization}, device: cpu}}
-data: {{source: "embedded:quotes", prompt: "{{quote}} ->: ", completion: "{{tags}}", loss_on: completion, validation: 24}}
+data: {{source: "embedded:quotes", prompt: "{{quote}} ->: ", completion: "{{tags}}", loss_on: completion,
+       validation: 24}}
 train: {{max_steps: 60, batch_size: 16, learning_rate: 5.0e-3, warmup_steps: 6, seed: {seed}}}
 judge: {{stop_rows: 0, samples: 0}}
 """
-#: Greedy answers by llama.cpp, whole or base with LoRA: reads [model, lora or null, prompts as tokens, stops, most tokens].
+#: Greedy answers by llama.cpp, whole or base with LoRA: reads [model, lora or null, prompts as tokens, stops,
+#: most tokens].
 ANSWER = """
 import json, sys
 from llama_cpp import Llama
@@ -77,7 +80,8 @@ def agreement(python: str, model: Path, lora: Path | None, asked: tuple[Any, Any
 
 def main() -> None:
     """The command line of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llama-cpp")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -90,16 +94,18 @@ def main() -> None:
                 (folder / "r.yaml").write_text(RECIPE.format(quantization=quantization, seed=seed))
                 tunesmith.train(folder / "r.yaml", run=folder / "run")
                 merged = tunesmith.merge(folder / "run", folder / "merged")
-                row = {"quantization": quantization, "seed": seed, "taken": merged["taken"], "bare": merged["bare"],
-                       "candidates": merged["candidates"]}
+                row = {"quantization": quantization, "seed": seed, "taken": merged["taken"],
+                       "bare": merged["bare"], "candidates": merged["candidates"]}
                 if chosen.llama_cpp:
                     asked = live_answers(folder / "run")
                     for outtype in ("f16", "q8_0"):
                         tunesmith.export(folder / "merged", folder / outtype, outtype=outtype)
-                        row[f"gguf {outtype}"] = agreement(chosen.llama_cpp, folder / outtype / "model.gguf", None, asked)
+                        row[f"gguf {outtype}"] = agreement(chosen.llama_cpp, folder / outtype / "model.gguf",
+                                                           None, asked)
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    about = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "torch": torch.__version__}
+    about = {"date": datetime.date.today().isoformat(), "machine": platform.machine(),
+             "torch": torch.__version__}
     if chosen.out:
         chosen.out.write_text(json.dumps({**about, "runs": rows}, indent=1) + "\n")
 

@@ -1,9 +1,11 @@
-"""How long a merge and an export of a 7 B base take, and how much memory: random weights of BLOOM-7b1's shape, on one GPU.
+"""How long a merge and an export of a 7 B base take, and how much memory: random weights of BLOOM-7b1's
+shape, on one GPU.
 
     python benchmarks/sharing_large.py FOLDER [--repeats N] [--quantization KIND] [--out FILE]
 
-FOLDER: where base, run and merged models are written; 45 GB of room. Each verb runs as its command; its memory is what it has
-of its own (RssAnon of /proc, read every 20 ms), without the pages of files that it maps, which the system takes back at will.
+FOLDER: where base, run and merged models are written; 45 GB of room. Each verb runs as its command; its
+memory is what it has of its own (RssAnon of /proc, read every 20 ms), without the pages of files that it
+maps, which the system takes back at will.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ from typing import Any
 
 RECIPE = """
 model: {{base: {base}, quantization: {quantization}}}
-data: {{source: "embedded:quotes", prompt: "{{quote}} ->: ", completion: "{{tags}}", loss_on: completion, validation: 24}}
-train: {{max_steps: 40, batch_size: 16, learning_rate: 1.0e-3, warmup_steps: 4, save_steps: 100, eval_steps: 0}}
+data: {{source: "embedded:quotes", prompt: "{{quote}} ->: ", completion: "{{tags}}", loss_on: completion,
+       validation: 24}}
+train: {{max_steps: 40, batch_size: 16, learning_rate: 1.0e-3, warmup_steps: 4, save_steps: 100,
+        eval_steps: 0}}
 judge: {{stop_rows: 8, samples: 0}}
 """
 
@@ -35,7 +39,8 @@ def write_base(folder: Path) -> None:
     from tunesmith import embedded
 
     here = str(Path(__file__).resolve().parent)
-    code = f"import sys; sys.path.insert(0, {here!r}); import gpu; gpu.write_model('bloom-7b1', gpu.Path(sys.argv[1]))"
+    code = (f"import sys; sys.path.insert(0, {here!r}); import gpu; "
+            "gpu.write_model('bloom-7b1', gpu.Path(sys.argv[1]))")
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
     small = embedded.path_of(embedded.BASE_NAME)
     assert small is not None
@@ -55,8 +60,8 @@ def own_memory_bytes(pid: int) -> int:
 def measured(*words: str) -> dict[str, Any]:
     """The JSON of a command, with its seconds and the most memory of its own."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main", *words, "--json"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main", *words, "--json"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     most, done = 0, threading.Event()
 
     def watch() -> None:
@@ -83,7 +88,8 @@ def spread(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """The command line of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quantization", default="int8")
@@ -108,8 +114,9 @@ def main() -> None:
             found[name].append(measured("export", str(target), str(gguf), *words))
             shutil.rmtree(gguf)
             print(name, found[name][-1]["wall_s"], flush=True)
-        result = {"date": datetime.date.today().isoformat(), "machine": platform.machine(), "torch": torch.__version__,
-                  "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None, "repeats": len(found["merge"]),
+        result = {"date": datetime.date.today().isoformat(), "machine": platform.machine(),
+                  "torch": torch.__version__, "gpu": torch.cuda.get_device_name(0)
+                  if torch.cuda.is_available() else None, "repeats": len(found["merge"]),
                   "quantization": chosen.quantization,
                   "base_gb": sum(path.stat().st_size for path in base.glob("*.safetensors")) / 1e9,
                   **{key: found["merge"][-1][key] for key in ("taken", "candidates", "bare")},

@@ -1,10 +1,11 @@
-"""How often the verdict's interval covers the true change, and how often no effect is called one, by simulation.
+"""How often the verdict's interval covers the true change, and how often no effect is called one, by
+simulation.
 
     python benchmarks/verdict_coverage.py [--repeats 5] [--trials 1000] [--out FILE]
 
 Row differences are drawn from known distributions, so the truth is known. The interval is the product's own
-(`tunesmith.judge.interval`); for comparison, other methods at 95% on the same kinds of rows of equal length. Turning a
-distribution round exchanges its two kinds of miss, so each stands for skewness either way.
+(`tunesmith.judge.interval`); for comparison, other methods at 95% on the same kinds of rows of equal length.
+Turning a distribution round exchanges its two kinds of miss, so each stands for skewness either way.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ MEAN_TOKENS = 20
 LENGTHS = ("equal", "unequal", "related")
 
 
-def rows_of(lengths: str, shape: Draw, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, float]:
+def rows_of(lengths: str, shape: Draw, rng: np.random.Generator,
+            n: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Differences [nats a row], tokens [a row], and the true ratio [nats a token].
 
-    lengths: equal | unequal (geometric, independent of the difference) | related (short rows change more a token).
+    lengths: equal | unequal (geometric, independent of the difference) | related (short rows change more a
+    token).
     """
     tokens = np.full(n, MEAN_TOKENS) if lengths == "equal" else rng.geometric(1 / MEAN_TOKENS, size=n)
     offset = MEAN_TOKENS / 4 if lengths == "related" else 0.0
@@ -72,23 +75,30 @@ def studentised_bootstrap(x: np.ndarray, rng: np.random.Generator) -> Interval:
     return x.mean() - high * x.std(ddof=1), x.mean() - low * x.std(ddof=1)
 
 
-OTHERS = {"Student's t": student, "percentile bootstrap": percentile_bootstrap, "studentised bootstrap": studentised_bootstrap}
+OTHERS = {"Student's t": student, "percentile bootstrap": percentile_bootstrap,
+          "studentised bootstrap": studentised_bootstrap}
 
 
-def shares(one: Callable[[np.random.Generator], tuple[Interval, float]], repeats: int, trials: int) -> dict[str, Any]:
-    """Percent of trials covered, wholly below the truth (a false "the loss fell") and wholly above it; range over repeats."""
+def shares(one: Callable[[np.random.Generator], tuple[Interval, float]], repeats: int,
+           trials: int) -> dict[str, Any]:
+    """Percent of trials covered, wholly below the truth (a false "the loss fell") and wholly above it; range
+    over repeats.
+    """
     found: dict[str, list[float]] = {"covered": [], "below": [], "above": []}
     for repeat in range(repeats):
         rng = np.random.default_rng([2026, repeat])
-        low, high, truth = np.array([(*interval, truth) for interval, truth in (one(rng) for _ in range(trials))]).T
+        low, high, truth = np.array([(*interval, truth)
+                                     for interval, truth in (one(rng) for _ in range(trials))]).T
         below, above = 100 * float((high < truth).mean()), 100 * float((low > truth).mean())
         for name, value in (("covered", 100 - below - above), ("below", below), ("above", above)):
             found[name].append(value)
-    return {name: {"percent": round(statistics.mean(values), 2), "range": [round(min(values), 2), round(max(values), 2)]}
+    return {name: {"percent": round(statistics.mean(values), 2),
+                   "range": [round(min(values), 2), round(max(values), 2)]}
             for name, values in found.items()}
 
 
-def by_product(shape: Draw, lengths: str, rows: int) -> Callable[[np.random.Generator], tuple[Interval, float]]:
+def by_product(shape: Draw, lengths: str, rows: int) -> Callable[[np.random.Generator],
+                                                                 tuple[Interval, float]]:
     """A trial of the product's interval."""
     def one(rng: np.random.Generator) -> tuple[Interval, float]:
         nats, tokens, truth = rows_of(lengths, shape, rng, rows)
@@ -102,7 +112,9 @@ def by_other(shape: Draw, method: str, rows: int) -> Callable[[np.random.Generat
 
 
 def measure(repeats: int, trials: int) -> list[dict[str, Any]]:
-    """Every method on every kind of rows. The other methods take a fifth of the trials, and at most 125 rows."""
+    """Every method on every kind of rows. The other methods take a fifth of the trials, and at most 125
+    rows.
+    """
     cells = []
     for n in ROWS:
         for name, shape in SHAPES.items():
@@ -131,9 +143,9 @@ def main() -> None:
     chosen = parser.parse_args()
     started = time.perf_counter()
     cells = measure(chosen.repeats, chosen.trials)
-    result = {"date": datetime.date.today().isoformat(), "repeats": chosen.repeats, "trials_a_repeat": chosen.trials,
-              "spread": "lowest and highest of the repeats", "numpy": np.__version__,
-              "seconds": round(time.perf_counter() - started, 1),
+    result = {"date": datetime.date.today().isoformat(), "repeats": chosen.repeats,
+              "trials_a_repeat": chosen.trials, "spread": "lowest and highest of the repeats",
+              "numpy": np.__version__, "seconds": round(time.perf_counter() - started, 1),
               "width_of_student": {n: round(width(n), 2) for n in ROWS}, "cells": cells}
     print("rows method                 lengths   covered, worst       below, worst  above, worst")
     for n in ROWS:
@@ -142,7 +154,8 @@ def main() -> None:
             if of:
                 worst = min(of, key=lambda c: c["covered"]["percent"])
                 print(f"{n:4} {method:22} {lengths:8} {worst['covered']['percent']:6.1f} ({worst['shape']})  "
-                      f"{max(c['below']['percent'] for c in of):.1f}  {max(c['above']['percent'] for c in of):.1f}")
+                      f"{max(c['below']['percent'] for c in of):.1f}  "
+                      f"{max(c['above']['percent'] for c in of):.1f}")
     if chosen.out:
         lines = ",\n  ".join(json.dumps(cell) for cell in result.pop("cells"))
         chosen.out.write_text(json.dumps(result, indent=1)[:-2] + f',\n "cells": [\n  {lines}\n ]\n}}\n')

@@ -2,8 +2,9 @@
 
     python docs/draw_house.py
 
-Rows import columns; a number is how many of the row's files import something of the column. Packages stand in the order in
-which they may know each other, so everything lies below the diagonal but what the exceptions in pyproject.toml allow.
+Rows import columns; a number is how many of the row's files import something of the column. Packages stand in
+the order in which they may know each other, so everything lies below the diagonal but what the exceptions in
+pyproject.toml allow.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import grimp
 
 OUT = Path(__file__).resolve().parent / "images" / "house.svg"
 #: From the bottom of the house to its top.
-ORDER = ["errors", "interrupts", "os_errors", "wordings", "paths", "visible", "recipe", "rundir", "hub", "embedded", "data",
-         "planning", "model.families", "model.quantization", "model", "training", "serve", "share", "judge", "verbs", "cli"]
+ORDER = ["errors", "interrupts", "os_errors", "wordings", "paths", "visible", "recipe", "rundir", "hub",
+         "embedded", "data", "planning", "model.families", "model.quantization", "model", "training", "serve",
+         "share", "judge", "verbs", "cli"]
 CELL, LEFT, TOP = 26, 150, 130
 
 
@@ -47,14 +49,16 @@ def picture() -> str:
         along = place * CELL
         lines += [f'<text x="{LEFT - 8}" y="{TOP + along + 17}" text-anchor="end">{name}</text>',
                   f'<text transform="translate({LEFT + along + 17} {TOP - 8}) rotate(-60)">{name}</text>',
-                  f'<rect x="{LEFT + along}" y="{TOP + along}" width="{CELL}" height="{CELL}" fill="#cccccc"/>']
+                  f'<rect x="{LEFT + along}" y="{TOP + along}" width="{CELL}" height="{CELL}" '
+                  'fill="#cccccc"/>']
     for (who, what), count in sorted(found.items()):
         x, y = LEFT + ORDER.index(what) * CELL, TOP + ORDER.index(who) * CELL
         lines += [f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill="#cfe3f7"/>',
                   f'<text x="{x + CELL / 2}" y="{y + 17}" text-anchor="middle">{count}</text>']
     for place in range(len(ORDER) + 1):
         along = place * CELL
-        lines.append(f'<path d="M{LEFT} {TOP + along}h{size}M{LEFT + along} {TOP}v{size}" stroke="#e0e0e0" fill="none"/>')
+        lines.append(f'<path d="M{LEFT} {TOP + along}h{size}M{LEFT + along} {TOP}v{size}" stroke="#e0e0e0" '
+                     'fill="none"/>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 

@@ -20,15 +20,16 @@ OUT = Path(__file__).resolve().parent / "images" / "demo.svg"
 def main() -> None:
     """Write docs/images/demo.svg."""
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-m", "tunesmith.cli.main", "demo"], cwd=folder, text=True, check=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run([sys.executable, "-m", "tunesmith.cli.main", "demo"], cwd=folder, text=True,
+                              check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     console = Console(record=True, width=118, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(Text("$ make demo", style="bold"))
     for line in done.stdout.strip("\n").splitlines():
         style = "bold green" if "It helps" in line else "dim" if line.strip().startswith("step ") else ""
         console.print(Text(line, style=style))
     picture = console.export_svg(title="make demo")
-    OUT.write_text(re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL))  # nothing is fetched to show it
+    # nothing is fetched to show it
+    OUT.write_text(re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL))
     print(OUT)
 
 

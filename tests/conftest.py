@@ -24,7 +24,8 @@ ASSETS = ROOT.parent / "shared" / "assets"
 
 RECIPE = """
 model: {base: "embedded:sprout", quantization: none}
-data: {source: "embedded:quotes", prompt: "{quote} ->: ", completion: "{tags}", loss_on: completion, validation: 12}
+data: {source: "embedded:quotes", prompt: "{quote} ->: ", completion: "{tags}", loss_on: completion,
+       validation: 12}
 train: {max_steps: 6, batch_size: 8, learning_rate: 5.0e-3, warmup_steps: 1, save_steps: 2, eval_steps: 3}
 judge: {max_new_tokens: 12, samples: 1, stop_rows: 4}
 """
@@ -51,8 +52,8 @@ def tunesmith(*words: str, cwd: Path, env: dict[str, str] | None = None,
     """Run the command line in a process of its own, as a user does."""
     if all(name.lower().startswith(("hf_", "tunesmith_", "no_proxy")) for name in env or {}):
         return _fork_server().run(list(words), cwd=cwd, env={**os.environ, **(env or {})}, timeout=timeout)
-    return subprocess.run([sys.executable, "-m", "tunesmith.cli.main", *words], cwd=cwd, capture_output=True, text=True,
-                          timeout=timeout, env={**os.environ, **(env or {})})
+    return subprocess.run([sys.executable, "-m", "tunesmith.cli.main", *words], cwd=cwd, capture_output=True,
+                          text=True, timeout=timeout, env={**os.environ, **(env or {})})
 
 
 @cache

@@ -1,9 +1,10 @@
 """Starts the command line many times without paying for the same imports each time.
 
-`ForkServer.run` is `subprocess.run([python, "-m", "tunesmith.cli.main", *words])` by other means: a server process imports
-what is slow and reads no setting of ours or of the Hub's (torch and its compiler, pyarrow, pydantic), and forks for each
-command. The child gets its own environment, folder and streams, imports tunesmith, transformers and the Hub's client afresh,
-and ends as an interpreter ends. Run as a script, this file is that server.
+`ForkServer.run` is `subprocess.run([python, "-m", "tunesmith.cli.main", *words])` by other means: a server
+process imports what is slow and reads no setting of ours or of the Hub's (torch and its compiler, pyarrow,
+pydantic), and forks for each command. The child gets its own environment, folder and streams, imports
+tunesmith, transformers and the Hub's client afresh, and ends as an interpreter ends. Run as a script, this
+file is that server.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import traceback
 from pathlib import Path
 
 #: Imported once, before the forks: none of these reads HF_*, TUNESMITH_* or the current folder.
-PRELOADED = ("numpy", "pyarrow", "pyarrow.parquet", "pydantic", "yaml", "torch", "torch._inductor.compile_fx", "torch._dynamo",
-             "torch.distributed", "pandas", "sympy", "jinja2")
+PRELOADED = ("numpy", "pyarrow", "pyarrow.parquet", "pydantic", "yaml", "torch", "torch._inductor.compile_fx",
+             "torch._dynamo", "torch.distributed", "pandas", "sympy", "jinja2")
 
 
 class ForkServer:
@@ -33,15 +34,18 @@ class ForkServer:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         self._socket = ours
-        self._process = subprocess.Popen([sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()])
+        self._process = subprocess.Popen([sys.executable, __file__, str(theirs.fileno())],
+                                         pass_fds=[theirs.fileno()])
         theirs.close()
 
-    def run(self, words: list[str], *, cwd: Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+    def run(self, words: list[str], *, cwd: Path, env: dict[str, str],
+            timeout: float) -> subprocess.CompletedProcess[str]:
         """Raises subprocess.TimeoutExpired after `timeout` seconds; the command is killed then."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             order = json.dumps({"words": words, "cwd": str(cwd), "env": env}).encode()
             fds = array.array("i", [out.fileno(), err.fileno()])
-            self._socket.sendmsg([len(order).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+            self._socket.sendmsg([len(order).to_bytes(8, "big")],
+                                 [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
             self._socket.sendall(order)
             child = int.from_bytes(_exactly(self._socket, 8), "big")
             self._socket.settimeout(timeout)
@@ -119,7 +123,8 @@ if __name__ == "__main__":
         except BaseException:
             traceback.print_exc()
             code = 1
-        threading._shutdown()  # what the interpreter does at its end, but for taking torch apart, which takes a second
+        # what the interpreter does at its end, but for taking torch apart, which takes a second
+        threading._shutdown()
         atexit._run_exitfuncs()
         if isinstance(code, str):
             print(code, file=sys.stderr)

@@ -1,4 +1,6 @@
-"""Where there is no GPU, Triton's kernels run in its interpreter: it asks for that once, when it is first imported."""
+"""Where there is no GPU, Triton's kernels run in its interpreter: it asks for that once, when it is first
+imported.
+"""
 
 from __future__ import annotations
 

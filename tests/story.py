@@ -1,4 +1,6 @@
-"""The notebook's story on a Hub of the tests' own, as fixtures: base and data by id, a run that pushed its adapter."""
+"""The notebook's story on a Hub of the tests' own, as fixtures: base and data by id, a run that pushed its
+adapter.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ BASE, QUOTES, ADAPTER = "maker/sprout", "maker/quotes", "tester/quotes-lora"
 PROMPT = ("--prompt", "“Be yourself.” ->: ", "--max-new-tokens", "8")
 RECIPE = f"""
 model: {{base: {BASE}, quantization: int8}}
-data: {{source: {QUOTES}, prompt: "{{quote}} ->: ", completion: "{{tags}}", loss_on: completion, validation: 12}}
+data: {{source: {QUOTES}, prompt: "{{quote}} ->: ", completion: "{{tags}}", loss_on: completion,
+       validation: 12}}
 train: {{max_steps: 6, batch_size: 8, learning_rate: 5.0e-3, warmup_steps: 1, save_steps: 6, eval_steps: 0}}
 judge: {{max_new_tokens: 12, samples: 1, stop_rows: 4}}
 """
@@ -34,7 +37,8 @@ def hub() -> Iterator[HubServer]:
         files["README.md"] = b"---\nlicense: apache-2.0\n---\n\nA small base.\n"
         hub.add("model", BASE, files)
         rows = (embedded.path_of("embedded:quotes") or Path()).read_bytes().splitlines(keepends=True)[:200]
-        hub.add("dataset", QUOTES, {"train.jsonl": b"".join(rows), "README.md": b"---\nlicense: cc-by-4.0\n---\n"})
+        hub.add("dataset", QUOTES,
+                {"train.jsonl": b"".join(rows), "README.md": b"---\nlicense: cc-by-4.0\n---\n"})
         yield hub
 
 
@@ -42,8 +46,8 @@ def hub() -> Iterator[HubServer]:
 def env(hub: HubServer, tmp_path: Path) -> dict[str, str]:
     """A user with a token and an empty cache, who does not wait long."""
     hub.clear_faults()
-    return {**hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "cache"), "TUNESMITH_HUB_WAIT": "0.05",
-            "TUNESMITH_HUB_SILENCE": "3"}
+    return {**hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "cache"),
+            "TUNESMITH_HUB_WAIT": "0.05", "TUNESMITH_HUB_SILENCE": "3"}
 
 
 def as_json(*words: str, cwd: Path, env: dict[str, str]) -> dict[str, Any]:
@@ -56,7 +60,8 @@ def as_json(*words: str, cwd: Path, env: dict[str, str]) -> dict[str, Any]:
 def run(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on that data and base, which pushed its adapter when it ended."""
     folder = tmp_path_factory.mktemp("story")
-    env = {**hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(folder / "cache"), "TUNESMITH_HUB_WAIT": "0.05"}
+    env = {**hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(folder / "cache"),
+           "TUNESMITH_HUB_WAIT": "0.05"}
     (folder / "my.yaml").write_text(RECIPE + f"share: {{repo: {ADAPTER}}}\n")
     result = as_json("train", "my.yaml", cwd=folder, env=env)
     assert result["pushed"]["repo"] == ADAPTER, result

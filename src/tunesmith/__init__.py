@@ -1,7 +1,7 @@
 """Tunesmith fine-tunes language models with LoRA on frozen, quantised bases, and tests whether it helped.
 
-The public API is the command line's verbs, as functions of the same name and meaning. Nothing heavy is imported until
-one of them is called.
+The public API is the command line's verbs, as functions of the same name and meaning. Nothing heavy is
+imported until one of them is called.
 """
 
 from __future__ import annotations

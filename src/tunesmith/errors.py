@@ -1,4 +1,6 @@
-"""One tree of errors: each says what is wrong and where, what to do next, and with which exit code the command ends."""
+"""One tree of errors: each says what is wrong and where, what to do next, and with which exit code the
+command ends.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,9 @@ class Kind(Enum):
 class TunesmithError(Exception):
     """An expected failure. The command line prints `message` and `hint`, never a traceback.
 
-    problem: what is wrong, and where (file, line, row).
-    hint: what to do next; empty when the problem says it all.
-    setting: the key of the recipe, or the option, that it is about, such as `model.base`; it begins the message.
-    kind: what callers tell apart; None for an error that nobody does anything about.
+    problem: what is wrong, and where (file, line, row). hint: what to do next; empty when the problem says it
+    all. setting: the key of the recipe, or the option, that it is about, such as `model.base`; it begins the
+    message. kind: what callers tell apart; None for an error that nobody does anything about.
     """
 
     exit_code = 1
@@ -47,7 +48,9 @@ class TunesmithError(Exception):
 
     def reword(self, problem: str | None = None, *, hint: str | None = None,
                setting: str | None = None) -> Self:
-        """This same error, changed in place, in the words of a caller who knows more; class, exit code and kind stay."""
+        """This same error, changed in place, in the words of a caller who knows more; class, exit code and
+        kind stay.
+        """
         self.problem = self.problem if problem is None else problem
         self.hint = self.hint if hint is None else hint
         self.setting = self.setting if setting is None else setting

@@ -1,7 +1,8 @@
 """A signal's exception never breaks into an import: it is raised when the import is done.
 
-A compiled module's initialisation may run Python from C++ that no exception may leave (torch's ends the process with SIGABRT
-there), a package may print an error of its own for it (the Hub's client does), and a half-imported module helps nobody.
+A compiled module's initialisation may run Python from C++ that no exception may leave (torch's ends the
+process with SIGABRT there), a package may print an error of its own for it (the Hub's client does), and a
+half-imported module helps nobody.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def imports_under_way(frame: FrameType | None) -> int:
 def outside_imports(handle: Handler) -> Handler:
     """A signal handler that calls `handle` at once, or when the import is done that the signal fell into.
 
-    Imports that were under way when this was called do not count. Takes SIGALRM and the process's timer while it waits.
+    Imports that were under way when this was called do not count. Takes SIGALRM and the process's timer while
+    it waits.
     """
     before = imports_under_way(sys._getframe())
 

@@ -1,4 +1,6 @@
-"""What a failed operation of the system on a file means for the user: a full disk, no right to write, a limit."""
+"""What a failed operation of the system on a file means for the user: a full disk, no right to write, a
+limit.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,15 @@ from tunesmith.errors import DiskError, EnvironmentFault, Kind, OutOfMemory, Tun
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TOO_MANY = {errno.EMFILE, errno.ENFILE}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ESTALE,
-                 errno.ENXIO, errno.ENODEV, errno.ETXTBSY, errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY, errno.ENOLCK,
-                 errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EINVAL}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EEXIST, errno.EISDIR,
+                 errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ETXTBSY, errno.ELOOP, errno.ENAMETOOLONG,
+                 errno.EBUSY, errno.ENOLCK, errno.ENOTCONN, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EINVAL}
 
 
 def explained_os_error(error: OSError, what: Path | str) -> TunesmithError | None:
-    """What a failed operation on `what` means for the user; None for one that says nothing of disk, memory or limits."""
+    """What a failed operation on `what` means for the user; None for one that says nothing of disk, memory or
+    limits.
+    """
     again = "Free some space, then run the same command again."
     if error.errno in _FULL:
         return DiskError(f"{what}: the disk is full", again, kind=Kind.DISK_FULL)

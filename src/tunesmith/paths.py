@@ -10,7 +10,9 @@ from tunesmith.errors import UsageError
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with a leading ~ as the user's home; as it is where this user has none (a container without passwd entry)."""
+    """The path with a leading ~ as the user's home; as it is where this user has none (a container without
+    passwd entry).
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -28,7 +30,9 @@ def close_file(path: Path) -> str:
 
 
 def require_utf8(path: Path, name: str) -> None:
-    """Raise UsageError for a place whose name is not UTF-8: safetensors opens no file there, written or not."""
+    """Raise UsageError for a place whose name is not UTF-8: safetensors opens no file there, written or
+    not.
+    """
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:

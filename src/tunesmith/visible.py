@@ -1,4 +1,5 @@
-"""Text of others' making, shown so that what it holds is seen and does nothing: no escape sequences, no turned direction.
+"""Text of others' making, shown so that what it holds is seen and does nothing: no escape sequences, no
+turned direction.
 
 The one place for it; terminal, report and card use it, each with its own escaping on top.
 """
@@ -7,10 +8,13 @@ from __future__ import annotations
 
 import re
 
-#: Control characters but tab and newline (C0, DEL, C1), marks and overrides of the writing direction, separators that some
-#: programs take for line ends, characters without width, the byte order mark, tags, and halves of surrogate pairs.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
-                     "\U000e0000-\U000e007f\ud800-\udfff]")
+#: Control characters but tab and newline (C0, DEL, C1), marks and overrides of the writing direction,
+#: separators that some programs take for line ends, characters without width, the byte order mark, tags, and
+#: halves of surrogate pairs.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f\ud800-\udfff]"
+)
 _LINE = re.compile(f"{_UNSEEN.pattern[:-1]}\t\n]")
 
 
@@ -26,7 +30,9 @@ def visible(text: str) -> str:
 
 
 def on_one_line(text: str, most: int = 200) -> str:
-    """The same for a name, a column or a key, which could otherwise begin a line of its own; cut at `most` characters."""
+    """The same for a name, a column or a key, which could otherwise begin a line of its own; cut at `most`
+    characters.
+    """
     shown = _LINE.sub(_shown, text)
     return shown if len(shown) <= most else shown[:most - 3] + "..."
 

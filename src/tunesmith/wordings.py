@@ -1,6 +1,7 @@
 """Failures of other libraries that nothing but their words tells apart: the one place where words are read.
 
-What raises them has no class and no number of its own for them. Errors of ours are never told apart so: they have a kind.
+What raises them has no class and no number of its own for them. Errors of ours are never told apart so: they
+have a kind.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import re
 
 
 def errno_in(error: Exception) -> int | None:
-    """The system's number in what Rust says of a failed operation, as hf_xet does, in a RuntimeError: `(os error 28)`."""
+    """The system's number in what Rust says of a failed operation, as hf_xet does, in a RuntimeError: `(os
+    error 28)`.
+    """
     found = re.search(r"\(os error (\d{1,4})\)", str(error))
     return int(found[1]) if found else None
 

@@ -76,12 +76,15 @@ def overrides(*words: str) -> Callable[[Path], list[str]]:
     (rows(""), 4, ["rows.jsonl: the file is empty"]),
     (rows(GOOD + "{broken\n"), 4, ["rows.jsonl, line 2: broken JSON"]),
     (rows(GOOD.encode() + b'{"quote": "caf\xe9"}\n'), 4, ["rows.jsonl, line 2: not UTF-8"]),
-    (rows('{"quote": "a", "tag": ["x"]}\n'), 4, ['rows.jsonl, line 1: no column "tags"', "--set data.completion='{tag}'"]),
+    (rows('{"quote": "a", "tag": ["x"]}\n'), 4,
+     ['rows.jsonl, line 1: no column "tags"', "--set data.completion='{tag}'"]),
     (rows(GOOD * 3 + '{"quote": "a", "tags": null}\n'), 4, ['line 4: the column "tags" is null']),
-    (lambda folder: [*rows(GOOD * 2 + '{"quote": "z", "tags": ""}\n')(folder), "data.append_eos=false", "data.validation=0"], 4,
+    (lambda folder: [*rows(GOOD * 2 + '{"quote": "z", "tags": ""}\n')(folder), "data.append_eos=false",
+                     "data.validation=0"], 4,
      ["line 3: no token to learn from"]),
     (overrides("data.max_length=4", "data.overlong=drop"), 4, ["all", "longer than 4 tokens"]),
-    (overrides("data.max_length=4", "data.overlong=error"), 4, ["line 1: longer than data.max_length, 4 tokens"]),
+    (overrides("data.max_length=4", "data.overlong=error"), 4,
+     ["line 1: longer than data.max_length, 4 tokens"]),
     (overrides("data.validation=480"), 4, ["leaves none to learn from"]),
     (overrides("data.messages=m", "data.prompt=", "data.completion=null"), 4, ['no column "m"']),
     (overrides("data.prompt={quote"), 3, ["data.prompt", "brace"]),
@@ -93,7 +96,8 @@ def overrides(*words: str) -> Callable[[Path], list[str]]:
     (base_without("config.json"), 3, ["no config.json"]),
     (base_without("tokenizer*"), 3, ["no usable tokenizer"]),
     (truncated_weights, 9, ["model.safetensors: not a whole safetensors file"]),
-    (overrides("lora.target_modules=[q_proj]"), 3, ["no linear module of this base is called 'q_proj'", "query_key_value"]),
+    (overrides("lora.target_modules=[q_proj]"), 3,
+     ["no linear module of this base is called 'q_proj'", "query_key_value"]),
     (overrides("train.learning_rat=1"), 3, ["Did you mean learning_rate?"]),
     (overrides("train.learning_rate=.nan"), 3, ["train.learning_rate"]),
     (overrides("lora.r=0"), 3, ["lora.r: 0 does not fit"]),
@@ -103,8 +107,8 @@ def overrides(*words: str) -> Callable[[Path], list[str]]:
     (overrides("train.engine=nativ"), 3, ["train.engine", "native"]),
     (other_files, 2, ["not a run folder"]),
 ])
-def test_train_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], list[str]], code: int,
-                       said: list[str]) -> None:
+def test_train_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[Path], list[str]],
+                       code: int, said: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(RECIPE)
     words = [word for override in prepare(tmp_path) for word in ("--set", override)]
@@ -119,7 +123,9 @@ def test_train_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepare:
     assert json.loads(done.stdout)["exit_code"] == code
 
 
-def test_a_base_that_lacks_a_weight_is_not_filled_with_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_lacks_a_weight_is_not_filled_with_random_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(RECIPE)
     words = [word for override in incomplete_weights(tmp_path) for word in ("--set", override)]
@@ -134,7 +140,8 @@ def test_an_adapter_for_another_base(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.chdir(tmp_path)
     other = AutoModelForCausalLM.from_pretrained(assets / "stories260K")
-    get_peft_model(other, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained("theirs")
+    get_peft_model(other,
+                   LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])).save_pretrained("theirs")
     (tmp_path / "my.yaml").write_text(RECIPE)
     done = CliRunner().invoke(app, ["evaluate", "theirs", "--recipe", "my.yaml"])
     assert done.exit_code == 9
@@ -143,9 +150,11 @@ def test_an_adapter_for_another_base(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("words", "code"), [
-    (["train"], 2), (["train", "none.yaml"], 3), (["train", "my.yaml", "--st"], 2), (["nothing"], 2), (["generate", "none", "--prompt", "x"], 2),
-    (["generate", ".", "--prompt", "x"], 2), (["generate", ".", "--prompt", "x", "--device", "gpu"], 2),
-    (["generate", ".", "--prompt", "x", "--quantization", "int4"], 2), (["generate", ".", "--prompt", ""], 2), (["verify", "none"], 2), (["verify", "."], 9), (["evaluate", "none"], 2), (["plan", "."], 3)])
+    (["train"], 2), (["train", "none.yaml"], 3), (["train", "my.yaml", "--st"], 2), (["nothing"], 2),
+    (["generate", "none", "--prompt", "x"], 2), (["generate", ".", "--prompt", "x"], 2),
+    (["generate", ".", "--prompt", "x", "--device", "gpu"], 2),
+    (["generate", ".", "--prompt", "x", "--quantization", "int4"], 2), (["generate", ".", "--prompt", ""], 2),
+    (["verify", "none"], 2), (["verify", "."], 9), (["evaluate", "none"], 2), (["plan", "."], 3)])
 def test_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text("model: 1")

@@ -27,21 +27,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, o
 
 def test_train_writes_a_folder_that_explains_itself(trained: tuple[Path, dict[str, object]]) -> None:
     folder, result = trained
-    assert set(result) >= {"run", "engine", "trainable_parameters", "all_parameters", "steps", "train_loss", "eval_loss_before",
-                           "eval_loss_after", "seconds", "tokens_per_second", "peak_memory_bytes", "adapter"}
+    assert set(result) >= {"run", "engine", "trainable_parameters", "all_parameters", "steps", "train_loss",
+                           "eval_loss_before", "eval_loss_after", "seconds", "tokens_per_second",
+                           "peak_memory_bytes", "adapter"}
     run = folder / "runs" / "my"
     assert result["run"] == str(run)
     assert result["steps"] == 6
     assert result["eval_loss_after"] < result["eval_loss_before"]
-    for name in ("recipe.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "verdict.json", "report.html",
-                 "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/README.md",
-                 "checkpoints/step-000006/state.json"):
+    for name in ("recipe.yaml", "manifest.json", "metrics.jsonl", "samples.jsonl", "verdict.json",
+                 "report.html", "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
+                 "adapter/README.md", "checkpoints/step-000006/state.json"):
         assert (run / name).is_file(), name
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]
     for record in metrics:
-        assert set(record) >= {"step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "peak_memory_bytes",
-                               "seconds"}
+        assert set(record) >= {"step", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second",
+                               "peak_memory_bytes", "seconds"}
     assert "eval_loss" in metrics[2]
     assert not [p for p in run.rglob("*") if p.suffix in (".bin", ".pt", ".pkl", ".pth")]
     manifest = json.loads((run / "manifest.json").read_text())
@@ -86,17 +87,19 @@ def test_another_recipe_on_the_same_run_is_refused(trained: tuple[Path, dict[str
 def test_evaluate_generate_and_verify(trained: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
     folder, result = trained
     found = tunesmith_json("evaluate", "runs/my", cwd=folder)
-    assert set(found) >= {"loss_base", "loss_tuned", "stop_rate_base", "stop_rate_tuned", "verdict", "interval", "rows"}
+    assert set(found) >= {"loss_base", "loss_tuned", "stop_rate_base", "stop_rate_tuned", "verdict",
+                          "interval", "rows"}
     assert found["loss_tuned"] == pytest.approx(result["eval_loss_after"], rel=1e-6)
     shutil.copytree(folder / "runs" / "my" / "adapter", tmp_path / "elsewhere")
     assert tunesmith("evaluate", str(tmp_path / "elsewhere"), cwd=folder).returncode == 2
     away = tunesmith_json("evaluate", str(tmp_path / "elsewhere"), "--recipe", "my.yaml", cwd=folder)
     assert away == found | {"kept": None}
-    one = tunesmith("generate", "runs/my/adapter", "--prompt", "“Never glow before the lamp is bright.” ->: ", "--quiet", cwd=folder)
+    one = tunesmith("generate", "runs/my/adapter", "--prompt", "“Never glow before the lamp is bright.” ->: ",
+                    "--quiet", cwd=folder)
     assert one.returncode == 0
     assert one.stderr == ""
-    answer = tunesmith_json("generate", str(tmp_path / "elsewhere"), "--prompt", "“Never glow before the lamp is bright.” ->: ",
-                            cwd=tmp_path)
+    answer = tunesmith_json("generate", str(tmp_path / "elsewhere"), "--prompt",
+                            "“Never glow before the lamp is bright.” ->: ", cwd=tmp_path)
     assert answer["text"] == one.stdout.removesuffix("\n")
     assert answer["quantization"] == "int8"
     weights = tmp_path / "elsewhere" / "adapter_model.safetensors"
@@ -143,15 +146,17 @@ def test_conversations_train_on_a_chat_template(tmp_path: Path, recipe: Path) ->
     base = tmp_path / "chatty"
     shutil.copytree(embedded.path_of(embedded.BASE_NAME), base)
     settings = json.loads((base / "tokenizer_config.json").read_text())
-    settings["chat_template"] = ("{% for m in messages %}{{ m.role }}>{{ m.content }}{{ eos_token if m.role == 'assistant' }}\n"
-                                 "{% endfor %}{{ 'assistant>' if add_generation_prompt }}")
+    settings["chat_template"] = ("{% for m in messages %}{{ m.role }}>{{ m.content }}{{ eos_token if m.role "
+                                 "== 'assistant' }}\n{% endfor %}{{ 'assistant>' if add_generation_prompt }}")
     (base / "tokenizer_config.json").write_text(json.dumps(settings))
     with open(tmp_path / "chats.jsonl", "w") as file:
         for i in range(24):
-            print(json.dumps({"talk": [{"from": "human", "value": f"lamp {i}?"}, {"from": "gpt", "value": "light"}]}), file=file)
+            print(json.dumps({"talk": [{"from": "human", "value": f"lamp {i}?"},
+                                       {"from": "gpt", "value": "light"}]}), file=file)
     result = api.train(recipe, run=tmp_path / "run", overrides=[
-        f"model.base={base}", f"data.source={tmp_path}/chats.jsonl", "data.messages=talk", "data.completion=null", "data.prompt=",
-        "data.validation=8", "judge.stop_rows=8", "train.max_steps=30", "train.learning_rate=1e-2"])
+        f"model.base={base}", f"data.source={tmp_path}/chats.jsonl", "data.messages=talk",
+        "data.completion=null", "data.prompt=", "data.validation=8", "judge.stop_rows=8",
+        "train.max_steps=30", "train.learning_rate=1e-2"])
     found = json.loads((tmp_path / "run" / "verdict.json").read_text())
     assert result["verdict"] == "helps"
     assert found["stop_rate_tuned"] == 1
@@ -169,7 +174,8 @@ def test_the_demo_does_what_it_says(tmp_path: Path) -> None:
 
 
 def test_init_plan_doctor(tmp_path: Path, assets: Path) -> None:
-    assert tunesmith_json("init", "my.yaml", cwd=tmp_path) == {"recipe": "my.yaml", "preset": "bloom-7b1-quotes"}
+    assert tunesmith_json("init", "my.yaml", cwd=tmp_path) == {"recipe": "my.yaml",
+                                                               "preset": "bloom-7b1-quotes"}
     assert tunesmith("init", "my.yaml", cwd=tmp_path).returncode == 2
     assert tunesmith("init", "other.yaml", "--preset", "nothing", cwd=tmp_path).returncode == 3
     found = tunesmith_json("plan", "my.yaml", "--set", f"model.base={assets}/bloom-7b1", cwd=tmp_path)
@@ -182,8 +188,10 @@ def test_init_plan_doctor(tmp_path: Path, assets: Path) -> None:
 def test_the_notebook_s_run_on_a_real_base(tmp_path: Path, assets: Path) -> None:
     (tmp_path / "r.yaml").write_text(f"""
 model: {{base: {assets}/stories260K, quantization: int8}}
-data: {{source: {assets}/english_quotes/train.jsonl, prompt: "{{quote}} ->: ", completion: "{{tags}}", loss_on: all,
-        append_eos: false, max_length: 512, overlong: truncate, validation: {assets}/english_quotes/heldout.jsonl}}
+data: {{source: {assets}/english_quotes/train.jsonl,
+       prompt: "{{quote}} ->: ", completion: "{{tags}}",
+        loss_on: all, append_eos: false, max_length: 512, overlong: truncate,
+        validation: {assets}/english_quotes/heldout.jsonl}}
 train: {{eval_steps: 0}}
 judge: {{stop_rows: 0, samples: 0}}
 """)
@@ -197,15 +205,18 @@ def test_a_real_base_learns_to_stop(tmp_path: Path, assets: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(assets / "stories260K", base)
     # Its own end token was never trained; <s> was, at the start of every story.
-    for name, key, value in (("config.json", "eos_token_id", 1), ("generation_config.json", "eos_token_id", 1),
+    for name, key, value in (("config.json", "eos_token_id", 1),
+                             ("generation_config.json", "eos_token_id", 1),
                              ("tokenizer_config.json", "eos_token", "<s>")):
         path = base / name
         path.chmod(0o644)
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    # Authors, not tags: "[" never occurs in what this base was trained on, and it cannot tell it from other such tokens.
+    # Authors, not tags: "[" never occurs in what this base was trained on, and it cannot tell it from other
+    # such tokens.
     (tmp_path / "r.yaml").write_text(f"""
 model: {{base: {base}, quantization: int8}}
-data: {{source: {assets}/english_quotes/train.jsonl, prompt: "{{quote}} ->: ", completion: "{{author}}", loss_on: completion,
+data: {{source: {assets}/english_quotes/train.jsonl,
+       prompt: "{{quote}} ->: ", completion: "{{author}}", loss_on: completion,
         max_length: 512, overlong: drop, validation: {assets}/english_quotes/heldout.jsonl}}
 train: {{max_steps: 200, learning_rate: 2.0e-3, warmup_steps: 20, eval_steps: 0}}
 judge: {{max_new_tokens: 128, stop_rows: 64}}
@@ -217,7 +228,8 @@ judge: {{max_new_tokens: 128, stop_rows: 64}}
     assert found["verdict"] in ("loss only", "helps")  # who wrote a quote is hardly to be guessed
 
 
-def test_an_adapter_on_other_weights_of_the_same_shapes_is_refused(trained: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+def test_an_adapter_on_other_weights_of_the_same_shapes_is_refused(trained: tuple[Path, dict[str, object]],
+                                                                   tmp_path: Path) -> None:
     import safetensors.torch
 
     from tunesmith import embedded
@@ -245,6 +257,7 @@ def test_an_adapter_on_other_weights_of_the_same_shapes_is_refused(trained: tupl
 
 def test_a_mistyped_run_is_not_looked_for_on_the_hub(trained: tuple[Path, dict[str, object]]) -> None:
     folder, _ = trained
-    done = tunesmith("generate", "runs/mine", "--prompt", "x", cwd=folder, env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"})
+    done = tunesmith("generate", "runs/mine", "--prompt", "x", cwd=folder,
+                     env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"})
     assert done.returncode == 2
     assert "no such folder" in done.stderr

@@ -1,4 +1,6 @@
-"""merge and export by the command line: a run becomes one model, GGUF files, or a refusal that leaves nothing behind."""
+"""merge and export by the command line: a run becomes one model, GGUF files, or a refusal that leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,16 @@ def test_merge_keeps_the_nearer_and_plain_transformers_loads_it(run: Path, tmp_p
     assert found["candidates"][nearest]["top1"] > 0.99
     assert found["bare"]["kl"] > 100 * found["candidates"][nearest]["kl"]
     assert "held-out" in found["measured_on"]
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "one"), AutoTokenizer.from_pretrained(tmp_path / "one")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "one"),
+        AutoTokenizer.from_pretrained(tmp_path / "one"),
+    )
     prompt = "“Be yourself.” ->: "
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     with torch.no_grad():
         answer = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1]:]
-    live: dict[str, Any] = tunesmith_json("generate", str(run), "--prompt", prompt, "--max-new-tokens", "8", cwd=tmp_path)
+    live: dict[str, Any] = tunesmith_json("generate", str(run), "--prompt", prompt, "--max-new-tokens", "8",
+                                          cwd=tmp_path)
     assert tokenizer.decode(answer, skip_special_tokens=True) == live["text"]
     assert tunesmith("verify", "one", cwd=tmp_path).returncode == 0
     again = tunesmith("merge", str(run), "one", cwd=tmp_path)
@@ -49,7 +55,8 @@ def test_merge_keeps_the_nearer_and_plain_transformers_loads_it(run: Path, tmp_p
 
 def test_rows_that_the_run_dropped_do_not_stop_a_merge(tmp_path: Path) -> None:
     """One row's prompt alone fills max_length: the run drops it, and so does the merge of that run."""
-    rows = [{"quote": f"Be {n} times yourself.", "tags": ["self"]} for n in range(40)] + [{"quote": "very " * 300, "tags": ["long"]}]
+    rows = [{"quote": f"Be {n} times yourself.", "tags": ["self"]}
+            for n in range(40)] + [{"quote": "very " * 300, "tags": ["long"]}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "my.yaml").write_text(RECIPE.replace("embedded:quotes", "rows.jsonl").replace(
         "validation: 12", "validation: 12, max_length: 64, overlong: drop"))
@@ -76,9 +83,11 @@ def test_export_writes_what_llama_cpp_reads(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("words", "code"), [
     (("export", "RUN", "out", "--format", "onnx"), 2), (("export", "RUN", "out", "--outtype", "q4_0"), 2),
-    (("export", "RUN", "out", "--what", "all"), 2), (("export", "nowhere", "out"), 2), (("merge", "nowhere", "out"), 2),
-    (("merge", "RUN", "out", "--base", "nowhere/"), 3), (("merge", "RUN", "taken"), 2), (("export", "RUN", "taken"), 2)])
-def test_what_cannot_be_done_leaves_nothing(run: Path, tmp_path: Path, words: tuple[str, ...], code: int) -> None:
+    (("export", "RUN", "out", "--what", "all"), 2), (("export", "nowhere", "out"), 2),
+    (("merge", "nowhere", "out"), 2), (("merge", "RUN", "out", "--base", "nowhere/"), 3),
+    (("merge", "RUN", "taken"), 2), (("export", "RUN", "taken"), 2)])
+def test_what_cannot_be_done_leaves_nothing(run: Path, tmp_path: Path, words: tuple[str, ...],
+                                            code: int) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine.txt").write_text("mine")
     done = tunesmith(*(str(run) if word == "RUN" else word for word in words), "--json", cwd=tmp_path)
@@ -99,7 +108,8 @@ def test_a_merge_that_loses_the_adapter_is_refused_with_its_figures(run: Path, t
     (tmp_path / "weak" / "sha256.json").unlink()
     path = tmp_path / "weak" / "adapter_model.safetensors"
     state = safetensors.torch.load_file(path)
-    safetensors.torch.save_file({name: t * 1e-3 if "lora_B" in name else t for name, t in state.items()}, path)
+    safetensors.torch.save_file({name: t * 1e-3 if "lora_B" in name else t for name, t in state.items()},
+                                path)
     done = tunesmith("merge", "weak", "one", "--quantization", "none", cwd=tmp_path)
     assert done.returncode == 9, done.stderr + done.stdout
     assert "KL" in done.stderr

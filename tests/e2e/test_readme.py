@@ -27,10 +27,12 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_every_command_that_is_shown_exists(page: str, command: str) -> None:
-    words = [w for w in shlex.split(command) if not w.startswith("[") and w not in ("...", "a.b=c]", "NAME]", "DIR]", "RECIPE]")]
+    words = [w for w in shlex.split(command) if not w.startswith("[")
+             and w not in ("...", "a.b=c]", "NAME]", "DIR]", "RECIPE]")]
     known = get_command(app).commands  # type: ignore[attr-defined]
     assert words[1] in known, command
-    options = {name for parameter in known[words[1]].params for name in (*parameter.opts, *parameter.secondary_opts)}
+    options = {name for parameter in known[words[1]].params
+               for name in (*parameter.opts, *parameter.secondary_opts)}
     for word in words[2:]:
         if word.startswith("--"):
             assert word.split("=")[0].rstrip("]") in options, command

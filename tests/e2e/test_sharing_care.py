@@ -1,4 +1,6 @@
-"""What sharing must not do to what is there: a user's files, cards and licences, a private repository, another base's name."""
+"""What sharing must not do to what is there: a user's files, cards and licences, a private repository,
+another base's name.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,15 @@ Env = dict[str, str]
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file()}
 
 
 @pytest.fixture(scope="module")
 def once(hub: HubServer, run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("once")
-    as_json("pull", ADAPTER, "here", cwd=folder, env={**hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(folder / "cache")})
+    as_json("pull", ADAPTER, "here", cwd=folder,
+            env={**hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(folder / "cache")})
     return folder / "here"
 
 
@@ -34,7 +38,8 @@ def pulled(once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(once, tmp_path / "here"))
 
 
-@pytest.mark.parametrize("change", ["extra", "nested", "card", "note", "other", "other-and-damaged", "no-seal"])
+@pytest.mark.parametrize("change",
+                         ["extra", "nested", "card", "note", "other", "other-and-damaged", "no-seal"])
 def test_pull_loses_nothing_of_the_user_s(pulled: Path, env: Env, tmp_path: Path, change: str) -> None:
     if change == "extra":
         (pulled / "thesis.txt").write_text("mine")
@@ -70,8 +75,10 @@ def test_pull_mends_what_it_pulled(pulled: Path, env: Env, tmp_path: Path) -> No
     assert everything(pulled) == before
 
 
-@pytest.mark.parametrize("words", [("pull", ADAPTER, "."), ("pull", ADAPTER, ".."), ("merge", "RUN", "."), ("export", "RUN", ".")])
-def test_nobody_s_folder_is_swapped_from_under_them(run: Path, env: Env, tmp_path: Path, words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", [("pull", ADAPTER, "."), ("pull", ADAPTER, ".."), ("merge", "RUN", "."),
+                                   ("export", "RUN", ".")])
+def test_nobody_s_folder_is_swapped_from_under_them(run: Path, env: Env, tmp_path: Path,
+                                                    words: tuple[str, ...]) -> None:
     place = tmp_path / "mine" / "inner"
     place.mkdir(parents=True)
     done = tunesmith(*(str(run) if word == "RUN" else word for word in words), cwd=place, env=env)
@@ -96,7 +103,8 @@ def test_a_card_is_for_its_owner_to_edit(hub: HubServer, run: Path, env: Env, tm
     assert b"license: other" in hub.files("model", "tester/mit")["README.md"]
 
 
-def test_a_private_repository_is_not_shown_without_a_word(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
+def test_a_private_repository_is_not_shown_without_a_word(hub: HubServer, run: Path, env: Env,
+                                                          tmp_path: Path) -> None:
     as_json("push", str(run), "tester/hidden", cwd=tmp_path, env=env)
     both = tunesmith("push", str(run), "tester/hidden", "--private", "--public", cwd=tmp_path, env=env)
     assert both.returncode == 2
@@ -114,7 +122,8 @@ def local(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("local")
     shutil.copytree(embedded.path_of(embedded.BASE_NAME) or Path(), folder / "base")
     env = {**hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(folder / "cache")}
-    (folder / "my.yaml").write_text(RECIPE.replace(f"base: {BASE}", f"base: {folder / 'base'}") + "share: {repo: tester/local}\n")
+    (folder / "my.yaml").write_text(RECIPE.replace(f"base: {BASE}", f"base: {folder / 'base'}")
+                                    + "share: {repo: tester/local}\n")
     done = tunesmith("train", "my.yaml", cwd=folder, env=env)
     assert done.returncode == 0, done.stderr
     assert "which nobody else can load" in done.stderr.splitlines()[0], "told before it trains"
@@ -127,7 +136,8 @@ def test_a_named_base_is_the_base(hub: HubServer, run: Path, local: Path, env: E
     content = bytearray(wrong["model.safetensors"])
     content[-1] ^= 1
     hub.add("model", "maker/wrong", {**wrong, "model.safetensors": bytes(content)})
-    for base, code, says in (("maker/wrong", 9, "other weights"), (ADAPTER, 2, "it is an adapter"), ("maker/none", 8, "--base: maker/none")):
+    for base, code, says in (("maker/wrong", 9, "other weights"), (ADAPTER, 2, "it is an adapter"),
+                             ("maker/none", 8, "--base: maker/none")):
         for trained in (local, run):  # on a folder, and by another id
             done = tunesmith("push", str(trained), "tester/local", "--base", base, cwd=tmp_path, env=env)
             assert done.returncode == code, done.stderr
@@ -135,11 +145,13 @@ def test_a_named_base_is_the_base(hub: HubServer, run: Path, local: Path, env: E
     assert ("model", "tester/local") not in hub.repositories
     as_json("push", str(local), "tester/local", "--base", BASE, cwd=tmp_path, env=env)
     config = json.loads(hub.files("model", "tester/local")["adapter_config.json"])
-    assert (config["base_model_name_or_path"], config["revision"]) == (BASE, hub.commits("model", BASE)[-1].oid)
+    assert (config["base_model_name_or_path"],
+            config["revision"]) == (BASE, hub.commits("model", BASE)[-1].oid)
     assert as_json("generate", "tester/local", *PROMPT, cwd=tmp_path, env=env)["base"] == BASE
 
 
-def test_what_the_hub_will_not_take_makes_no_repository(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
+def test_what_the_hub_will_not_take_makes_no_repository(hub: HubServer, run: Path, env: Env,
+                                                        tmp_path: Path) -> None:
     done = tunesmith("push", str(run), "tester/odd", "--license", "not a licence", cwd=tmp_path, env=env)
     assert done.returncode == 2
     assert "not an id of a licence" in done.stderr
@@ -166,12 +178,15 @@ def test_a_checkpoint_is_not_published(run: Path, env: Env, tmp_path: Path) -> N
     assert "a checkpoint" in done.stderr
 
 
-def test_an_update_that_broke_off_does_not_hide_the_whole_copy(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
-    files = {name: content for name, content in hub.files("model", ADAPTER).items() if name not in (SEAL_NAME, ".gitattributes")}
+def test_an_update_that_broke_off_does_not_hide_the_whole_copy(hub: HubServer, run: Path, env: Env,
+                                                               tmp_path: Path) -> None:
+    files = {name: content for name, content in hub.files("model", ADAPTER).items()
+             if name not in (SEAL_NAME, ".gitattributes")}
     hub.add("model", "tester/moving", files)
     first: dict[str, Any] = as_json("pull", "tester/moving", "one", cwd=tmp_path, env=env)
     repository = hub.repositories["model", "tester/moving"]
-    hub.add("model", "tester/other", {"adapter_model.safetensors": files["adapter_model.safetensors"][:-1] + b"\x01"})
+    hub.add("model", "tester/other",
+            {"adapter_model.safetensors": files["adapter_model.safetensors"][:-1] + b"\x01"})
     newer = hub.commits("model", "tester/other")[-1]
     repository.objects |= hub.repositories["model", "tester/other"].objects
     repository.record({**files, **newer.files}, dict(newer.lfs), "newer", "main")
@@ -183,7 +198,8 @@ def test_an_update_that_broke_off_does_not_hide_the_whole_copy(hub: HubServer, r
         assert as_json("pull", "tester/moving", name, cwd=tmp_path, env=away)["commit"] == first["commit"]
 
 
-def test_one_s_own_adapter_of_stock_peft_claims_nothing(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
+def test_one_s_own_adapter_of_stock_peft_claims_nothing(hub: HubServer, run: Path, env: Env,
+                                                        tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):

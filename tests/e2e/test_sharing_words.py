@@ -1,4 +1,6 @@
-"""What a user of push, pull and ids by name is told, and what each mistake costs: nothing, and a word of what to do."""
+"""What a user of push, pull and ids by name is told, and what each mistake costs: nothing, and a word of what
+to do.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def refused(*words: str, cwd: Path, env: Env, code: int, says: str) -> None:
 
 
 def test_a_run_that_pushed_says_where(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
-    """And the same command again, on the finished run, pushes what is not there yet, and leaves a card that was edited."""
+    """And the same command again, on the finished run, pushes what is not there yet, and leaves a card that
+    was edited.
+    """
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (tmp_path / "my.yaml").write_text(RECIPE)
@@ -58,7 +62,8 @@ def test_a_copy_outside_its_run_keeps_its_card(hub: HubServer, run: Path, env: E
     assert cards[0].replace("quotes-lora", "again") == cards[1]
 
 
-def test_an_id_is_an_adapter_for_push_and_verify_too(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
+def test_an_id_is_an_adapter_for_push_and_verify_too(hub: HubServer, run: Path, env: Env,
+                                                     tmp_path: Path) -> None:
     found = as_json("push", ADAPTER, "tester/by-id", cwd=tmp_path, env=env)
     commit = hub.commits("model", ADAPTER)[-1].oid
     assert f"A copy of {ADAPTER} at {commit[:12]}" in found["card"]
@@ -66,14 +71,17 @@ def test_an_id_is_an_adapter_for_push_and_verify_too(hub: HubServer, run: Path, 
     assert weights == (run / "adapter" / "adapter_model.safetensors").read_bytes()
     checked = as_json("verify", "tester/by-id", cwd=tmp_path, env=env)
     assert checked["whole"] is True
-    assert checked["checked"] == len([name for name in hub.files("model", "tester/by-id") if not name.startswith(".")])
+    assert checked["checked"] == len([name for name in hub.files("model", "tester/by-id")
+                                      if not name.startswith(".")])
 
 
-def test_a_revision_is_a_branch_or_the_beginning_of_a_commit(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
+def test_a_revision_is_a_branch_or_the_beginning_of_a_commit(hub: HubServer, run: Path, env: Env,
+                                                             tmp_path: Path) -> None:
     commit = hub.commits("model", ADAPTER)[-1].oid
     assert as_json("generate", f"{ADAPTER}@{commit[:12]}", *PROMPT, cwd=tmp_path, env=env)["tokens"]
     for revision in ("main", commit, commit[:7]):
-        assert as_json("pull", f"{ADAPTER}@{revision}", f"at-{revision}", cwd=tmp_path, env=env)["commit"] == commit
+        assert as_json("pull", f"{ADAPTER}@{revision}", f"at-{revision}", cwd=tmp_path,
+                       env=env)["commit"] == commit
     fresh = env | {"HF_HOME": str(tmp_path / "fresh")}
     assert as_json("pull", f"{ADAPTER}@{commit[:12]}", "here", cwd=tmp_path, env=fresh)["commit"] == commit
     wrong = ("0" if commit[0] != "0" else "1") + commit[1:12]
@@ -82,7 +90,9 @@ def test_a_revision_is_a_branch_or_the_beginning_of_a_commit(hub: HubServer, run
 
 
 def test_a_hub_that_is_down_costs_seconds(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
-    """By the cache, each commit named, by a short commit too; without, exit 8. No line of the client's own."""
+    """By the cache, each commit named, by a short commit too; without, exit 8. No line of the client's
+    own.
+    """
     (tmp_path / "my.yaml").write_text(RECIPE)
     here = as_json("evaluate", ADAPTER, "--recipe", "my.yaml", cwd=tmp_path, env=env)
     down = env | {"HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -90,14 +100,17 @@ def test_a_hub_that_is_down_costs_seconds(hub: HubServer, run: Path, env: Env, t
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["loss_tuned"] == here["loss_tuned"]
     for name in (ADAPTER, BASE, QUOTES):
-        assert any(name in line and "the copy in the cache" in line for line in done.stderr.splitlines()), name
+        assert any(name in line and "the copy in the cache" in line
+                   for line in done.stderr.splitlines()), name
     assert done.stderr.count("Trying again") == 1, "what is down for one is down for all"
     for raw in ("thrown while requesting", "Retrying in", "offline mode is enabled"):
         assert raw not in done.stderr
     commit = hub.commits("model", ADAPTER)[-1].oid
     assert as_json("generate", f"{ADAPTER}@{commit[:12]}", *PROMPT, cwd=tmp_path, env=down)["tokens"]
-    refused("generate", "tester/elsewhere", *PROMPT, cwd=tmp_path, env=down, code=8, says="the Hub cannot be reached")
-    refused("push", str(run), "tester/elsewhere", cwd=tmp_path, env=down, code=8, says="the Hub cannot be reached")
+    refused("generate", "tester/elsewhere", *PROMPT, cwd=tmp_path, env=down, code=8,
+            says="the Hub cannot be reached")
+    refused("push", str(run), "tester/elsewhere", cwd=tmp_path, env=down, code=8,
+            says="the Hub cannot be reached")
 
 
 def test_the_dry_run_knows_who_would_see_it(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
@@ -109,7 +122,8 @@ def test_the_dry_run_knows_who_would_see_it(hub: HubServer, run: Path, env: Env,
     refused(*dry, "--private", cwd=tmp_path, env=env, code=2, says="is public")
     new = as_json("push", str(run), "tester/brand-new", "--dry-run", cwd=tmp_path, env=env)
     assert (new["exists"], new["private"]) == (False, True)
-    away = as_json("push", str(run), "tester/brand-new", "--dry-run", cwd=tmp_path, env=env | {"HF_HUB_OFFLINE": "1"})
+    away = as_json("push", str(run), "tester/brand-new", "--dry-run", cwd=tmp_path,
+                   env=env | {"HF_HUB_OFFLINE": "1"})
     assert (away["exists"], away["private"]) == (None, None)
     done = tunesmith("push", str(run), "tester/shown-already", cwd=tmp_path, env=env)
     assert done.returncode == 0
@@ -136,21 +150,27 @@ def test_files_of_others_stay(hub: HubServer, run: Path, env: Env, tmp_path: Pat
     (("pull", QUOTES, "out"), 8, "no model of this name"),
     (("generate", "maker/nothing", "--prompt", "x"), 8, "no folder here has it"),
     (("generate", "maker/gated", "--prompt", "x"), 8, "accept its terms")])
-def test_mistakes(hub: HubServer, run: Path, env: Env, tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:
+def test_mistakes(hub: HubServer, run: Path, env: Env, tmp_path: Path, words: tuple[str, ...], code: int,
+                  says: str) -> None:
     if ("model", "maker/gated") not in hub.repositories:
         hub.add("model", "maker/gated", dict(hub.files("model", ADAPTER)), gated=True)
-    refused(*(str(run) if word == "RUN" else word for word in words), cwd=tmp_path, env=env, code=code, says=says)
+    refused(*(str(run) if word == "RUN" else word for word in words), cwd=tmp_path, env=env, code=code,
+            says=says)
     assert list(tmp_path.iterdir()) in ([], [tmp_path / "cache"])
     assert ("model", "tester/x") not in hub.repositories
 
 
 def test_offline_says_so(run: Path, env: Env, tmp_path: Path) -> None:
-    refused("push", str(run), "tester/x", cwd=tmp_path, env=env | {"HF_HUB_OFFLINE": "1"}, code=8, says="HF_HUB_OFFLINE is set")
+    refused("push", str(run), "tester/x", cwd=tmp_path, env=env | {"HF_HUB_OFFLINE": "1"}, code=8,
+            says="HF_HUB_OFFLINE is set")
 
 
-def test_a_prompt_with_a_secret_is_told_before_training_and_not_pushed(hub: HubServer, env: Env, tmp_path: Path) -> None:
+def test_a_prompt_with_a_secret_is_told_before_training_and_not_pushed(
+    hub: HubServer, env: Env, tmp_path: Path
+) -> None:
     secret = "hf_" + "q7" * 17
-    (tmp_path / "my.yaml").write_text(RECIPE.replace("{quote} ->: ", f"{secret} {{quote}} ->: ") + "share: {repo: tester/leak}\n")
+    (tmp_path / "my.yaml").write_text(RECIPE.replace("{quote} ->: ", f"{secret} {{quote}} ->: ")
+                                      + "share: {repo: tester/leak}\n")
     done = tunesmith("train", "my.yaml", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert "data.prompt holds a Hugging Face token" in done.stderr.splitlines()[0]
@@ -176,10 +196,15 @@ _EXPORT_ADAPTER = (*_EXPORT, "--what", "adapter")
     *(pytest.param(words, number, marks=pytest.mark.slow) for words, number in [
         (_MERGE, signal.SIGINT), (_MERGE, signal.SIGHUP), (_EXPORT, signal.SIGINT), (_EXPORT, signal.SIGTERM),
         (_EXPORT_ADAPTER, signal.SIGTERM), (_EXPORT_ADAPTER, signal.SIGHUP)])])
-def test_a_signal_leaves_nothing(run: Path, env: Env, tmp_path: Path, words: tuple[str, ...], number: signal.Signals) -> None:
-    """Sent soon after the temporary folder is there, in the middle of libraries that take an error for one of their own."""
-    process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main", *(str(run) if word == "RUN" else word for word in words)],
-                               cwd=tmp_path, env={**env, "PATH": "/usr/bin:/bin"}, stderr=subprocess.PIPE, text=True)
+def test_a_signal_leaves_nothing(run: Path, env: Env, tmp_path: Path, words: tuple[str, ...],
+                                 number: signal.Signals) -> None:
+    """Sent soon after the temporary folder is there, in the middle of libraries that take an error for one of
+    their own.
+    """
+    process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main",
+                                *(str(run) if word == "RUN" else word for word in words)],
+                               cwd=tmp_path, env={**env, "PATH": "/usr/bin:/bin"}, stderr=subprocess.PIPE,
+                               text=True)
     for _ in range(600):
         if (tmp_path / ".tmp-out").exists() or process.poll() is not None:
             break
@@ -220,4 +245,7 @@ def test_quiet_is_the_result_alone(run: Path, env: Env, tmp_path: Path) -> None:
     done = tunesmith("pull", ADAPTER, "here", "--quiet", cwd=tmp_path, env=env)
     assert done.returncode == 0
     assert done.stderr == ""
-    assert "tunesmith generate here --prompt 'QUOTE ->: '" in done.stdout.replace(sys.executable, "tunesmith") or "generate here" in done.stdout
+    assert (
+        "tunesmith generate here --prompt 'QUOTE ->: '" in done.stdout.replace(sys.executable, "tunesmith")
+        or "generate here" in done.stdout
+    )

@@ -1,10 +1,12 @@
-"""Kill a training run at chosen file operations and moments, resume it, and compare its adapter to an uninterrupted one.
+"""Kill a training run at chosen file operations and moments, resume it, and compare its adapter to an
+uninterrupted one.
 
     python kill_runs.py FOLDER --points N [--seed S] [--quantization none|int8]
 
-One process imports everything once and forks a child for each run, so that a run costs a second or so. A child is killed
-(SIGKILL, to itself) just before its k-th open for writing, write, fsync, rename, unlink, mkdir or rmdir inside the run
-folder, or in the middle of a write, or by its parent at a random moment. Prints one JSON line.
+One process imports everything once and forks a child for each run, so that a run costs a second or so. A
+child is killed (SIGKILL, to itself) just before its k-th open for writing, write, fsync, rename, unlink,
+mkdir or rmdir inside the run folder, or in the middle of a write, or by its parent at a random moment. Prints
+one JSON line.
 """
 
 from __future__ import annotations
@@ -42,13 +44,16 @@ RECIPE = """
 model: {{base: "{base}", quantization: {quantization}, device: cpu}}
 data: {{source: "{rows}", prompt: "{{quote}} ->: ", completion: "{{tags}}", validation: 3}}
 lora: {{r: 4, dropout: 0.2}}
-train: {{max_steps: 7, batch_size: 4, learning_rate: 1.0e-2, warmup_steps: 2, save_steps: 2, eval_steps: 3, save_total_limit: 2}}
+train: {{max_steps: 7, batch_size: 4, learning_rate: 1.0e-2, warmup_steps: 2, save_steps: 2, eval_steps: 3,
+        save_total_limit: 2}}
 judge: {{stop_rows: 0, samples: 0}}
 """
 
 
 def make_inputs(folder: Path) -> tuple[Path, Path]:
-    """A tiny random BLOOM with the embedded tokenizer, and 14 rows (so that seven steps of four cross epochs)."""
+    """A tiny random BLOOM with the embedded tokenizer, and 14 rows (so that seven steps of four cross
+    epochs).
+    """
     base, rows = folder / "base", folder / "rows.jsonl"
     if not base.exists():
         from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM

@@ -24,8 +24,8 @@ KILL_RUNS = Path(__file__).parent / "kill_runs.py"
 
 
 def kill_runs(folder: Path, points: int, quantization: str, seed: int) -> None:
-    done = subprocess.run([sys.executable, str(KILL_RUNS), str(folder), "--points", str(points), "--seed", str(seed),
-                           "--quantization", quantization], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(KILL_RUNS), str(folder), "--points", str(points), "--seed",
+                           str(seed), "--quantization", quantization], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.strip().splitlines()[-1])
     print(found, "seed", seed)
@@ -57,10 +57,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130),
                                               pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, recipe: Path, number: int, code: int) -> None:
-    recipe.write_text(RECIPE.replace("max_steps: 6", "max_steps: 60").replace("save_steps: 2", "save_steps: 1000"))
-    process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main", "train", recipe.name], cwd=tmp_path,
-                               stderr=subprocess.PIPE, text=True)
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path: Path, recipe: Path, number: int,
+                                                     code: int) -> None:
+    recipe.write_text(RECIPE.replace("max_steps: 6",
+                                     "max_steps: 60").replace("save_steps: 2", "save_steps: 1000"))
+    process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main", "train", recipe.name],
+                               cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "runs" / "small" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
         assert process.poll() is None
@@ -93,7 +95,8 @@ def test_the_second_signal_leaves_at_once() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes) -> None:
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               whole: bytes) -> None:
     original, run = os.write, tmp_path / "run"
 
     def full(descriptor: int, data: bytes) -> int:
@@ -111,7 +114,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pyte
     assert adapter(run) == whole
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bytes) -> None:
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             whole: bytes) -> None:
     from tunesmith.training import loop
 
     run, original = tmp_path / "run", loop.step_that_fits
@@ -190,7 +194,8 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_changed_data_or_base_is_refused(tmp_path: Path, recipe: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text("".join(f'{{"quote": "a lamp {i}", "tags": ["light"]}}\n' for i in range(20)))
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"quote": "a lamp {i}", "tags": ["light"]}}\n'
+                                                 for i in range(20)))
     words = ["data.source=rows.jsonl", "data.validation=2"]
     os.chdir(tmp_path)
     api.train(recipe, run="run", overrides=words)
@@ -218,12 +223,14 @@ def test_nan_of_the_last_update_is_never_saved(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(loop, "step_that_fits", poison)
     with pytest.raises(api.TunesmithError, match="step 6: .*NaN"):
         api.train(parse_recipe(RECIPE), run=tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    assert sorted(p.name
+                  for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
 
 
 def test_nan_stops_with_the_step_and_the_rows(tmp_path: Path) -> None:
     with pytest.raises(api.TunesmithError) as caught:
-        api.train(parse_recipe(RECIPE, overrides=["train.learning_rate=1e30", "train.max_grad_norm=0"]), run=tmp_path / "run")
+        api.train(parse_recipe(RECIPE, overrides=["train.learning_rate=1e30", "train.max_grad_norm=0"]),
+                  run=tmp_path / "run")
     assert caught.value.exit_code == 3
     assert "step " in str(caught.value)
     assert "quotes.jsonl, line" in str(caught.value)

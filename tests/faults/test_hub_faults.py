@@ -1,4 +1,6 @@
-"""What goes wrong between here and the Hub, on every route: bounded, told, nothing half-published, nothing damaged kept."""
+"""What goes wrong between here and the Hub, on every route: bounded, told, nothing half-published, nothing
+damaged kept.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +45,12 @@ class Client:
     """One process that calls the verbs, as a user with a token and little patience."""
 
     def __init__(self, hub: HubServer, cache: Path) -> None:
-        env = {**os.environ, **hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(cache), "TUNESMITH_HUB_WAIT": "0.02",
-               "TUNESMITH_HUB_SILENCE": "0.5", "TUNESMITH_HUB_PATIENCE": "15", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
+        env = {**os.environ, **hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(cache),
+               "TUNESMITH_HUB_WAIT": "0.02", "TUNESMITH_HUB_SILENCE": "0.5", "TUNESMITH_HUB_PATIENCE": "15",
+               "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1",
                "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        self.process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True, env=env)
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env)
 
     def __call__(self, verb: str, *words: str, **named: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -64,7 +67,8 @@ def hub() -> Iterator[HubServer]:
     with HubServer() as hub:
         folder = embedded.path_of(embedded.BASE_NAME)
         assert folder is not None
-        hub.add("model", "maker/sprout", {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+        hub.add("model", "maker/sprout",
+                {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
         yield hub
 
 
@@ -79,10 +83,16 @@ def adapter_files(seed: int = 0) -> dict[str, bytes]:
     from tunesmith.model.lora import LoraSettings, config_words
 
     generator = torch.Generator().manual_seed(seed)
-    state = {f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight": torch.randn(*shape, generator=generator)
-             for side, shape in (("A", (4, 32)), ("B", (32, 4)))}
-    config = config_words(LoraSettings(4, 8, 0.0, ["q_proj"])) | {"base_model_name_or_path": "embedded:sprout"}
-    return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": safetensors.torch.save(state)}
+    state = {
+        f"base_model.model.model.layers.0.self_attn.q_proj.lora_{side}.weight": torch.randn(
+            *shape, generator=generator
+        )
+        for side, shape in (("A", (4, 32)), ("B", (32, 4)))
+    }
+    config = config_words(LoraSettings(4, 8, 0.0,
+                                       ["q_proj"])) | {"base_model_name_or_path": "embedded:sprout"}
+    return {"adapter_config.json": json.dumps(config).encode(),
+            "adapter_model.safetensors": safetensors.torch.save(state)}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +106,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 #: Faults that pass: with one of them the command must come through.
 PASSING = [429, 503, "reset", "hang", "truncate", "garbage", "applied-lost"]
 FINAL = [401, 403, 404]
-PUSH_ROUTES = ["whoami", "create", "validate", "preupload", "lfs-batch", "lfs-put", "lfs-verify", "commit", "info", "tree"]
+PUSH_ROUTES = ["whoami", "create", "validate", "preupload", "lfs-batch", "lfs-put", "lfs-verify", "commit",
+               "info", "tree"]
 PULL_ROUTES = ["info", "tree", "resolve-head", "resolve-get", "lfs-get"]
 OPTIONS: dict[Any, dict[str, Any]] = {429: {"retry_after": 1}, "hang": {"seconds": 30.0}}
 numbers = iter(range(10**6))
@@ -111,7 +122,8 @@ def published(hub: HubServer, repo: str) -> list[Any]:
 
 def no_token(hub: HubServer, found: dict[str, Any]) -> None:
     assert hub.token not in json.dumps(found)
-    assert all(entry.authorization is None for entry in hub.log if entry.origin == "lfs"), "the token went to another origin"
+    assert all(entry.authorization is None for entry in hub.log
+               if entry.origin == "lfs"), "the token went to another origin"
 
 
 def met(hub: HubServer, fault: Fault, what: str, found: dict[str, Any]) -> None:
@@ -120,7 +132,8 @@ def met(hub: HubServer, fault: Fault, what: str, found: dict[str, Any]) -> None:
     hub.clear_faults()
     no_token(hub, found)
     outcome = "came through" if "result" in found else f"exit {found['code']}"
-    print(f"FAULT {what}: {outcome if hit else 'never met'}, {found['seconds']:.1f} s, notes {found['notes']}")
+    print(f"FAULT {what}: {outcome if hit else 'never met'}, {found['seconds']:.1f} s, notes "
+          f"{found['notes']}")
     if not hit:
         pytest.skip("this route is not asked")
 
@@ -130,9 +143,11 @@ def met(hub: HubServer, fault: Fault, what: str, found: dict[str, Any]) -> None:
     *(("commit", fault) for fault in (408, 500, 502, 504))], ids=str)
 def test_push(hub: HubServer, client: Client, adapter: Path, route: str, fault: Any) -> None:
     repo = f"tester/push-{next(numbers)}-{os.getpid()}"
-    name = repo.partition("/")[2] if route == "whoami" else repo  # one's own name is only asked for where it is needed
+    # one's own name is only asked for where it is needed
+    name = repo.partition("/")[2] if route == "whoami" else repo
     # The base's licence is looked up by the same route: what is meant is the repository itself.
-    fault_made = hub.fail(route, fault, times=1, match=repo if route == "info" else "", **OPTIONS.get(fault, {}))
+    fault_made = hub.fail(route, fault, times=1, match=repo if route == "info" else "",
+                          **OPTIONS.get(fault, {}))
     first = client("push", str(adapter), name, base="maker/sprout")
     met(hub, fault_made, f"push {route} {fault}", first)
     if fault in PASSING or (route == "commit" and fault not in FINAL):
@@ -149,12 +164,15 @@ def test_push(hub: HubServer, client: Client, adapter: Path, route: str, fault: 
 
 
 @pytest.mark.parametrize(("route", "fault"), [
-    *((route, fault) for route in ("create", "commit", "info") for fault in (429, 503, "reset", "hang", "garbage")),
+    *((route, fault) for route in ("create", "commit", "info")
+      for fault in (429, 503, "reset", "hang", "garbage")),
     # The client itself would try these six times, and sleep as long as it is asked to.
     *((route, fault) for route in ("preupload", "lfs-put") for fault in (429, 503, "reset"))], ids=str)
-def test_a_push_that_never_gets_through_ends(hub: HubServer, client: Client, adapter: Path, route: str, fault: Any) -> None:
+def test_a_push_that_never_gets_through_ends(hub: HubServer, client: Client, adapter: Path, route: str,
+                                             fault: Any) -> None:
     repo = f"tester/stuck-{next(numbers)}-{os.getpid()}"
-    hub.fail(route, fault, times=None, **(OPTIONS.get(fault, {}) | ({"retry_after": 0} if fault == 429 else {})))
+    hub.fail(route, fault, times=None,
+             **(OPTIONS.get(fault, {}) | ({"retry_after": 0} if fault == 429 else {})))
     found = client("push", str(adapter), repo, base="maker/sprout")
     hub.clear_faults()
     no_token(hub, found)
@@ -165,7 +183,8 @@ def test_a_push_that_never_gets_through_ends(hub: HubServer, client: Client, ada
 
 
 @pytest.mark.parametrize("route", ["create", "preupload", "lfs-put"])
-def test_a_long_retry_after_is_not_waited_for(hub: HubServer, client: Client, adapter: Path, route: str) -> None:
+def test_a_long_retry_after_is_not_waited_for(hub: HubServer, client: Client, adapter: Path,
+                                              route: str) -> None:
     hub.fail(route, 429, times=None, retry_after=3600)
     before = len(hub.requests(route))
     found = client("push", str(adapter), f"tester/patience-{route}", base="maker/sprout")
@@ -187,7 +206,8 @@ def test_a_busy_repository_is_not_asked_for_ever(hub: HubServer, client: Client,
     assert "result" in client("push", str(adapter), "tester/busy", base="maker/sprout")
 
 
-def test_the_cache_serves_while_the_hub_is_down_and_says_so(hub: HubServer, client: Client, tmp_path: Path) -> None:
+def test_the_cache_serves_while_the_hub_is_down_and_says_so(hub: HubServer, client: Client,
+                                                            tmp_path: Path) -> None:
     repo = f"tester/down-{os.getpid()}"
     hub.add("model", repo, adapter_files(7))
     commit = client("pull", repo, str(tmp_path / "one"))["result"]["commit"]
@@ -209,7 +229,8 @@ def test_someone_else_commits_meanwhile(hub: HubServer, client: Client, adapter:
     assert b"LoRA adapter" in files["README.md"]
 
 
-def test_a_public_repository_is_not_pushed_to_by_surprise(hub: HubServer, client: Client, adapter: Path) -> None:
+def test_a_public_repository_is_not_pushed_to_by_surprise(hub: HubServer, client: Client,
+                                                          adapter: Path) -> None:
     hub.add("model", "tester/open", {"README.md": b"# open\n"})
     found = client("push", str(adapter), "tester/open", base="maker/sprout", private=True)
     assert found["code"] == 2
@@ -217,7 +238,8 @@ def test_a_public_repository_is_not_pushed_to_by_surprise(hub: HubServer, client
     assert client("push", str(adapter), "tester/open", base="maker/sprout")["result"]["private"] is False
 
 
-def test_a_new_public_one_is_private_until_its_files_are_there(hub: HubServer, client: Client, adapter: Path) -> None:
+def test_a_new_public_one_is_private_until_its_files_are_there(hub: HubServer, client: Client,
+                                                               adapter: Path) -> None:
     hub.fail("commit", 503, times=None)
     client("push", str(adapter), "tester/shown", base="maker/sprout", private=False)
     assert hub.repositories["model", "tester/shown"].private
@@ -247,7 +269,8 @@ def test_pull(hub: HubServer, client: Client, tmp_path: Path, route: str, fault:
 
 
 @pytest.mark.parametrize("route", ["resolve-get", "lfs-get"])
-def test_what_is_flipped_twice_is_refused_and_not_kept(hub: HubServer, client: Client, tmp_path: Path, route: str) -> None:
+def test_what_is_flipped_twice_is_refused_and_not_kept(hub: HubServer, client: Client, tmp_path: Path,
+                                                       route: str) -> None:
     repo = f"tester/flipped-{next(numbers)}-{os.getpid()}"
     hub.add("model", repo, adapter_files(next(numbers)))
     hub.fail(route, "flip", times=None)

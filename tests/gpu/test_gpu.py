@@ -1,4 +1,6 @@
-"""On a CUDA GPU: every quantisation trains there, along the same losses as on the CPU; memory that runs out is survived."""
+"""On a CUDA GPU: every quantisation trains there, along the same losses as on the CPU; memory that runs out
+is survived.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def losses(path: Path, *overrides: str) -> list[float]:
-    result = tunesmith.train(parse_recipe(RECIPE, overrides=["lora.dropout=0", "train.max_steps=20", *overrides]), run=path)
-    return [json.loads(line)["loss"] for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
+    result = tunesmith.train(parse_recipe(RECIPE, overrides=["lora.dropout=0", "train.max_steps=20",
+                                                             *overrides]), run=path)
+    return [json.loads(line)["loss"]
+            for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
 
 
 # The worst relative differences that were measured stand in docs/engines.md. int8 differs most: bitsandbytes
@@ -27,12 +31,14 @@ def losses(path: Path, *overrides: str) -> list[float]:
     ("none", "float32", 2e-3), ("none", "bfloat16", 0.03), ("none", "float16", 0.01),
     ("int8", "float32", 0.02), ("int8", "bfloat16", 0.04), ("int8", "float16", 0.02),
     ("nf4", "float32", 2e-3), ("nf4", "bfloat16", 0.04)])
-def test_the_same_losses_as_on_the_cpu(tmp_path: Path, quantization: str, dtype: str, tolerance: float) -> None:
+def test_the_same_losses_as_on_the_cpu(tmp_path: Path, quantization: str, dtype: str,
+                                       tolerance: float) -> None:
     on_cpu = losses(tmp_path / "cpu", f"model.quantization={quantization}", "model.device=cpu")
-    on_gpu = losses(tmp_path / "gpu", f"model.quantization={quantization}", "model.device=cuda", f"model.dtype={dtype}")
+    on_gpu = losses(tmp_path / "gpu", f"model.quantization={quantization}", "model.device=cuda",
+                    f"model.dtype={dtype}")
     worst = max(abs(a - b) / max(a, 0.3) for a, b in zip(on_cpu, on_gpu, strict=True))
-    print(f"TRAJECTORY {quantization} {dtype}: cpu {on_cpu[0]:.4f} -> {on_cpu[-1]:.4f}, gpu {on_gpu[0]:.4f} -> "
-          f"{on_gpu[-1]:.4f}, worst relative difference {worst:.5f}")
+    print(f"TRAJECTORY {quantization} {dtype}: cpu {on_cpu[0]:.4f} -> {on_cpu[-1]:.4f}, gpu {on_gpu[0]:.4f} "
+          f"-> {on_gpu[-1]:.4f}, worst relative difference {worst:.5f}")
     assert worst < tolerance
 
 
@@ -52,15 +58,18 @@ def test_bloom_560m_shape(tmp_path: Path, quantization: str) -> None:
     torch.cuda.empty_cache()
     AutoTokenizer.from_pretrained(embedded.path_of(embedded.BASE_NAME)).save_pretrained(base)
     torch.cuda.reset_peak_memory_stats()
-    common = [f"model.base={base}", f"model.quantization={quantization}", "train.learning_rate=1e-3", "judge.stop_rows=0",
-              "judge.samples=0", "train.eval_steps=0", "data.validation=4"]
+    common = [f"model.base={base}", f"model.quantization={quantization}", "train.learning_rate=1e-3",
+              "judge.stop_rows=0", "judge.samples=0", "train.eval_steps=0", "data.validation=4"]
     on_gpu = losses(tmp_path / "gpu", *common, "train.max_steps=20")
     result = json.loads((tmp_path / "gpu" / "result.json").read_text())
-    on_cpu = losses(tmp_path / "cpu", *common, "train.max_steps=3", "model.device=cpu", "train.lr_scheduler=constant")
+    on_cpu = losses(tmp_path / "cpu", *common, "train.max_steps=3", "model.device=cpu",
+                    "train.lr_scheduler=constant")
     again = losses(tmp_path / "gpu3", *common, "train.max_steps=3", "train.lr_scheduler=constant")
     worst = max(abs(a - b) / a for a, b in zip(on_cpu, again, strict=True))
-    print(f"BLOOM-560M {quantization}: 20 steps {on_gpu[0]:.4f} -> {on_gpu[-1]:.4f}, {result['tokens_per_second']:.0f} tok/s, "
-          f"peak {result['peak_memory_bytes'] / 2**30:.2f} GiB; 3 steps cpu {on_cpu}, gpu {again}, worst {worst:.5f}")
+    print(f"BLOOM-560M {quantization}: 20 steps {on_gpu[0]:.4f} -> {on_gpu[-1]:.4f}, "
+          f"{result['tokens_per_second']:.0f} tok/s, "
+          f"peak {result['peak_memory_bytes'] / 2**30:.2f} GiB; 3 steps cpu {on_cpu}, gpu {again}, worst "
+          f"{worst:.5f}")
     assert on_gpu[-1] < on_gpu[0]
     assert worst < 0.02
 
@@ -108,6 +117,8 @@ def test_a_full_gpu_is_exit_6(tmp_path: Path) -> None:
 def test_the_adapter_answers_on_the_gpu(tmp_path: Path) -> None:
     losses(tmp_path / "run", "model.quantization=int8", "train.max_steps=60", "train.batch_size=16")
     found = tunesmith.evaluate(tmp_path / "run")
-    print("EVALUATE", {key: found[key] for key in ("loss_base", "loss_tuned", "stop_rate_base", "stop_rate_tuned", "verdict")})
+    print("EVALUATE", {key: found[key] for key in ("loss_base", "loss_tuned", "stop_rate_base",
+                                                   "stop_rate_tuned", "verdict")})
     assert found["verdict"] in ("helps", "loss only")
-    assert tunesmith.generate(tmp_path / "run" / "adapter", prompt="“Never glow before the lamp is bright.” ->: ")["stopped"]
+    assert tunesmith.generate(tmp_path / "run" / "adapter",
+                              prompt="“Never glow before the lamp is bright.” ->: ")["stopped"]

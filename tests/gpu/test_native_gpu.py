@@ -1,4 +1,6 @@
-"""What only a CUDA GPU shows of the native engine: cuDNN's attention, inputs that wait on the host, graphs."""
+"""What only a CUDA GPU shows of the native engine: cuDNN's attention, inputs that wait on the host,
+graphs.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=1536, hidden_size=512, intermediate_size=1024, num_hidden_layers=4,
-                                 num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=8192)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=1536, hidden_size=512, intermediate_size=1024,
+                                 num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
+                                 max_position_embeddings=8192)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(embedded.path_of(embedded.BASE_NAME)).save_pretrained(folder)
     return folder
 
@@ -46,21 +49,24 @@ def bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("bloom")
     torch.manual_seed(0)
-    BloomForCausalLM(BloomConfig(vocab_size=1536, hidden_size=512, n_layer=4, n_head=8)).save_pretrained(folder)
+    BloomForCausalLM(BloomConfig(vocab_size=1536, hidden_size=512, n_layer=4,
+                                 n_head=8)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(embedded.path_of(embedded.BASE_NAME)).save_pretrained(folder)
     return folder
 
 
-def engine_of(folder: Path, dtype: str, quantization: str = "none", device: str = "cuda", dropout: float = 0.0,
-              name: str = "native") -> Any:
+def engine_of(folder: Path, dtype: str, quantization: str = "none", device: str = "cuda",
+              dropout: float = 0.0, name: str = "native") -> Any:
     from transformers import AutoTokenizer
 
     from tunesmith.model.build import build_for_training
     from tunesmith.model.files import locate_base
     from tunesmith.model.placement import place_base
     base = locate_base(str(folder), None)
-    engine = build_for_training(base, AutoTokenizer.from_pretrained(folder), place_base(base, engine=name, quantization=quantization, dtype=dtype,
-                                                device=device), seed=0, lora=LoraSettings(8, 16, dropout, "all-linear"))
+    engine = build_for_training(base, AutoTokenizer.from_pretrained(folder),
+                                place_base(base, engine=name, quantization=quantization, dtype=dtype,
+                                                device=device), seed=0,
+                                lora=LoraSettings(8, 16, dropout, "all-linear"))
     generator = torch.Generator().manual_seed(1)
     for parameter in engine.trainable().values():
         parameter.data += (torch.randn(parameter.shape, generator=generator) * 0.02).to(parameter.device)
@@ -72,8 +78,10 @@ def step(engine: Any, rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
     """(each row's loss, every gradient one after another), on the CPU."""
     for parameter in engine.trainable().values():
         parameter.grad = None
-    losses = engine.accumulate(rows, torch.full((), 1e-2, device=engine.device), sample_seeds(0, 0, len(rows))).clone()
-    return losses.cpu(), torch.cat([parameter.grad.flatten() for parameter in engine.trainable().values()]).cpu()
+    losses = engine.accumulate(rows, torch.full((), 1e-2, device=engine.device),
+                               sample_seeds(0, 0, len(rows))).clone()
+    return losses.cpu(), torch.cat([parameter.grad.flatten()
+                                    for parameter in engine.trainable().values()]).cpu()
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -82,8 +90,11 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 @pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_every_gradient_is_the_exact_one(family: str, quantization: str, request: pytest.FixtureRequest) -> None:
-    """bf16 on the GPU against fp32 on the CPU, on the same quantised weights; and no worse than bitsandbytes."""
+def test_every_gradient_is_the_exact_one(family: str, quantization: str,
+                                         request: pytest.FixtureRequest) -> None:
+    """bf16 on the GPU against fp32 on the CPU, on the same quantised weights; and no worse than
+    bitsandbytes.
+    """
     folder = request.getfixturevalue(family)
     rows = [Row(length) for length in (600, 20, 1, 333, 70)]
 
@@ -97,12 +108,14 @@ def test_every_gradient_is_the_exact_one(family: str, quantization: str, request
         found_loss, found = each(engine_of(folder, "bfloat16", quantization, name=name))
         worst[name] = min(cosine(found[key], exact[key]) for key in exact)
         assert abs(found_loss - loss) < 5e-3 * loss
-    print(f"GRADIENTS {family} {quantization}: lowest cosine native {worst['native']:.5f}, hf {worst['hf']:.5f}")
+    print(f"GRADIENTS {family} {quantization}: lowest cosine native {worst['native']:.5f}, hf "
+          f"{worst['hf']:.5f}")
     assert worst["native"] > 0.999
     assert worst["native"] > worst["hf"] - 5e-4
 
 
-def test_samples_of_one_length_go_to_cudnn_and_give_the_same(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_one_length_go_to_cudnn_and_give_the_same(llama: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     from tunesmith.model.native import attention
 
     if torch.cuda.get_device_capability() < (9, 0):
@@ -199,12 +212,14 @@ judge: {{stop_rows: 0, samples: 0}}
 
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 @pytest.mark.parametrize("name", ["native", "hf"])
-def test_a_cut_draws_the_same_dropout_on_a_gpu_and_a_cpu(family: str, name: str, request: pytest.FixtureRequest) -> None:
+def test_a_cut_draws_the_same_dropout_on_a_gpu_and_a_cpu(family: str, name: str,
+                                                         request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(family)
     rows = [Row(length) for length in (90, 20, 1, 333, 70)]
     seeds = sample_seeds(3, 10, 5)
     found = []
-    for device, parts in (("cpu", [[0, 1, 2, 3, 4]]), ("cuda", [[0, 1, 2, 3, 4]]), ("cuda", [[4, 0], [3], [1, 2]])):
+    for device, parts in (("cpu", [[0, 1, 2, 3, 4]]), ("cuda", [[0, 1, 2, 3, 4]]),
+                          ("cuda", [[4, 0], [3], [1, 2]])):
         engine = engine_of(folder, "float32", device=device, dropout=0.3, name=name)
         losses = torch.zeros(5)
         for part in parts:
@@ -219,11 +234,13 @@ def test_a_cut_draws_the_same_dropout_on_a_gpu_and_a_cpu(family: str, name: str,
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("lengths", [(600, 20, 1, 333), (1024, 1024)], ids=["ragged", "one length"])
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
-def test_the_second_gpu_computes_what_the_first_does(llama: Path, quantization: str, lengths: tuple[int, ...]) -> None:
+def test_the_second_gpu_computes_what_the_first_does(llama: Path, quantization: str,
+                                                     lengths: tuple[int, ...]) -> None:
     """Kernels and graphs belong to the tensors' device, which is not the current one here."""
     rows = [Row(length) for length in lengths]
     for name in ("native", "hf"):
-        engines = [engine_of(llama, "bfloat16", quantization, f"cuda:{i}", dropout=0.1, name=name) for i in (0, 1)]
+        engines = [engine_of(llama, "bfloat16", quantization, f"cuda:{i}", dropout=0.1, name=name)
+                   for i in (0, 1)]
         for _ in range(3):  # by itself, captured, replayed
             first, second = (step(engine, rows) for engine in engines)
             assert torch.allclose(first[0], second[0], rtol=1e-3)

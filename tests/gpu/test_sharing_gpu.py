@@ -17,7 +17,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 def test_merge_and_export(tmp_path: Path, quantization: str, dtype: str) -> None:
-    chosen = [f"model.quantization={quantization}", f"model.dtype={dtype}", "model.device=cuda", "train.max_steps=60"]
+    chosen = [f"model.quantization={quantization}", f"model.dtype={dtype}", "model.device=cuda",
+              "train.max_steps=60"]
     tunesmith.train(parse_recipe(RECIPE, overrides=chosen), run=tmp_path / "run")
     merged = tunesmith.merge(tmp_path / "run", tmp_path / "merged", device="cuda")
     found = merged["candidates"][merged["taken"]]

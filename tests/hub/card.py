@@ -1,4 +1,6 @@
-"""What the Hub says about the metadata of a model or dataset card: the rules that people break most, in its words."""
+"""What the Hub says about the metadata of a model or dataset card: the rules that people break most, in its
+words.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,14 @@ FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|
 EMPTY = "empty or missing yaml metadata in repo card"
 LISTS = ("tags", "widget", "model-index", "configs")
 TEXTS = ("license_name", "license_link", "library_name", "pipeline_tag", "thumbnail")
-#: Fields that hold one text or a list of them, with the shape that each must have and what the Hub says otherwise.
+#: Fields that hold one text or a list of them, with the shape that each must have and what the Hub says
+#: otherwise.
 SHAPES = {
-    "language": (r"[a-z]{2,3}|code|multilingual", "It must be an ISO 639-1, 639-2 or 639-3 code (two/three letters), or a "
+    "language": (r"[a-z]{2,3}|code|multilingual",
+                 "It must be an ISO 639-1, 639-2 or 639-3 code (two/three letters), or a "
                                                   'special value like "code", "multilingual".'),
-    "license": (r"[a-z0-9][a-z0-9.+-]*", "Use a license id from https://hf.co/docs/hub/repositories-licenses."),
+    "license": (r"[a-z0-9][a-z0-9.+-]*",
+                "Use a license id from https://hf.co/docs/hub/repositories-licenses."),
     "base_model": (r"\w[\w.-]*(/[\w.-]+)?", "Use a model id from https://hf.co/models."),
     "datasets": (r"\w[\w.-]*(/[\w.-]+)?", "If possible, use a dataset id from https://hf.co/datasets."),
     "metrics": (r".+", "Use a metric id from https://hf.co/metrics."),
@@ -21,7 +26,9 @@ SHAPES = {
 
 
 def metadata(content: str) -> dict[str, Any] | None:
-    """The YAML between the two lines of dashes; None where there is none. Raises ValueError when it is no mapping."""
+    """The YAML between the two lines of dashes; None where there is none. Raises ValueError when it is no
+    mapping.
+    """
     import yaml
 
     match = FRONT_MATTER.match(content)
@@ -48,9 +55,12 @@ def judge(content: str) -> tuple[list[str], list[str]]:
 
 
 def _kinds(found: dict[str, Any]) -> list[str]:
-    wrong = [f'"{key}" must be an array' for key in LISTS if key in found and not isinstance(found[key], list)]
-    wrong += [f'"{key}" must be a string' for key in TEXTS if key in found and not isinstance(found[key], str)]
-    return wrong + [f'"tags[{at}]" must be a string' for at, tag in enumerate(_many(found.get("tags"))) if not isinstance(tag, str)]
+    wrong = [f'"{key}" must be an array' for key in LISTS if key in found
+             and not isinstance(found[key], list)]
+    wrong += [f'"{key}" must be a string' for key in TEXTS if key in found
+              and not isinstance(found[key], str)]
+    return wrong + [f'"tags[{at}]" must be a string' for at, tag in enumerate(_many(found.get("tags")))
+                    if not isinstance(tag, str)]
 
 
 def _shapes(found: dict[str, Any]) -> list[str]:

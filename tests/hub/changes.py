@@ -1,4 +1,6 @@
-"""A commit: how each file is to be uploaded, and the lines of a commit turned into the new state, all of it or nothing."""
+"""A commit: how each file is to be uploaded, and the lines of a commit turned into the new state, all of it
+or nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Line = tuple[str, dict[str, Any]]
 
 
 def upload_mode(store: Store, commit: Commit, asked: dict[str, Any]) -> dict[str, Any]:
-    """As a large file or within the commit; `oid` is the id of what is there now, for the client to compare."""
+    """As a large file or within the commit; `oid` is the id of what is there now, for the client to
+    compare.
+    """
     path, sample = asked["path"], base64.b64decode(asked["sample"])
     found = {"path": path, "uploadMode": "lfs" if store.is_large(path, sample, asked["size"]) else "regular",
              "shouldIgnore": False}
@@ -50,7 +54,8 @@ def apply(repository: Repository, branch: str, changes: list[Line]) -> Commit:
     return repository.record(files, lfs, message, branch)
 
 
-def _change(repository: Repository, files: dict[str, bytes], lfs: dict[str, str], key: str, value: dict[str, Any]) -> None:
+def _change(repository: Repository, files: dict[str, bytes], lfs: dict[str, str], key: str,
+            value: dict[str, Any]) -> None:
     if key == "header":
         return
     path = _checked(value.get("path"))
@@ -79,7 +84,11 @@ def _decoded(path: str, value: dict[str, Any]) -> bytes:
     if value.get("encoding") not in ("base64", "utf-8", None):
         raise Refusal(400, f"Unknown encoding of {path}: {value['encoding']}")
     try:
-        data = base64.b64decode(value["content"], validate=True) if value.get("encoding") == "base64" else value["content"].encode()
+        data = (
+            base64.b64decode(value["content"], validate=True)
+            if value.get("encoding") == "base64"
+            else value["content"].encode()
+        )
     except binascii.Error as error:
         raise Refusal(400, f"{path} is not base64: {error}") from error
     errors = card.judge(data.decode(errors="replace"))[0] if path == "README.md" else []
@@ -98,7 +107,9 @@ def _held(repository: Repository, path: str, value: dict[str, Any]) -> bytes:
 
 
 def _deleted(files: dict[str, bytes], path: str, folder: bool) -> list[str]:
-    gone = [name for name in files if name.startswith(f"{path}/")] if folder else [name for name in files if name == path]
+    gone = [name for name in files
+            if name.startswith(f"{path}/")] if folder else [name for name in files if name == path]
     if not gone:
-        raise Refusal(404, f"A {'folder' if folder else 'file'} with this name doesn't exist: {path}", "EntryNotFound")
+        raise Refusal(404, f"A {'folder' if folder else 'file'} with this name doesn't exist: {path}",
+                      "EntryNotFound")
     return gone

@@ -14,7 +14,8 @@ Make = Callable[[], Answer]
 STATUSES: Final = (400, 401, 403, 404, 408, 409, 412, 413, 416, 422, 429, 500, 501, 502, 503, 504)
 #: The options of each fault beside `match`, with what they are when they aren't given.
 OPTIONS: Final[dict[str, dict[str, Any]]] = {
-    "status": {"retry_after": None, "code": None, "message": None, "headers": None, "fields": None},  # fields: more JSON
+    # fields: more JSON
+    "status": {"retry_after": None, "code": None, "message": None, "headers": None, "fields": None},
     "reset": {"early": False},  # early: before the body of the request is read
     "hang": {"seconds": 600.0, "answer": False},  # answer: answer as usual after that, else close
     "truncate": {"keep": None},  # bytes of the body that are sent; half of it by default
@@ -23,7 +24,8 @@ OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "slow": {"seconds": 2.0, "pieces": 20},  # for the whole body
     "garbage": {},
 }
-GARBAGE: Final = Answer(200, b"<!doctype html><html><body>Welcome! Please log in to this network.</body></html>\n",
+GARBAGE: Final = Answer(200,
+                        b"<!doctype html><html><body>Welcome! Please log in to this network.</body></html>\n",
                         {"Content-Type": "text/html; charset=utf-8"})
 
 
@@ -47,7 +49,9 @@ class Connection(Protocol):
 
 @dataclass
 class Fault:
-    """One thing to go wrong on one route: let `after` requests pass, then hit `times` of them (None: all that come)."""
+    """One thing to go wrong on one route: let `after` requests pass, then hit `times` of them (None: all that
+    come).
+    """
 
     route: str
     kind: int | str
@@ -80,9 +84,11 @@ class Faults:
         """Queue one; raises ValueError for a route, a fault or an option that does not exist."""
         name = "status" if isinstance(fault.kind, int) else fault.kind
         if fault.route not in self._routes and fault.route != "*":
-            raise ValueError(f"no route {fault.route!r}; there are {', '.join(sorted(self._routes))} and * for all")
+            raise ValueError(f"no route {fault.route!r}; there are {', '.join(sorted(self._routes))} and * "
+                             "for all")
         if name not in OPTIONS or (name == "status" and fault.kind not in STATUSES):
-            raise ValueError(f"no fault {fault.kind!r}; there are {', '.join(OPTIONS)} (status: {', '.join(map(str, STATUSES))})")
+            raise ValueError(f"no fault {fault.kind!r}; there are {', '.join(OPTIONS)} (status: "
+                             f"{', '.join(map(str, STATUSES))})")
         if unknown := fault.options.keys() - OPTIONS[name].keys():
             raise ValueError(f"{fault.kind} has no option {', '.join(sorted(unknown))}")
         fault.options = {**OPTIONS[name], **fault.options}
@@ -91,7 +97,9 @@ class Faults:
         return fault
 
     def take(self, route: str, path: str) -> Fault | None:
-        """The fault that hits this request, if one does; the first in the queue for it lets it pass or takes it."""
+        """The fault that hits this request, if one does; the first in the queue for it lets it pass or takes
+        it.
+        """
         with self._lock:
             for fault in self._waiting:
                 if fault.route not in (route, "*") or fault.match not in path or fault.spent:
@@ -115,7 +123,9 @@ class Faults:
 
 
 def misbehave(fault: Fault, connection: Connection, make: Make) -> None:
-    """Let the fault happen; `make` does the work of the request and returns its answer, and is not called where none is done."""
+    """Let the fault happen; `make` does the work of the request and returns its answer, and is not called
+    where none is done.
+    """
     if isinstance(fault.kind, int):
         connection.send(_status(fault.kind, fault.options))
     else:
@@ -176,6 +186,6 @@ def _garbage(options: dict[str, Any], connection: Connection, make: Make) -> Non
 
 
 _ACTIONS: Final[dict[str, Callable[[dict[str, Any], Connection, Make], None]]] = {
-    "reset": _reset, "hang": _hang, "truncate": _truncate, "flip": _flip, "applied-lost": _applied_lost, "slow": _slow,
-    "garbage": _garbage,
+    "reset": _reset, "hang": _hang, "truncate": _truncate, "flip": _flip, "applied-lost": _applied_lost,
+    "slow": _slow, "garbage": _garbage,
 }

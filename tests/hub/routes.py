@@ -27,7 +27,9 @@ class Hub(Store):
 
 @dataclass(frozen=True)
 class Route:
-    """A name for faults and the log, the methods and the path that lead to it, and the function that answers."""
+    """A name for faults and the log, the methods and the path that lead to it, and the function that
+    answers.
+    """
 
     name: str
     methods: str
@@ -41,7 +43,8 @@ def find_route(method: str, path: str, origin: Origin) -> tuple[Route | None, di
     for route in ROUTES:
         match = route.path.fullmatch(path)
         if match is not None and method in route.methods.split() and origin == route.origin:
-            return route, {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+            return route, {key: unquote(value) for key, value in match.groupdict().items()
+                           if value is not None}
     return None, {}
 
 
@@ -66,7 +69,8 @@ def _whoami(hub: Hub, request: Request) -> Answer:
     account = hub.account(request.headers.get("Authorization"))
     if account is None:
         raise Refusal(401, "Invalid username or password.")
-    orgs = [{"type": "org", "name": name, "roleInOrg": "write" if account["write"] else "read"} for name in account["orgs"]]
+    orgs = [{"type": "org", "name": name, "roleInOrg": "write" if account["write"] else "read"}
+            for name in account["orgs"]]
     token = {"displayName": "test", "role": "write" if account["write"] else "read"}
     return json_answer({"type": "user", "name": account["name"], "fullname": account["name"], "orgs": orgs,
                         "auth": {"type": "access_token", "accessToken": token}})
@@ -79,7 +83,8 @@ def _named(hub: Hub, request: Request) -> tuple[Kind, str, dict[str, Any]]:
         raise Refusal(400, f"No repositories of type {asked['type']} here")
     namespace = hub.may_create(request.headers.get("Authorization"), kind, asked.get("organization"))
     name = asked.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,95}", name) or name.endswith(".git"):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,95}",
+                                                     name) or name.endswith(".git"):
         raise Refusal(400, f"Invalid repo name: {name}")
     return kind, f"{namespace}/{name}", asked
 
@@ -118,13 +123,15 @@ def _auth_check(hub: Hub, request: Request) -> Answer:
 def _validate(hub: Hub, request: Request) -> Answer:
     hub.account(request.headers.get("Authorization"))
     errors, warnings = card.judge(str(request.json().get("content", "")))
-    found = {"errors": [{"message": line} for line in errors], "warnings": [{"message": line} for line in warnings]}
+    found = {"errors": [{"message": line} for line in errors],
+             "warnings": [{"message": line} for line in warnings]}
     return json_answer(found, 400 if errors else 200)
 
 
 def _preupload(hub: Hub, request: Request) -> Answer:
     commit = _reach(hub, request, write=True).find(_revision(request))
-    return json_answer({"files": [changes.upload_mode(hub, commit, asked) for asked in request.json()["files"]]})
+    return json_answer({"files": [changes.upload_mode(hub, commit, asked)
+                                  for asked in request.json()["files"]]})
 
 
 def _commit(hub: Hub, request: Request) -> Answer:
@@ -132,8 +139,8 @@ def _commit(hub: Hub, request: Request) -> Answer:
     if request.first("create_pr"):
         raise Refusal(400, "No pull requests here")
     commit = changes.apply(repository, _revision(request), changes.lines(request.body))
-    return json_answer({"success": True, "commitOid": commit.oid, "commitUrl": f"{_page(hub, repository)}/commit/{commit.oid}",
-                        "hookOutput": ""})
+    return json_answer({"success": True, "commitOid": commit.oid,
+                        "commitUrl": f"{_page(hub, repository)}/commit/{commit.oid}", "hookOutput": ""})
 
 
 def _lfs_batch(hub: Hub, request: Request) -> Answer:
@@ -141,7 +148,8 @@ def _lfs_batch(hub: Hub, request: Request) -> Answer:
     if asked.get("operation") != "upload" or "basic" not in asked.get("transfers", ["basic"]):
         raise Refusal(400, "Only uploads with the basic transfer here")
     objects = [_lfs_object(hub, repository, entry["oid"], entry["size"]) for entry in asked["objects"]]
-    return json_answer({"transfer": "basic", "objects": objects}, 200, {"Content-Type": "application/vnd.git-lfs+json"})
+    return json_answer({"transfer": "basic", "objects": objects}, 200,
+                       {"Content-Type": "application/vnd.git-lfs+json"})
 
 
 def _lfs_object(hub: Hub, repository: Repository, oid: str, size: int) -> dict[str, Any]:
@@ -177,8 +185,11 @@ def _signature(method: str, path: str, size: str) -> str:
 def _signed(hub: Hub, request: Request, method: str) -> Repository:
     """The repository of a signed address; as at a cloud store, a second way to say who one is, is refused."""
     if request.headers.get("Authorization") is not None:
-        raise Refusal(400, "Only one auth mechanism allowed; only the signature of the address or the Authorization header")
-    if not hmac.compare_digest(request.first("signature"), _signature(method, request.path, request.first("size"))):
+        raise Refusal(400,
+                      "Only one auth mechanism allowed; only the signature of the address or the "
+                      "Authorization header")
+    if not hmac.compare_digest(request.first("signature"),
+                               _signature(method, request.path, request.first("size"))):
         raise Refusal(403, "SignatureDoesNotMatch")
     repository = hub.repositories.get((_kind(request), request.arguments["id"]))
     if repository is None:
@@ -213,8 +224,10 @@ def _resolve(hub: Hub, request: Request) -> Answer:
     if oid is None:
         return content_answer(request, data, {**headers, "ETag": f'"{git_sha1(data)}"'})
     location = _address(hub, repository, oid, "GET", len(data))
-    headers |= {"Location": location, "X-Linked-ETag": f'"{oid}"', "X-Linked-Size": str(len(data)), "ETag": f'"{oid}"'}
-    return Answer(302, f"Found. Redirecting to {location}".encode(), {"Content-Type": "text/plain", **headers})
+    headers |= {"Location": location, "X-Linked-ETag": f'"{oid}"', "X-Linked-Size": str(len(data)),
+                "ETag": f'"{oid}"'}
+    return Answer(302, f"Found. Redirecting to {location}".encode(),
+                  {"Content-Type": "text/plain", **headers})
 
 
 def _info(hub: Hub, request: Request) -> Answer:
@@ -222,10 +235,11 @@ def _info(hub: Hub, request: Request) -> Answer:
     commit = repository.find(_revision(request))
     blobs = request.first("blobs").lower() in ("true", "1")
     found = {
-        "_id": hashlib.sha1(repository.id.encode()).hexdigest()[:24], "id": repository.id, "author": repository.namespace,
-        "sha": commit.oid, "private": repository.private, "gated": "manual" if repository.gated else False, "disabled": False,
-        "lastModified": _date(commit), "createdAt": repository.created.strftime("%Y-%m-%dT%H:%M:%S.000Z"), "downloads": 0,
-        "likes": 0, "tags": [], "siblings": [_sibling(commit, path, blobs) for path in sorted(commit.files)],
+        "_id": hashlib.sha1(repository.id.encode()).hexdigest()[:24], "id": repository.id,
+        "author": repository.namespace, "sha": commit.oid, "private": repository.private,
+        "gated": "manual" if repository.gated else False, "disabled": False, "lastModified": _date(commit),
+        "createdAt": repository.created.strftime("%Y-%m-%dT%H:%M:%S.000Z"), "downloads": 0, "likes": 0,
+        "tags": [], "siblings": [_sibling(commit, path, blobs) for path in sorted(commit.files)],
     }
     try:
         found["cardData"] = card.metadata(commit.files.get("README.md", b"").decode(errors="replace"))
@@ -262,7 +276,8 @@ def _folders(commit: Commit) -> set[str]:
 
 def _entry(commit: Commit, path: str, expand: bool) -> dict[str, Any]:
     entry = _file(commit, path) if path in commit.files else _folder(path)
-    return entry | ({"lastCommit": {"id": commit.oid, "title": commit.message, "date": _date(commit)}} if expand else {})
+    return entry | ({"lastCommit": {"id": commit.oid, "title": commit.message, "date": _date(commit)}}
+                    if expand else {})
 
 
 def _date(commit: Commit) -> str:
@@ -274,8 +289,10 @@ def _tree(hub: Hub, request: Request) -> Answer:
     root = request.arguments.get("path", "").strip("/")
     folders = _folders(commit)
     if root and root not in folders:
-        raise Refusal(404, f"{root} does not exist on \"{_revision(request)}\"", "EntryNotFound", {"X-Repo-Commit": commit.oid})
-    below = [path for path in sorted({*commit.files, *folders}) if path.startswith(f"{root}/" if root else "")]
+        raise Refusal(404, f"{root} does not exist on \"{_revision(request)}\"", "EntryNotFound",
+                      {"X-Repo-Commit": commit.oid})
+    below = [path for path in sorted({*commit.files, *folders})
+             if path.startswith(f"{root}/" if root else "")]
     if request.first("recursive").lower() not in ("true", "1"):
         below = [path for path in below if "/" not in path.removeprefix(f"{root}/")]
     expand = request.first("expand").lower() in ("true", "1")
@@ -293,14 +310,17 @@ def _paths_info(hub: Hub, request: Request) -> Answer:
 
 def _commits(hub: Hub, request: Request) -> Answer:
     history = _reach(hub, request).history(_revision(request))
-    return json_answer([{"id": commit.oid, "authors": [], "date": _date(commit), "title": commit.message.split("\n")[0],
+    return json_answer([{"id": commit.oid, "authors": [], "date": _date(commit),
+                         "title": commit.message.split("\n")[0],
                          "message": commit.message.partition("\n\n")[2]} for commit in reversed(history)])
 
 
 def _refs(hub: Hub, request: Request) -> Answer:
     repository = _reach(hub, request)
-    branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in repository.branches.items()]
-    tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": oid} for name, oid in repository.tags.items()]
+    branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid}
+                for name, oid in repository.branches.items()]
+    tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": oid}
+            for name, oid in repository.tags.items()]
     return json_answer({"branches": branches, "tags": tags, "converts": [], "pullRequests": []})
 
 
@@ -335,7 +355,8 @@ _PLAIN: Final = r"/(?P<kind>datasets/)?(?P<id>[^/]+(?:/[^/]+)?)"
 _OBJECT: Final = r"/objects/(?P<kind>models|datasets)/(?P<id>.+)/(?P<oid>[0-9a-f]{64})"
 
 
-def _route(name: str, methods: str, path: str, answer: Callable[[Hub, Request], Answer], origin: Origin = "hub") -> Route:
+def _route(name: str, methods: str, path: str, answer: Callable[[Hub, Request], Answer],
+           origin: Origin = "hub") -> Route:
     return Route(name, methods, re.compile(path), answer, origin)
 
 

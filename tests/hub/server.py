@@ -1,4 +1,5 @@
-"""A small Hub on loopback, at two origins: the Hub itself, and the store that its large files are sent to and fetched from.
+"""A small Hub on loopback, at two origins: the Hub itself, and the store that its large files are sent to and
+fetched from.
 
     with HubServer() as hub:
         hub.add("model", "tester/base", {"config.json": b"{}"})
@@ -49,12 +50,15 @@ class Entry:
 
 
 class HubServer(Hub):
-    """The server as a context manager; its state, its log and its faults are open to the test that runs it."""
+    """The server as a context manager; its state, its log and its faults are open to the test that runs
+    it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.log: list[Entry] = []
-        self.errors: list[str] = []  # tracebacks of mistakes of the server's own; leaving the context raises them
+        # tracebacks of mistakes of the server's own; leaving the context raises them
+        self.errors: list[str] = []
         self.closing = threading.Event()
         self._faults = Faults(ROUTE_NAMES)
         self._listeners = [_Listener(self, "hub"), _Listener(self, "lfs")]
@@ -66,7 +70,8 @@ class HubServer(Hub):
             threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self.close()
         if self.errors and error is None:
             raise RuntimeError("mistakes of the test server:\n" + "\n".join(self.errors))
@@ -78,15 +83,21 @@ class HubServer(Hub):
             listener.stop()
 
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment for its client to talk to this server and to nothing else."""
+        """What a process needs in its environment for its client to talk to this server and to nothing
+        else.
+        """
         loopback = "127.0.0.1,localhost"
-        return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0",
-                "HF_DATASETS_OFFLINE": "0", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "NO_PROXY": loopback, "no_proxy": loopback}
+        return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+                "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+                "NO_PROXY": loopback, "no_proxy": loopback}
 
-    def fail(self, route: str, fault: int | str, times: int | None = 1, after: int = 0, match: str = "", **options: Any) -> Fault:
-        """Let the next requests to a route (`*`: to any) go wrong; see faults.py for what there is and its options.
+    def fail(self, route: str, fault: int | str, times: int | None = 1, after: int = 0, match: str = "",
+             **options: Any) -> Fault:
+        """Let the next requests to a route (`*`: to any) go wrong; see faults.py for what there is and its
+        options.
 
-        times: how many requests are hit, None for all. after: how many pass before. match: only paths with this in them.
+        times: how many requests are hit, None for all. after: how many pass before. match: only paths with
+        this in them.
         """
         return self._faults.add(Fault(route, fault, times, after, match, options))
 
@@ -156,7 +167,8 @@ class _Listener(ThreadingHTTPServer):
         """A client that goes away is no mistake of the server."""
         if not self.hub.closing.is_set():
             text = traceback.format_exc()
-            if not any(name in text for name in ("ConnectionResetError", "BrokenPipeError", "ConnectionAbortedError")):
+            if not any(name in text
+                       for name in ("ConnectionResetError", "BrokenPipeError", "ConnectionAbortedError")):
                 self.hub.errors.append(text)
 
     def stop(self) -> None:
@@ -187,7 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.closing = hub.closing
         route, arguments = find_route(self.command, split.path, self.server.origin)
         headers = {key.lower(): value for key, value in self.headers.items()}
-        self._entry = Entry(self.command, self.path, self.server.origin, route.name if route else "unknown", headers)
+        self._entry = Entry(self.command, self.path, self.server.origin, route.name if route else "unknown",
+                            headers)
         hub.log.append(self._entry)
         fault = hub.take_fault(self._entry)
         if fault is not None and fault.options.get("early"):

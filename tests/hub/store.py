@@ -1,4 +1,6 @@
-"""What the Hub holds: accounts, repositories, their commits, and the large files that were uploaded to them."""
+"""What the Hub holds: accounts, repositories, their commits, and the large files that were uploaded to
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ WRITE_TOKEN: Final = "hf_writetokenwritetokenwritetoken"
 READ_TOKEN: Final = "hf_readtokenreadtokenreadtokenread"
 USER: Final = "tester"
 ORGANISATION: Final = "choir"
-LFS_SUFFIXES: Final = (".safetensors", ".gguf", ".bin", ".parquet", ".pt", ".pth", ".onnx", ".zip", ".arrow", ".npz")
-GITATTRIBUTES: Final = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
+LFS_SUFFIXES: Final = (".safetensors", ".gguf", ".bin", ".parquet", ".pt", ".pth", ".onnx", ".zip", ".arrow",
+                       ".npz")
+GITATTRIBUTES: Final = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n"
+                               for suffix in LFS_SUFFIXES).encode()
 
 
 class Account(TypedDict):
@@ -41,7 +45,9 @@ class Commit:
 
 @dataclass
 class Repository:
-    """One model or dataset. `granted` are the names that were let into a gated one; `objects` its large files by SHA-256."""
+    """One model or dataset. `granted` are the names that were let into a gated one; `objects` its large files
+    by SHA-256.
+    """
 
     kind: Kind
     id: str
@@ -76,19 +82,24 @@ class Repository:
             commit = self.find(commit.parent) if commit.parent else None
         return chain[::-1]
 
-    def record(self, files: dict[str, bytes], lfs: dict[str, str], message: str, branch: str = "main") -> Commit:
+    def record(self, files: dict[str, bytes], lfs: dict[str, str], message: str,
+               branch: str = "main") -> Commit:
         """Move a branch to a new commit of these files."""
         parent = self.branches.get(branch)
-        names = "\n".join(f"{path} {git_sha1(data) if path not in lfs else lfs[path]}" for path, data in sorted(files.items()))
+        names = "\n".join(f"{path} {git_sha1(data) if path not in lfs else lfs[path]}"
+                          for path, data in sorted(files.items()))
         seed = f"{self.kind} {self.id} {len(self.commits)} {parent} {message}\n{names}"
-        commit = Commit(hashlib.sha1(seed.encode()).hexdigest(), parent, message, files, lfs, datetime.now(UTC))
+        commit = Commit(hashlib.sha1(seed.encode()).hexdigest(), parent, message, files, lfs,
+                        datetime.now(UTC))
         self.commits.append(commit)
         self.branches[branch] = commit.oid
         return commit
 
 
 class Store:
-    """Accounts and repositories, and who may see and change them. Hold `lock` while you change it beside a running server."""
+    """Accounts and repositories, and who may see and change them. Hold `lock` while you change it beside a
+    running server.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -104,14 +115,18 @@ class Store:
 
     def add(self, kind: Kind, id: str, files: dict[str, bytes], private: bool = False, gated: bool = False,
             message: str = "Seeded") -> str:
-        """Add or replace files on the main branch, in a new repository where there is none yet; returns the commit's oid."""
+        """Add or replace files on the main branch, in a new repository where there is none yet; returns the
+        commit's oid.
+        """
         with self.lock:
             repository = self.repositories.get((kind, id)) or self.create(kind, id, private, gated, {})
             head = repository.find("main") if repository.commits else None
-            large = {path: sha256(data) for path, data in files.items() if self.is_large(path, data[:512], len(data))}
+            large = {path: sha256(data) for path, data in files.items()
+                     if self.is_large(path, data[:512], len(data))}
             repository.objects.update({oid: files[path] for path, oid in large.items()})
             kept = {path: oid for path, oid in (head.lfs if head else {}).items() if path not in files}
-            return repository.record({**(head.files if head else {}), **files}, {**kept, **large}, message).oid
+            return repository.record({**(head.files if head else {}), **files}, {**kept, **large},
+                                     message).oid
 
     def create(self, kind: Kind, id: str, private: bool, gated: bool, files: dict[str, bytes]) -> Repository:
         """A new repository; with files it starts with one commit, without them it has none yet."""
@@ -150,17 +165,20 @@ class Store:
             raise Refusal(401, "Invalid username or password.")
         namespace = namespace or account["name"]
         if not account["write"] or not owns(account, namespace):
-            raise Refusal(403, f"You don't have the rights to create a {kind} under the namespace \"{namespace}\"")
+            raise Refusal(403,
+                          f"You don't have the rights to create a {kind} under the namespace \"{namespace}\"")
         return namespace
 
-    def reach(self, authorization: str | None, kind: Kind, id: str, *, write: bool = False, content: bool = False) -> Repository:
+    def reach(self, authorization: str | None, kind: Kind, id: str, *, write: bool = False,
+              content: bool = False) -> Repository:
         """The repository, for one who may see it, may change it (`write`), may read its files (`content`)."""
         account = self.account(authorization)
         repository = self.repositories.get((kind, id))
         owner = account is not None and repository is not None and owns(account, repository.namespace)
         if repository is None or (repository.private and not owner):
             raise _not_found(account)
-        if content and repository.gated and not owner and (account is None or account["name"] not in repository.granted):
+        if content and repository.gated and not owner and (account is None
+                                                           or account["name"] not in repository.granted):
             raise _gated(account, repository)
         if write and account is None:
             raise Refusal(401, "Invalid username or password.")
@@ -190,8 +208,8 @@ def pointer(oid: str, size: int) -> bytes:
 
 
 def _not_found(account: Account | None) -> Refusal:
-    # The Hub does not tell a private repository from one that is not there. Without a token it says 401; over plain http the
-    # client takes that for a missing repository only with the code.
+    # The Hub does not tell a private repository from one that is not there. Without a token it says 401; over
+    # plain http the client takes that for a missing repository only with the code.
     if account is None:
         return Refusal(401, "Invalid username or password.", "RepoNotFound")
     return Refusal(404, "Repository not found", "RepoNotFound")
@@ -199,7 +217,10 @@ def _not_found(account: Account | None) -> Refusal:
 
 def _gated(account: Account | None, repository: Repository) -> Refusal:
     if account is None:
-        message = f"Access to {repository.kind} {repository.id} is restricted. You must have access to it and be authenticated."
+        message = (f"Access to {repository.kind} {repository.id} is restricted. You must have access to "
+                   "it and be authenticated.")
         return Refusal(401, message, "GatedRepo")
-    message = f"Access to {repository.kind} {repository.id} is restricted and you are not in the authorized list."
+    message = (
+        f"Access to {repository.kind} {repository.id} is restricted and you are not in the authorized list."
+    )
     return Refusal(403, message, "GatedRepo")

@@ -14,7 +14,9 @@ Origin = Literal["hub", "lfs"]
 
 @dataclass(frozen=True)
 class Request:
-    """One request; `path` is still quoted and has no query, `arguments` are the unquoted parts that the route found in it."""
+    """One request; `path` is still quoted and has no query, `arguments` are the unquoted parts that the route
+    found in it.
+    """
 
     method: str
     path: str
@@ -51,7 +53,8 @@ class Answer:
 class Refusal(Exception):
     """The server says no: a status, a message, and the Hub's error code where it has one."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None,
+                 headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
@@ -60,7 +63,8 @@ class Refusal(Exception):
 
     def answer(self) -> Answer:
         """The Hub's shape of an error: the message in a header and in the body, the code in a header."""
-        headers = {"X-Error-Message": self.message.replace("\n", " ").encode("ascii", "replace").decode(), **self.headers}
+        headers = {"X-Error-Message": self.message.replace("\n", " ").encode("ascii", "replace").decode(),
+                   **self.headers}
         if self.code is not None:
             headers["X-Error-Code"] = self.code
         return json_answer({"error": self.message}, self.status, headers)
@@ -68,7 +72,8 @@ class Refusal(Exception):
 
 def json_answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
     """An answer whose body is JSON."""
-    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
+    return Answer(status, json.dumps(value).encode(),
+                  {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
 
 
 def content_answer(request: Request, data: bytes, headers: Mapping[str, str]) -> Answer:
@@ -85,7 +90,9 @@ def content_answer(request: Request, data: bytes, headers: Mapping[str, str]) ->
 
 
 def byte_range(asked: str, size: int) -> tuple[int, int] | None:
-    """Start and end (exclusive) of `bytes=a-b`, `bytes=a-` or `bytes=-n`; None when it lies outside the file."""
+    """Start and end (exclusive) of `bytes=a-b`, `bytes=a-` or `bytes=-n`; None when it lies outside the
+    file.
+    """
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", asked.strip())
     if match is None or match.groups() == ("", ""):
         return None

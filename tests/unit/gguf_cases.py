@@ -1,4 +1,6 @@
-"""What the tests of GGUF share: random adapters, and the embedded base with the tokenizers of published models."""
+"""What the tests of GGUF share: random adapters, and the embedded base with the tokenizers of published
+models.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def tokenizer_folder(folder: Path, change: Any, config: dict[str, Any] | None = 
     change(words)
     (folder / "tokenizer.json").write_text(json.dumps(words))
     (folder / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", **(config or {})}))
+        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
+         **(config or {})}))
     return folder
 
 
@@ -50,8 +53,10 @@ def digits(words: dict[str, Any]) -> None:
         {"type": "Digits", "individual_digits": True}, words["pre_tokenizer"]]}
 
 
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
+          r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 #: The pre-tokenizers of published models, by llama.cpp's name.
-PUBLISHED = {"gpt-2": lambda words: None, "smollm": digits, "bloom": split_words(r" ?[^(\s|[.,!?…。，、।۔،])]+"),
+PUBLISHED = {"gpt-2": lambda words: None, "smollm": digits,
+             "bloom": split_words(r" ?[^(\s|[.,!?…。，、।۔،])]+"),
              "qwen2": split_words(LLAMA3.replace("{1,3}", "")), "llama-bpe": split_words(LLAMA3, whole=True),
              "smaug-bpe": split_words(LLAMA3)}

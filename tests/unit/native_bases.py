@@ -1,4 +1,6 @@
-"""Tiny random bases of every family of the native engine, written as transformers writes them, and pairs of engines on one."""
+"""Tiny random bases of every family of the native engine, written as transformers writes them, and pairs of
+engines on one.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Sample:
 
 
 def samples(lengths: Sequence[int]) -> list[Sample]:
-    """Random rows; about two thirds of the tokens are learnt, the last always, the first sometimes (which must not count)."""
+    """Random rows; about two thirds of the tokens are learnt, the last always, the first sometimes (which
+    must not count).
+    """
     found = []
     for length in lengths:
         loss_mask = (torch.rand(length) < 0.66).tolist()
@@ -59,12 +63,14 @@ def tokenizer() -> Any:
 
 
 def _bloom(hidden: int, heads: int, **more: Any) -> Any:
-    return transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=hidden, n_layer=2, n_head=heads, **more)
+    return transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=hidden, n_layer=2, n_head=heads,
+                                    **more)
 
 
 def _line(kind: type, hidden: int = 48, heads: int = 4, keys: int = 2, **more: Any) -> Any:
-    settings = {"vocab_size": VOCABULARY, "hidden_size": hidden, "intermediate_size": 80, "num_hidden_layers": 2,
-                "num_attention_heads": heads, "num_key_value_heads": keys, "max_position_embeddings": 2048}
+    settings = {"vocab_size": VOCABULARY, "hidden_size": hidden, "intermediate_size": 80,
+                "num_hidden_layers": 2, "num_attention_heads": heads, "num_key_value_heads": keys,
+                "max_position_embeddings": 2048}
     return kind(**settings | {"head_dim": hidden // heads} | more)
 
 
@@ -72,8 +78,8 @@ def _rope(kind: str, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **more}}
 
 
-_LLAMA, _MISTRAL, _QWEN2, _QWEN3 = (transformers.LlamaConfig, transformers.MistralConfig, transformers.Qwen2Config,
-                                    transformers.Qwen3Config)
+_LLAMA, _MISTRAL, _QWEN2, _QWEN3 = (transformers.LlamaConfig, transformers.MistralConfig,
+                                    transformers.Qwen2Config, transformers.Qwen3Config)
 _SMOLLM3, _GRANITE, _PHI3 = transformers.SmolLM3Config, transformers.GraniteConfig, transformers.Phi3Config
 #: Special tokens within the embedded vocabulary, for families whose own are larger.
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -88,8 +94,10 @@ def _phi3(**more: Any) -> Any:
 
 
 def _longrope(turned: int) -> dict[str, Any]:
-    factors = {"short_factor": [1 + i / 10 for i in range(turned // 2)], "long_factor": [2 + i / 3 for i in range(turned // 2)]}
-    return {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": LONG_FROM, **factors}
+    factors = {"short_factor": [1 + i / 10 for i in range(turned // 2)],
+               "long_factor": [2 + i / 3 for i in range(turned // 2)]}
+    return {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": LONG_FROM,
+            **factors}
 
 #: Their configs. `saved` below says how some of them are written.
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -100,28 +108,35 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "bloom-no-prefix-fp16": lambda: _bloom(48, 3),
     "llama": lambda: _line(_LLAMA, tie_word_embeddings=False, rms_norm_eps=1e-3),
     "llama-tied-shards": lambda: _line(_LLAMA, tie_word_embeddings=True),
-    "llama-one-key-head": lambda: _line(_LLAMA, keys=1, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
+    "llama-one-key-head": lambda: _line(_LLAMA, keys=1,
+                                        rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
     "llama-all-heads-fp16": lambda: _line(_LLAMA, keys=4),
     "llama-biases": lambda: _line(_LLAMA, attention_bias=True, mlp_bias=True),
     "llama3-rope": lambda: _line(_LLAMA, **_rope("llama3", low_freq_factor=1.0, high_freq_factor=4.0,
                                                  original_max_position_embeddings=16)),
     "linear-rope": lambda: _line(_LLAMA, **_rope("linear")),
     "yarn-rope": lambda: _line(_LLAMA, **_rope("yarn", original_max_position_embeddings=16)),
-    "yarn-rope-own-factor": lambda: _line(_QWEN2, **_rope("yarn", original_max_position_embeddings=16, attention_factor=0.7,
-                                                          beta_fast=16.0, beta_slow=2.0)),
+    "yarn-rope-own-factor": lambda: _line(_QWEN2, **_rope("yarn", original_max_position_embeddings=16,
+                                                          attention_factor=0.7, beta_fast=16.0,
+                                                          beta_slow=2.0)),
     "mistral-window": lambda: _line(_MISTRAL, sliding_window=WINDOW),
     "mistral": lambda: _line(_MISTRAL, sliding_window=None, head_dim=20),
     "qwen2": lambda: _line(_QWEN2, tie_word_embeddings=True),
-    "qwen2-window": lambda: _line(_QWEN2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=0),
-    "qwen2-window-nowhere": lambda: _line(_QWEN2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
+    "qwen2-window": lambda: _line(_QWEN2, use_sliding_window=True, sliding_window=WINDOW,
+                                  max_window_layers=0),
+    "qwen2-window-nowhere": lambda: _line(_QWEN2, use_sliding_window=True, sliding_window=WINDOW,
+                                          max_window_layers=2),
     "qwen3": lambda: _line(_QWEN3, head_dim=32, tie_word_embeddings=True),
     "qwen3-biases": lambda: _line(_QWEN3, head_dim=20, attention_bias=True),
-    "qwen2-mixed-windows": lambda: _line(_QWEN2, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
+    "qwen2-mixed-windows": lambda: _line(_QWEN2, use_sliding_window=True, sliding_window=WINDOW,
+                                         max_window_layers=1),
     "smollm3": lambda: _line(_SMOLLM3, num_hidden_layers=5, **_TOKENS),
-    "smollm3-windows-untied": lambda: _line(_SMOLLM3, num_hidden_layers=3, no_rope_layers=[0, 1, 0], use_sliding_window=True,
-                                            sliding_window=WINDOW, tie_word_embeddings=False, attention_bias=True, **_TOKENS),
-    "granite": lambda: _line(_GRANITE, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2,
-                             logits_scaling=2.5, attention_bias=True, mlp_bias=True),
+    "smollm3-windows-untied": lambda: _line(_SMOLLM3, num_hidden_layers=3, no_rope_layers=[0, 1, 0],
+                                            use_sliding_window=True, sliding_window=WINDOW,
+                                            tie_word_embeddings=False, attention_bias=True, **_TOKENS),
+    "granite": lambda: _line(_GRANITE, embedding_multiplier=3.0, residual_multiplier=0.4,
+                             attention_multiplier=0.2, logits_scaling=2.5, attention_bias=True,
+                             mlp_bias=True),
     "granite-tied-linear-rope": lambda: _line(_GRANITE, tie_word_embeddings=True, embedding_multiplier=12,
                                               residual_multiplier=0.22, **_rope("linear")),
     "phi3": lambda: _phi3(),
@@ -135,7 +150,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 
 def write_base(folder: Path, config: Any, *, dtype: torch.dtype = torch.float32, shards: bool = False,
                prefixed: bool = True, seed: int = 0) -> BaseFiles:
-    """A random model as `save_pretrained` writes it. Nothing in it is 0 or 1: each weight, bias and norm counts."""
+    """A random model as `save_pretrained` writes it. Nothing in it is 0 or 1: each weight, bias and norm
+    counts.
+    """
     generator = torch.Generator().manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
@@ -148,7 +165,8 @@ def write_base(folder: Path, config: Any, *, dtype: torch.dtype = torch.float32,
     model.save_pretrained(folder, max_shard_size="120KB" if shards else "5GB")
     assert (len(list(folder.glob("*.safetensors"))) > 2) == shards
     if not prefixed:
-        rewrite_tensors(folder, lambda tensors: {name.removeprefix("transformer."): t for name, t in tensors.items()})
+        rewrite_tensors(folder, lambda tensors: {name.removeprefix("transformer."): t
+                                                 for name, t in tensors.items()})
     tokenizer().save_pretrained(folder)
     return locate_base(str(folder), None)
 
@@ -185,8 +203,8 @@ class Bases:
         return locate_base(str(to), None)
 
 
-def build(base: BaseFiles, engine: str, *, quantization: str = "none", targets: Any = "all-linear", r: int = 3,
-          alpha: float = 7.5, dropout: float = 0.0, seed: int = 0, dtype: str = "float32") -> Any:
+def build(base: BaseFiles, engine: str, *, quantization: str = "none", targets: Any = "all-linear",
+          r: int = 3, alpha: float = 7.5, dropout: float = 0.0, seed: int = 0, dtype: str = "float32") -> Any:
     """An engine in training mode, its adapter fresh."""
     found = build_for_training(base, tokenizer(), at(engine, quantization, dtype),
                                seed=seed, lora=LoraSettings(r, alpha, dropout, targets))
@@ -215,7 +233,9 @@ def pair(base: BaseFiles, **settings: Any) -> tuple[Any, Any]:
 
 def gradients(engine: Any, rows: Sequence[Any], weight: float = 0.1,
               seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(each row's loss, each gradient) of one `accumulate`. seeds: of the rows' dropout; by default those of a first step."""
+    """(each row's loss, each gradient) of one `accumulate`. seeds: of the rows' dropout; by default those of
+    a first step.
+    """
     for parameter in engine.trainable().values():
         parameter.grad = None
     losses = engine.accumulate(rows, torch.tensor(weight), seeds or sample_seeds(0, 0, len(rows))).clone()

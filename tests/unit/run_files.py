@@ -14,13 +14,14 @@ def manifest(**changes: Any) -> Manifest:
     """A whole manifest; changes: of its keys."""
     counts = {"train": 20, "validation": 5, "truncated": 0, "dropped": 0, "repeated": 0, "tokens": 400}
     return Manifest.model_validate({
-        "format": RUN_FORMAT, "run_id": "a", "started": "2026-01-01 00:00:00 +0000", "seed": 0, "quantization": "none",
+        "format": RUN_FORMAT, "run_id": "a", "started": "2026-01-01 00:00:00 +0000", "seed": 0,
+        "quantization": "none",
         "base": {"name": "embedded:sprout", "revision": None, "files": {"model.safetensors": "sha256:00"}},
         "data": {"source": "embedded:quotes", "content": "0" * 64, "counts": counts, "template": "1" * 64},
         "engine": "native", "engine_reason": "it knows the base", "device": "cpu", "dtype": "float32",
-        "matmul": "exact", "spread": False, "activation_budget_bytes": 2.0e9, "trainable_parameters": 10, "all_parameters": 100,
-        "threads": 1,
-        "machine": "a machine", "versions": {"tunesmith": "0.1.0"}, **changes})
+        "matmul": "exact", "spread": False, "activation_budget_bytes": 2.0e9, "trainable_parameters": 10,
+        "all_parameters": 100, "threads": 1, "machine": "a machine", "versions": {"tunesmith": "0.1.0"},
+        **changes})
 
 
 def begin(run: RunFolder, recipe: str = "r") -> None:

@@ -1,4 +1,6 @@
-"""Attention on a packed stream: the Triton kernels against their plain twin and against fp64, forward and backward."""
+"""Attention on a packed stream: the Triton kernels against their plain twin and against fp64, forward and
+backward.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,10 @@ pytest.importorskip("triton")
 
 from tunesmith.model.native.attention import packed_attention_plain
 from tunesmith.model.native.decoder import alibi_slopes
-from tunesmith.model.native.kernels.attention_triton import attention_backward_triton, attention_forward_triton
+from tunesmith.model.native.kernels.attention_triton import (
+    attention_backward_triton,
+    attention_forward_triton,
+)
 from tunesmith.model.native.packed_batch import pack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,7 +56,8 @@ CASES = [  # lengths, heads, kv heads, width, alibi, window, bucket
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_kernels_twin_and_fp64_agree(case: tuple[list[int], int, int, int, bool, int | None, int], dtype: torch.dtype) -> None:
+def test_kernels_twin_and_fp64_agree(case: tuple[list[int], int, int, int, bool, int | None, int],
+                                     dtype: torch.dtype) -> None:
     if dtype == torch.bfloat16 and DEVICE == "cpu":
         pytest.skip("Triton's interpreter multiplies no bf16 matrices; this case runs on a GPU")
     lengths, heads, kv_heads, width, alibi, window, bucket = case
@@ -74,7 +80,8 @@ def test_kernels_twin_and_fp64_agree(case: tuple[list[int], int, int, int, bool,
 
     out, lse = attention_forward_triton(q, k, v, first, slopes)
     grads = torch.full_like(qkv, float("nan"))
-    attention_backward_triton(d_out, q, k, v, out, lse, first, last, slopes, *grads.split([heads, kv_heads, kv_heads], dim=1))
+    attention_backward_triton(d_out, q, k, v, out, lse, first, last, slopes,
+                              *grads.split([heads, kv_heads, kv_heads], dim=1))
     plain = [each.float().detach().requires_grad_() for each in (q, k, v)]
     out_plain = packed_attention_plain(*plain, stream.spans, slopes, window)
     out_plain.backward(d_out.float())
@@ -98,7 +105,8 @@ def test_a_stream_knows_when_all_its_samples_are_of_one_length() -> None:
     assert pack([Row(64), Row(64)], bucket=128).length == 64
     assert pack([Row(7), Row(7), Row(7)]).length == 7
     assert pack([Row(64), Row(63)]).length == 0
-    assert pack([Row(64), Row(64), Row(64)], bucket=128).length == 0, "padding at the end is a sample of another length"
+    assert pack([Row(64), Row(64), Row(64)],
+                bucket=128).length == 0, "padding at the end is a sample of another length"
 
 
 @pytest.mark.parametrize("alibi", [True, False])

@@ -1,4 +1,6 @@
-"""An adapter whose base is somewhere else now: the message names the option of the command, and the option works."""
+"""An adapter whose base is somewhere else now: the message names the option of the command, and the option
+works.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,16 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     here = embedded.path_of(embedded.BASE_NAME)
     assert here is not None
     shutil.copytree(here, folder / "old")
-    (folder / "my.yaml").write_text(RECIPE.replace('"embedded:sprout"', f'"{folder / "old"}"').replace("max_steps: 6", "max_steps: 2"))
+    (folder / "my.yaml").write_text(
+        RECIPE.replace('"embedded:sprout"', f'"{folder / "old"}"').replace("max_steps: 6", "max_steps: 2")
+    )
     tunesmith.train(folder / "my.yaml", run=folder / "run")
     (folder / "old").rename(folder / "new")
     return folder / "run", folder / "new"
 
 
-ASKED: dict[str, dict[str, Any]] = {"generate": {"prompt": "x", "max_new_tokens": 1}, "merge": {}, "export": {"what": "adapter"}, "evaluate": {}}
+ASKED: dict[str, dict[str, Any]] = {"generate": {"prompt": "x", "max_new_tokens": 1}, "merge": {},
+                                    "export": {"what": "adapter"}, "evaluate": {}}
 
 
 def call(verb: str, run: Path, out: Path, **more: Any) -> Any:
@@ -57,19 +62,24 @@ def test_evaluate_takes_the_base_from_elsewhere(moved: tuple[Path, Path]) -> Non
     kept = json.loads((run / "verdict.json").read_text())
     found = tunesmith.evaluate(run, base=str(new))
     assert (found["loss_base"], found["loss_tuned"]) == (kept["loss_base"], kept["loss_tuned"])
-    assert tunesmith.evaluate(run, base=str(new), quantization="nf4", device="cpu")["loss_base"] != kept["loss_base"]
+    assert tunesmith.evaluate(run, base=str(new), quantization="nf4",
+                              device="cpu")["loss_base"] != kept["loss_base"]
     with pytest.raises(UsageError, match="--quantization"):
         tunesmith.evaluate(run, base=str(new), quantization="int9")
 
 
 def test_evaluate_s_own_advice_can_be_followed(moved: tuple[Path, Path], tmp_path: Path) -> None:
-    """Other weights than those it was trained on: refused with --base as the way out, which is told, then taken."""
+    """Other weights than those it was trained on: refused with --base as the way out, which is told, then
+    taken.
+    """
     import safetensors.torch
 
     run, new = moved
     shutil.copytree(new, tmp_path / "other")
     path = tmp_path / "other" / "model.safetensors"
-    safetensors.torch.save_file({name: tensor * 1.5 for name, tensor in safetensors.torch.load_file(path).items()}, path, {"format": "pt"})
+    safetensors.torch.save_file({name: tensor * 1.5
+                                 for name, tensor in safetensors.torch.load_file(path).items()}, path,
+                                {"format": "pt"})
     with pytest.raises(IntegrityError, match="--base"):
         tunesmith.evaluate(run, overrides=(f"model.base={tmp_path / 'other'}",))
     assert tunesmith.evaluate(run, base=str(tmp_path / "other"))["rows"] == 12
@@ -85,7 +95,9 @@ def test_the_command_line_has_it() -> None:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_what_a_recipe_calls_its_revision_is_not_advised_to_a_command_without_one(named: bool, tmp_path: Path) -> None:
+def test_what_a_recipe_calls_its_revision_is_not_advised_to_a_command_without_one(
+    named: bool, tmp_path: Path
+) -> None:
     """A base is found by `--base`, or by what the adapter names; neither command knows model.revision."""
     from tunesmith.errors import OutOfMemory
     from tunesmith.model.files import locate_base

@@ -18,7 +18,8 @@ def cost(lengths: list[int], micro_batches: list[list[int]], overhead: int) -> i
 
 
 @given(lengths_lists, st.one_of(st.none(), st.integers(1, 8)), st.integers(1, 1000), st.integers(0, 200))
-def test_every_sample_is_in_exactly_one_cut(lengths: list[int], rows: int | None, most: int, overhead: int) -> None:
+def test_every_sample_is_in_exactly_one_cut(lengths: list[int], rows: int | None, most: int,
+                                            overhead: int) -> None:
     micro_batches = plan_micro_batches(lengths, rows=rows, max_tokens=most, overhead_tokens=overhead)
     assert sorted(itertools.chain(*micro_batches)) == list(range(len(lengths)))
     for cut in micro_batches:
@@ -30,10 +31,13 @@ def test_every_sample_is_in_exactly_one_cut(lengths: list[int], rows: int | None
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(0, 60))
 def test_the_cut_is_the_cheapest_contiguous_one(lengths: list[int], overhead: int) -> None:
-    found = cost(lengths, plan_micro_batches(lengths, rows=None, max_tokens=10**9, overhead_tokens=overhead), overhead)
+    found = cost(lengths, plan_micro_batches(lengths, rows=None, max_tokens=10**9, overhead_tokens=overhead),
+                 overhead)
     order = sorted(lengths, reverse=True)
-    best = min(sum(max(order[a:b]) * (b - a) + overhead for a, b in itertools.pairwise([0, *where, len(order)]))
-               for count in range(len(order)) for where in itertools.combinations(range(1, len(order)), count))
+    best = min(sum(max(order[a:b]) * (b - a) + overhead
+                   for a, b in itertools.pairwise([0, *where, len(order)]))
+               for count in range(len(order))
+               for where in itertools.combinations(range(1, len(order)), count))
     assert found == best
 
 
@@ -46,19 +50,23 @@ def test_without_padding_only_real_tokens_count(lengths: list[int], most: int) -
         assert len(micro_batches) == 1
 
 
-@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=6), min_size=1, max_size=5))
+@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=6), min_size=1,
+                max_size=5))
 def test_padding_is_masked_and_never_learnt(rows: list[list[tuple[int, bool]]]) -> None:
-    token_rows = [TokenRow([i for i, _ in row], [loss_mask for _, loss_mask in row], [], "", "", "") for row in rows]
+    token_rows = [TokenRow([i for i, _ in row], [loss_mask for _, loss_mask in row], [], "", "", "")
+                  for row in rows]
     batch = collate(token_rows, pad_id=3)
     assert sum(len(row) for row in rows) == batch.attention_mask_BT.sum()
     for i, row in enumerate(token_rows):
         assert batch.input_ids_BT[i, : len(row.ids)].tolist() == row.ids
-        labels = [token if loss_mask else -100 for token, loss_mask in zip(row.ids, row.loss_mask, strict=True)]
+        labels = [token if loss_mask else -100
+                  for token, loss_mask in zip(row.ids, row.loss_mask, strict=True)]
         assert batch.labels_BT[i].tolist() == labels + [-100] * (batch.labels_BT.shape[1] - len(labels))
 
 
 @given(st.integers(1, 40), st.integers(0, 2**62), st.integers(0, 200), st.integers(1, 50))
-def test_order_is_a_permutation_an_epoch_and_a_function_of_position(count: int, seed: int, start: int, more: int) -> None:
+def test_order_is_a_permutation_an_epoch_and_a_function_of_position(count: int, seed: int, start: int,
+                                                                    more: int) -> None:
     order = SampleOrder(count, seed)
     assert sorted(order.take(2 * count, count)) == list(range(count))
     assert SampleOrder(count, seed).take(start, more) == order.take(0, start + more)[start:]

@@ -22,9 +22,11 @@ def as_transformers(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("config", [
-    {}, {"vocab_size": 7, "hidden_size": 48, "n_layer": 3, "n_head": 6, "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False},
+    {}, {"vocab_size": 7, "hidden_size": 48, "n_layer": 3, "n_head": 6, "layer_norm_epsilon": 1e-3,
+         "tie_word_embeddings": False},
     {"n_embed": 32}, {"n_embed": 32, "hidden_size": 48}, {"n_embed": None, "hidden_size": 48},
-    {"num_hidden_layers": 5, "num_attention_heads": 4}, {"num_hidden_layers": 5, "n_layer": 5, "dtype": "float16"},
+    {"num_hidden_layers": 5, "num_attention_heads": 4},
+    {"num_hidden_layers": 5, "n_layer": 5, "dtype": "float16"},
 ])
 def test_what_a_config_leaves_out(config: dict[str, Any]) -> None:
     assert completed(config) == as_transformers(config)
@@ -33,14 +35,17 @@ def test_what_a_config_leaves_out(config: dict[str, Any]) -> None:
 def test_the_real_configs(assets: Path) -> None:
     for name in ("bloom-560m", "bloom-7b1"):
         config = read_config(assets / name)
-        assert completed(config) == as_transformers({key: value for key, value in config.items() if key != "model_type"})
+        assert completed(config) == as_transformers({key: value for key, value in config.items()
+                                                     if key != "model_type"})
 
 
-@pytest.mark.parametrize("change", [{"n_layer": "two"}, {"hidden_size": None}, {"n_head": 2.0}, {"tie_word_embeddings": "yes"},
-                                    {"n_embed": "x"}, {"layer_norm_epsilon": "1e-5"}])
+@pytest.mark.parametrize("change", [{"n_layer": "two"}, {"hidden_size": None}, {"n_head": 2.0},
+                                    {"tie_word_embeddings": "yes"}, {"n_embed": "x"},
+                                    {"layer_norm_epsilon": "1e-5"}])
 def test_a_value_of_another_type(change: dict[str, Any]) -> None:
     config = {"model_type": "bloom", "vocab_size": 7, **change}
     with pytest.raises(Exception, match=next(iter(change)).replace("n_embed", "hidden_size")):
         as_transformers(change)
-    with pytest.raises(RecipeError, match="config.json is not usable: " + next(iter(change)).replace("n_embed", "hidden_size")):
+    with pytest.raises(RecipeError, match="config.json is not usable: "
+                       + next(iter(change)).replace("n_embed", "hidden_size")):
         described(BaseFiles("a base", None, Path(), config))

@@ -21,7 +21,8 @@ from tunesmith.data.template import make_examples
 from tunesmith.errors import DataError, RecipeError, TunesmithError
 from tunesmith.recipe import dump, parse_recipe
 
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHAT = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}")
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
@@ -44,10 +45,14 @@ def render(renderer: TemplateRenderer, template: str, messages: Any = TURNS, pro
     return renderer.render(messages, generation_prompt=prompt)
 
 
-@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=1, max_size=4), prompt=st.booleans())
-def test_it_renders_what_transformers_renders(renderer: TemplateRenderer, texts: list[str], prompt: bool) -> None:
-    messages = [{"role": "user" if i % 2 == 0 else "assistant", "content": text} for i, text in enumerate(texts)]
-    want = tokenizer_with(renderer).apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=1, max_size=4),
+       prompt=st.booleans())
+def test_it_renders_what_transformers_renders(renderer: TemplateRenderer, texts: list[str],
+                                              prompt: bool) -> None:
+    messages = [{"role": "user" if i % 2 == 0 else "assistant", "content": text}
+                for i, text in enumerate(texts)]
+    want = tokenizer_with(renderer).apply_chat_template(messages, tokenize=False,
+                                                        add_generation_prompt=prompt)
     assert render(renderer, CHAT, messages, prompt) == want
 
 
@@ -57,26 +62,32 @@ def tokenizer_with(renderer: TemplateRenderer) -> Any:
 
 
 NEVER = {
-    "one loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "one loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor "
+                "%}{% endfor %}{% endfor %}",
     "a product": "{{ 'x' * 1000000000000 }}",
-    "doubling": "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    "doubling": "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% "
+                "endfor %}{{ ns.x }}",
     "a format": "{{ '%1000000000000d' % 1 }}",
     "a filter": "{{ 'x' | center(1000000000000) }}",
     "recursion": "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
     "a power": "{{ (9 ** (9 ** 9)) | string | length }}",
-    "a list": "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "a list": "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor "
+              "%}",
     "a long text": "{% for i in range(99999) %}{{ '" + "x" * 2000 + "' }}{% endfor %}",
 }
 
 
 @pytest.mark.parametrize("name", NEVER)
-def test_a_template_that_never_ends_is_stopped(renderer: TemplateRenderer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_never_ends_is_stopped(renderer: TemplateRenderer, name: str,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.data.render._LONGEST_S", 1.5)
     began = time.monotonic()
     with pytest.raises((TemplateUnbounded, TemplateRefused)):
         render(renderer, NEVER[name])
     assert time.monotonic() - began < 60
-    assert render(renderer, CHAT) == "<user>a</s><assistant>b</s>".replace("</s>", renderer._tokenizer.eos_token), "the next one is served"
+    assert render(renderer, CHAT) == "<user>a</s><assistant>b</s>".replace(
+        "</s>", renderer._tokenizer.eos_token
+    ), "the next one is served"
 
 
 def test_a_template_s_own_refusal_and_a_signal(renderer: TemplateRenderer) -> None:
@@ -107,13 +118,14 @@ def test_a_row_s_template_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from tunesmith.data.tokenize import Encoder, Rules
 
     monkeypatch.setattr("tunesmith.data.render._LONGEST_S", 1.0)
-    examples = make_examples([Row({"m": [dict(turn) for turn in TURNS]}, "chats.jsonl, line 7")], prompt="", completion=None, messages="m")
+    examples = make_examples([Row({"m": [dict(turn) for turn in TURNS]}, "chats.jsonl, line 7")], prompt="",
+                             completion=None, messages="m")
     encoder = Encoder(tokenizer("{{ 'x' * 1000000000000 }}"), Rules("completion", True, 64, "error"))
     with pytest.raises(DataError, match="line 7: the chat template"):
         encoder.encode(examples[0])
 
 
-# --- rows --------------------------------------------------------------------------------------------------------------
+# --- rows ---
 
 
 def test_a_parquet_of_one_value_a_thousand_times(tmp_path: Path) -> None:
@@ -138,11 +150,14 @@ def test_dates_that_python_has_not(tmp_path: Path, column: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "text", "says"), [
-    ("a.jsonl", '{"a": ' + "9" * 5000 + "}", "line 1: broken JSON"), ("a.jsonl", "[" * 10**5, "line 1: broken JSON: nested too deep"),
+    ("a.jsonl", '{"a": ' + "9" * 5000 + "}", "line 1: broken JSON"),
+    ("a.jsonl", "[" * 10**5, "line 1: broken JSON: nested too deep"),
     ("a.json", '[{"a": ' + "9" * 5000 + "}]", "broken JSON"), ("a.json", "[" * 10**5, "nested too deep"),
-    ("a.jsonl", '{"a": 1, "a": 2}', "'a' stands twice"), ("a.json", '[{"a": {"b": 1, "b": 2}}]', "'b' stands twice"),
-    ("a.csv", "x,y,x\n1,2,3\n", "'x' stands in places 1, 3"), ("a.csv", "x,\x1b[0m,\x1b[0m\n1,2,3\n", r"stands in places 2, 3"),
-    ("a.jsonl", "\xff\xfe", "not UTF-8")], ids=lambda value: str(value)[:20])
+    ("a.jsonl", '{"a": 1, "a": 2}', "'a' stands twice"),
+    ("a.json", '[{"a": {"b": 1, "b": 2}}]', "'b' stands twice"),
+    ("a.csv", "x,y,x\n1,2,3\n", "'x' stands in places 1, 3"),
+    ("a.csv", "x,\x1b[0m,\x1b[0m\n1,2,3\n", r"stands in places 2, 3"), ("a.jsonl", "\xff\xfe", "not UTF-8")],
+                         ids=lambda value: str(value)[:20])
 def test_rows_that_cannot_be_read_are_named(tmp_path: Path, name: str, text: str, says: str) -> None:
     (tmp_path / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=says) as caught:
@@ -162,7 +177,8 @@ def test_a_number_that_is_none_is_no_text(tmp_path: Path, value: str) -> None:
 
 @given(st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.parquet"]), st.binary(max_size=60) | st.text(
     st.sampled_from(list('{}[],:"\\0123456789.eE-+nulltruefas\n\r\x00ab ')), max_size=40).map(str.encode))
-def test_any_bytes_are_rows_or_are_refused(tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes) -> None:
+def test_any_bytes_are_rows_or_are_refused(tmp_path_factory: pytest.TempPathFactory, name: str,
+                                           content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(content)
     try:
@@ -171,14 +187,15 @@ def test_any_bytes_are_rows_or_are_refused(tmp_path_factory: pytest.TempPathFact
         assert error.exit_code == 4
 
 
-# --- recipes -----------------------------------------------------------------------------------------------------------
+# --- recipes ---
 
 SMALL = 'model: {base: "embedded:sprout"}\ndata: {source: "embedded:quotes", completion: "{tags}"}\n'
 
 
 def test_aliases_are_refused_before_they_are_written_out() -> None:
     bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True))
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+        for old, new in zip("abcdefgh", "bcdefghi", strict=True))
     began = time.monotonic()
     for text in (bomb, SMALL + "train: &t {seed: 1}\nlora: *t\n", "a: &a [*a]\n"):
         with pytest.raises(RecipeError, match=r"line \d+: the alias \*"):
@@ -188,7 +205,8 @@ def test_aliases_are_refused_before_they_are_written_out() -> None:
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.parametrize(("written", "value"), [("010", 10), ("+7", 7), ("0o10", 8), ("0x1F", 31), ("0", 0), ("00", 0)])
+@pytest.mark.parametrize(("written", "value"),
+                         [("010", 10), ("+7", 7), ("0o10", 8), ("0x1F", 31), ("0", 0), ("00", 0)])
 def test_integers_are_yaml_1_2(written: str, value: int) -> None:
     assert parse_recipe(SMALL + f"train: {{seed: {written}}}\n").train.seed == value
     assert parse_recipe(SMALL, overrides=[f"train.seed={written}"]).train.seed == value
@@ -209,13 +227,15 @@ def test_what_is_dumped_is_read_back(seed: int) -> None:
 def test_the_defaults_are_what_is_recommended() -> None:
     recipe = parse_recipe(SMALL)
     assert (recipe.data.loss_on, recipe.data.overlong, recipe.data.append_eos) == ("completion", "drop", True)
-    old = dump(recipe).replace("loss_on: completion", "loss_on: all").replace("overlong: drop", "overlong: error")
+    old = dump(recipe).replace("loss_on: completion",
+                               "loss_on: all").replace("overlong: drop", "overlong: error")
     assert parse_recipe(old).data.loss_on == "all", "a run's own recipe has every setting written out"
 
 
 @pytest.mark.parametrize(("lines", "says"), [
-    ("train: {lr: 1e-4}", r"Did you mean train\.learning_rate"), ("train: {lora_r: 8}", r"lora\.r\b"), ("lora: {rank: 8}", r"lora\.r\b"),
-    ("train: {epochs: 3}", r"train\.num_epochs"), ("train: {learning_rat: 1e-4}", "learning_rate"),
+    ("train: {lr: 1e-4}", r"Did you mean train\.learning_rate"), ("train: {lora_r: 8}", r"lora\.r\b"),
+    ("lora: {rank: 8}", r"lora\.r\b"), ("train: {epochs: 3}", r"train\.num_epochs"),
+    ("train: {learning_rat: 1e-4}", "learning_rate"),
     ('model: {base: "embedded:sprout", load_in_8bit: true}', "model.quantization: int8"),
     ('model: {base: "embedded:sprout", device: mps}', "Apple GPUs .* not supported"),
     ('model: {base: "embedded:sprout", device: gpu0}', "none of auto, cpu, cuda and cuda:N")])

@@ -33,7 +33,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     for source in (jsonl, whole, str(tmp_path / "a.parquet")):
         assert [row.values for row in read_source(source, "train")] == VALUES
     table = write(tmp_path, "a.csv", 'quote,n\r\n"a, b",1\r\n"c ""d""\ne",2\r\n')
-    assert [row.values for row in read_source(table, "train")] == [{"quote": "a, b", "n": "1"}, {"quote": 'c "d"\ne', "n": "2"}]
+    assert [row.values for row in read_source(table, "train")] == [{"quote": "a, b", "n": "1"},
+                                                                   {"quote": 'c "d"\ne', "n": "2"}]
     bom = write(tmp_path, "b.jsonl", b"\xef\xbb\xbf" + b'{"a": 1}\n')
     assert read_source(bom, "train")[0].values == {"a": 1}
 
@@ -67,7 +68,8 @@ def test_broken_files_name_the_line(tmp_path: Path, name: str, content: str | by
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("source", ["missing.jsonl", "/no/such/folder", "./nothing", "none*.jsonl", "embedded:nothing"])
+@pytest.mark.parametrize("source",
+                         ["missing.jsonl", "/no/such/folder", "./nothing", "none*.jsonl", "embedded:nothing"])
 def test_missing_sources(source: str) -> None:
     with pytest.raises(DataError):
         read_source(source, "train")
@@ -91,16 +93,20 @@ def test_escaped_text_is_itself(text: str) -> None:
 
 
 def test_missing_column_and_null_name_row_and_fix() -> None:
-    rows = [Row({"quote": "q", "tags": ["t"]}, "quotes.jsonl, line 1"), Row({"quote": "q", "tags": None}, "quotes.jsonl, line 2")]
+    rows = [Row({"quote": "q", "tags": ["t"]}, "quotes.jsonl, line 1"),
+            Row({"quote": "q", "tags": None}, "quotes.jsonl, line 2")]
     with pytest.raises(DataError) as caught:
         make_examples(rows, prompt="{quote}", completion="{tag}", messages=None)
-    assert 'quotes.jsonl, line 1: no column "tag" (columns: quote, tags). The template is "{tag}".' in str(caught.value)
+    assert 'quotes.jsonl, line 1: no column "tag" (columns: quote, tags). The template is "{tag}".' in str(
+        caught.value
+    )
     assert "--set data.completion='{tags}'" in str(caught.value)
     with pytest.raises(DataError, match='line 2: the column "tags" is null'):
         make_examples(rows, prompt="{quote}", completion="{tags}", messages=None)
 
 
-@pytest.mark.parametrize("value", [float("nan"), [float("inf")], ["a", {"b": [1.0, float("-inf")]}], ["a", None]])
+@pytest.mark.parametrize("value",
+                         [float("nan"), [float("inf")], ["a", {"b": [1.0, float("-inf")]}], ["a", None]])
 def test_numbers_that_are_none_never_become_text(value: Any) -> None:
     with pytest.raises(DataError, match=r'line 1: the column "tags" (is|holds) (nan|-?inf|null)'):
         make_examples([Row({"tags": value}, "line 1")], prompt="", completion="{tags}", messages=None)
@@ -114,8 +120,8 @@ def test_both_chat_forms_give_the_same_messages() -> None:
     assert one.content_hash == two.content_hash
 
 
-@pytest.mark.parametrize("value", [None, "text", [], [1], [{"role": "user"}], [{"text": "x"}], [{"from": "alien", "value": "x"}],
-                                   [{"role": "user", "content": None}]])
+@pytest.mark.parametrize("value", [None, "text", [], [1], [{"role": "user"}], [{"text": "x"}],
+                                   [{"from": "alien", "value": "x"}], [{"role": "user", "content": None}]])
 def test_broken_chats(value: object) -> None:
     with pytest.raises(DataError, match="here"):
         make_examples([Row({"m": value}, "here")], prompt="", completion=None, messages="m")
@@ -125,13 +131,16 @@ def example(text: str, place: str = "p") -> Example:
     return Example(text, "c", None, place)
 
 
-@given(st.lists(st.text(max_size=3), min_size=2, max_size=60), st.one_of(st.floats(0.01, 0.9), st.integers(1, 50)), st.randoms())
+@given(st.lists(st.text(max_size=3), min_size=2, max_size=60),
+       st.one_of(st.floats(0.01, 0.9), st.integers(1, 50)), st.randoms())
 def test_split_is_by_content_alone(texts: list[str], amount: float, rng: object) -> None:
     examples = [example(text) for text in texts]
     try:
         train, held = hold_out(examples, amount)
     except DataError:
-        assert len(set(texts)) <= amount or len(set(texts)) == 1 or amount >= 0.5 or len(set(texts)) < len(texts)
+        assert (
+            len(set(texts)) <= amount or len(set(texts)) == 1 or amount >= 0.5 or len(set(texts)) < len(texts)
+        )
         return
     assert sorted(e.prompt for e in train + held) == sorted(texts)
     assert not {e.content_hash for e in train} & {e.content_hash for e in held}
@@ -150,8 +159,10 @@ def test_split_zero_holds_nothing_out() -> None:
 
 
 @settings(max_examples=30)
-@given(st.lists(st.dictionaries(st.text(min_size=1, max_size=4), st.text(max_size=8), min_size=1, max_size=3), min_size=1, max_size=5))
-def test_jsonl_of_anything_is_read_back(tmp_path_factory: pytest.TempPathFactory, values: list[dict[str, str]]) -> None:
+@given(st.lists(st.dictionaries(st.text(min_size=1, max_size=4), st.text(max_size=8), min_size=1, max_size=3),
+                min_size=1, max_size=5))
+def test_jsonl_of_anything_is_read_back(tmp_path_factory: pytest.TempPathFactory,
+                                        values: list[dict[str, str]]) -> None:
     folder = tmp_path_factory.mktemp("rows")
     path = write(folder, "rows.jsonl", "\n".join(json.dumps(v) for v in values))
     assert [row.values for row in read_source(path, "train")] == values

@@ -47,7 +47,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("model.device=cuda:99", EnvironmentFault), ("train.matmul=fp8", EnvironmentFault),
     ("lora.target_modules=[nothing_of_the_kind]", RecipeError), ("lora.r=1000000000", RecipeError),
     ("model.base=./nowhere", RecipeError)])
-def test_what_cannot_be_had_is_said_before_any_row_is_read(recipe: Path, tmp_path: Path, counted: list[str], setting: str,
+def test_what_cannot_be_had_is_said_before_any_row_is_read(recipe: Path, tmp_path: Path, counted: list[str],
+                                                           setting: str,
                                                             error: type[Exception]) -> None:
     with pytest.raises(error, match=setting.partition("=")[0]):
         tunesmith.train(recipe, run=tmp_path / "run", overrides=[setting, "train.engine=native"])
@@ -55,7 +56,8 @@ def test_what_cannot_be_had_is_said_before_any_row_is_read(recipe: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluate_tokenises_the_validation_set_alone(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_tokenises_the_validation_set_alone(recipe: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     from tunesmith.data.tokenize import Encoder
 
     tunesmith.train(recipe, run=tmp_path / "run", overrides=["train.max_steps=2"])
@@ -109,30 +111,35 @@ def test_only_one_room_decides() -> None:
     assert found == {}
 
 
-CONFIGS = [BASE.config, {"model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
+CONFIGS = [BASE.config,
+           {"model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
                          "num_hidden_layers": 22, "num_attention_heads": 32, "num_key_value_heads": 4}]
 
 
-@given(st.sampled_from(CONFIGS), st.sampled_from(["hf", "native"]), st.integers(0, 1 << 36), st.sampled_from([2, 4]),
-       st.integers(1, 4096), st.booleans(), st.sampled_from(["auto", 1, 7]), st.sampled_from(["auto", True, False]))
+@given(st.sampled_from(CONFIGS), st.sampled_from(["hf", "native"]), st.integers(0, 1 << 36),
+       st.sampled_from([2, 4]), st.integers(1, 4096), st.booleans(), st.sampled_from(["auto", 1, 7]),
+       st.sampled_from(["auto", True, False]))
 def test_the_limits_let_the_longest_row_through_and_fit_where_they_can(
-        config: dict[str, Any], engine: str, budget: int, value_bytes: int, longest: int, on_gpu: bool, rows: Any,
-        wanted: Any) -> None:
-    found = micro_batch_limits(config, engine=engine, budget_bytes=budget, value_bytes=value_bytes, longest=longest,
-                               on_gpu=on_gpu, micro_batch_size=rows, gradient_checkpointing=wanted)
+        config: dict[str, Any], engine: str, budget: int, value_bytes: int, longest: int, on_gpu: bool,
+        rows: Any, wanted: Any) -> None:
+    found = micro_batch_limits(config, engine=engine, budget_bytes=budget, value_bytes=value_bytes,
+                               longest=longest, on_gpu=on_gpu, micro_batch_size=rows,
+                               gradient_checkpointing=wanted)
     assert found.max_tokens >= longest
     assert found.rows == (None if rows == "auto" else rows)
     assert found.may_checkpoint == (wanted == "auto")
     assert not (wanted is False and (found.checkpointing or found.may_offload))
-    more = micro_batch_limits(config, engine=engine, budget_bytes=2 * budget, value_bytes=value_bytes, longest=longest,
-                              on_gpu=on_gpu, micro_batch_size=rows, gradient_checkpointing=wanted)
+    more = micro_batch_limits(config, engine=engine, budget_bytes=2 * budget, value_bytes=value_bytes,
+                              longest=longest, on_gpu=on_gpu, micro_batch_size=rows,
+                              gradient_checkpointing=wanted)
     assert more.checkpointing <= found.checkpointing, "more memory never recomputes more"
 
 
 def test_what_is_quantised_leaves_more_for_activations() -> None:
     def left(quantization: str, **more: Any) -> float:
-        return activation_budget_bytes(**{"free_bytes": 80 << 30, "host_bytes": 0, "quantization": quantization, "value_bytes": 2,
-                                          "linear": 7 * 10**9, "others": 10**9, "trainable": 4 * 10**6} | more)
+        return activation_budget_bytes(**{"free_bytes": 80 << 30, "host_bytes": 0,
+                                          "quantization": quantization, "value_bytes": 2, "linear": 7 * 10**9,
+                                          "others": 10**9, "trainable": 4 * 10**6} | more)
 
     assert 0 < left("none") < left("int8") < left("nf4") < 0.8 * (80 << 30)
     assert left("none", free_bytes=8 << 30) == 0.0

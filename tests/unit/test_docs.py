@@ -26,7 +26,8 @@ def test_what_a_page_links_to_is_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_in_a_page_are_there(page: Path) -> None:
-    for path in re.findall(r"`((?:src|tests|benchmarks|recipes)/[\w/.-]+)`", page.read_text(encoding="utf-8")):
+    for path in re.findall(r"`((?:src|tests|benchmarks|recipes)/[\w/.-]+)`",
+                           page.read_text(encoding="utf-8")):
         if "NAME" not in path:
             assert (ROOT / path).exists(), path
 

@@ -31,7 +31,8 @@ def test_the_package_stays_small_and_says_how_its_base_was_made() -> None:
     folder = embedded.path_of(embedded.BASE_NAME)
     about = json.loads((folder / "about.json").read_text())
     assert sha256_file(folder / "model.safetensors") == about["weights_sha256"]
-    size = sum(p.stat().st_size for p in folder.parent.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    size = sum(p.stat().st_size for p in folder.parent.rglob("*") if p.is_file()
+               and "__pycache__" not in p.parts)
     assert size <= 8_000_000
 
 
@@ -41,4 +42,6 @@ def test_the_build_is_reproducible(tmp_path) -> None:
     one, two = (build(tmp_path / name, device="cpu", steps=2, rows=2) for name in ("a", "b"))
     assert one["weights_sha256"] == two["weights_sha256"]
     tokenizer = (tmp_path / "a" / "sprout" / "tokenizer.json").read_bytes()
-    assert json.loads(tokenizer) == json.loads((embedded.path_of(embedded.BASE_NAME) / "tokenizer.json").read_text())
+    assert json.loads(tokenizer) == json.loads(
+        (embedded.path_of(embedded.BASE_NAME) / "tokenizer.json").read_text()
+    )

@@ -1,4 +1,6 @@
-"""An error is told apart by its class, kind and setting; a caller who puts a place before it changes none of them."""
+"""An error is told apart by its class, kind and setting; a caller who puts a place before it changes none of
+them.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def test_rewording_keeps_the_exit_code_of_a_signal() -> None:
     assert Interrupted(15, "Stopped.").at("the run").exit_code == 143
 
 
-@pytest.mark.parametrize("error", [DiskError("full", "Free some.", kind=Kind.DISK_FULL), Interrupted(2, "Stopped.", "Again.")])
+@pytest.mark.parametrize("error", [DiskError("full", "Free some.", kind=Kind.DISK_FULL),
+                                   Interrupted(2, "Stopped.", "Again.")])
 def test_an_error_survives_the_way_from_another_process(error: TunesmithError) -> None:
     found = pickle.loads(pickle.dumps(error.at("here")))
-    assert (type(found), str(found), found.kind, found.exit_code) == (type(error), str(error), error.kind, error.exit_code)
+    assert (type(found), str(found), found.kind, found.exit_code) == (type(error), str(error), error.kind,
+                                                                      error.exit_code)

@@ -47,7 +47,8 @@ def run(rows: Path) -> Path:
 
 
 def test_rows_that_the_run_was_trained_on_are_not_judged_on(run: Path, rows: Path) -> None:
-    with pytest.raises(DataError, match=r"of the 30 rows to judge on are among those that the run was trained on"):
+    with pytest.raises(DataError,
+                       match=r"of the 30 rows to judge on are among those that the run was trained on"):
         tunesmith.evaluate(run, overrides=("data.validation=30",))
     trained = read_text(load_recipe(str(run / "recipe.yaml")).data).train[3]
     mixed = rows / "mixed.jsonl"

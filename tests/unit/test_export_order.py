@@ -1,4 +1,6 @@
-"""What GGUF has no place for is said before anything is merged, and no message names a folder that is gone."""
+"""What GGUF has no place for is said before anything is merged, and no message names a folder that is
+gone.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,9 @@ def spoiled(base: BaseFiles, to: Path, name: str, **words: Any) -> str:
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_architecture_that_llama_cpp_has_not_is_refused_first(tmp_path: Path, merges: list[Any]) -> None:
-    config = AutoConfig.for_model("gpt_neox", vocab_size=tokenizer().vocab_size + 64, hidden_size=32, intermediate_size=32,
-                                  num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=512)
+    config = AutoConfig.for_model("gpt_neox", vocab_size=tokenizer().vocab_size + 64, hidden_size=32,
+                                  intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+                                  max_position_embeddings=512)
     base = write_base(tmp_path / "base", config)
     adapter = trained(base, tmp_path / "adapter", ["query_key_value"])
     with pytest.raises(RecipeError, match="cannot be written as GGUF") as error:
@@ -57,14 +60,16 @@ def test_an_architecture_that_llama_cpp_has_not_is_refused_first(tmp_path: Path,
 
 @pytest.mark.parametrize("kind", ["tokenizer", "scaling", "ends", "note"])
 @pytest.mark.filterwarnings("ignore")
-def test_so_is_whatever_else_it_has_no_place_for(kind: str, llama: tuple[BaseFiles, Path], tmp_path: Path, merges: list[Any]) -> None:
+def test_so_is_whatever_else_it_has_no_place_for(kind: str, llama: tuple[BaseFiles, Path], tmp_path: Path,
+                                                 merges: list[Any]) -> None:
     base, adapter = llama
     place, own = str(base.folder), tmp_path / "adapter"
     shutil.copytree(adapter, own)
     if kind == "tokenizer":
         place = spoiled(base, tmp_path / "base", "tokenizer.json", pre_tokenizer={"type": "Whitespace"})
     elif kind == "scaling":
-        place = spoiled(base, tmp_path / "base", "config.json", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0,
+        place = spoiled(base, tmp_path / "base", "config.json",
+                        rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0,
                                                                                   "truncate": False})
     elif kind == "ends":
         (own / "generation_config.json").write_text('{"eos_token_id": 99999999}')
@@ -77,8 +82,10 @@ def test_so_is_whatever_else_it_has_no_place_for(kind: str, llama: tuple[BaseFil
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("ends", ["x", {"a": 1}, [None, "y"], True, -1, 10**400, [[1]], 1.5, float("inf")], ids=lambda value: str(value)[:12])
-def test_an_end_that_is_no_token_is_refused_by_name(ends: Any, tmp_path: Path, llama: tuple[BaseFiles, Path]) -> None:
+@pytest.mark.parametrize("ends", ["x", {"a": 1}, [None, "y"], True, -1, 10**400, [[1]], 1.5, float("inf")],
+                         ids=lambda value: str(value)[:12])
+def test_an_end_that_is_no_token_is_refused_by_name(ends: Any, tmp_path: Path,
+                                                    llama: tuple[BaseFiles, Path]) -> None:
     module = importlib.import_module("tunesmith.verbs.export")
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     with pytest.raises(IntegrityError, match=r"generation_config\.json: eos_token_id"):
@@ -89,7 +96,8 @@ def test_an_end_that_is_no_token_is_refused_by_name(ends: Any, tmp_path: Path, l
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_an_export_still_works_and_is_called_by_its_own_name(llama: tuple[BaseFiles, Path], tmp_path: Path, merges: list[Any]) -> None:
+def test_an_export_still_works_and_is_called_by_its_own_name(llama: tuple[BaseFiles, Path], tmp_path: Path,
+                                                             merges: list[Any]) -> None:
     from gguf import GGUFReader
 
     base, adapter = llama
@@ -104,8 +112,10 @@ def test_an_export_still_works_and_is_called_by_its_own_name(llama: tuple[BaseFi
 def test_no_error_names_the_temporary_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(DiskError) as error, workshop(out) as shop:
-        raise DiskError(f"{shop / '0' / 'model.safetensors'}: the disk is full", f"Free some space for {shop}.")
-    assert (error.value.message, error.value.hint) == (f"{out / 'model.safetensors'}: the disk is full", f"Free some space for {out}.")
+        raise DiskError(f"{shop / '0' / 'model.safetensors'}: the disk is full",
+                        f"Free some space for {shop}.")
+    assert (error.value.message, error.value.hint) == (f"{out / 'model.safetensors'}: the disk is full",
+                                                       f"Free some space for {out}.")
     with pytest.raises(DiskError) as error, workshop(out) as shop, workshop(shop / "1") as inner:
         raise DiskError(f"{inner / '0'}: the disk is full")
     assert str(error.value) == f"{out}: the disk is full"

@@ -1,4 +1,6 @@
-"""Bases of other families, tiny and random: LoRA sits where it can, what cannot carry it is named, encoders are refused."""
+"""Bases of other families, tiny and random: LoRA sits where it can, what cannot carry it is named, encoders
+are refused.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +20,37 @@ from tunesmith.model.hf.adapter import attach, trainable
 from tunesmith.model.hf.meta import count_on_meta
 from tunesmith.model.lora import LoraSettings
 
-_DENSE = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-          "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_MOE = _DENSE | {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1,
-                 "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 8,
-                 "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_DENSE = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+          "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64,
+          "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_MOE = _DENSE | {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
+                 "moe_intermediate_size": 16, "decoder_sparse_step": 1, "n_routed_experts": 4,
+                 "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+                 "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+                 "v_head_dim": 8}
 _STATE = _DENSE | {"state_size": 4, "n_groups": 1, "num_heads": 4, "expand": 2}
 FAMILIES = {
-    **{kind: _DENSE for kind in ("llama mistral qwen2 qwen3 gpt_neox phi phi3 gemma gemma2 gemma3_text cohere stablelm starcoder2 olmo olmo2 "
+    **{kind: _DENSE
+       for kind in ("llama mistral qwen2 qwen3 gpt_neox phi phi3 gemma gemma2 gemma3_text cohere stablelm "
+                    "starcoder2 olmo olmo2 "
                                  "granite nemotron smollm3 glm4 opt gpt2 bloom lfm2").split()},
     "gptj": {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4, "n_positions": 64},
     "falcon": {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-    **{kind: _MOE for kind in ("qwen3_moe qwen2_moe mixtral phimoe granitemoe deepseek_v2 deepseek_v3 gpt_oss llama4_text olmoe glm4_moe jetmoe "
+    **{kind: _MOE
+       for kind in ("qwen3_moe qwen2_moe mixtral phimoe granitemoe deepseek_v2 deepseek_v3 gpt_oss "
+                    "llama4_text olmoe glm4_moe jetmoe "
                                "ernie4_5_moe hunyuan_v1_moe").split()},
-    "longcat_flash": _MOE | {"ffn_hidden_size": 32, "expert_ffn_hidden_size": 16, "num_layers": 1, "zero_expert_num": 1, "moe_topk": 2},
-    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), _MOE | {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 4}),
+    "longcat_flash": _MOE | {"ffn_hidden_size": 32, "expert_ffn_hidden_size": 16, "num_layers": 1,
+                             "zero_expert_num": 1, "moe_topk": 2},
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"),
+                    _MOE | {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 4}),
     **{kind: _STATE for kind in ("mamba", "mamba2", "falcon_mamba")},
-    **{kind: _MOE | {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4, "mamba_expand": 2}
+    **{kind: _MOE
+       | {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4, "mamba_expand": 2}
        for kind in ("jamba", "bamba", "granitemoehybrid", "nemotron_h")},
 }
-QUICK = ("gpt2", "opt", "qwen3_moe", "deepseek_v2", "phimoe", "llama4_text", "mamba", "nemotron_h", "jamba", "granite")
+QUICK = ("gpt2", "opt", "qwen3_moe", "deepseek_v2", "phimoe", "llama4_text", "mamba", "nemotron_h", "jamba",
+         "granite")
 
 
 def tiny(kind: str) -> Any:
@@ -47,7 +60,8 @@ def tiny(kind: str) -> Any:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("targets", ["auto", "all-linear"])
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[] if kind in QUICK else [pytest.mark.slow]) for kind in FAMILIES])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[] if kind in QUICK else [pytest.mark.slow])
+                                  for kind in FAMILIES])
 def test_every_adapter_learns_and_what_carries_none_is_named(kind: str, targets: str) -> None:
     model, notes = attach(tiny(kind), LoraSettings(4, 8, 0.05, targets), kind, seed=0)
     model.train()
@@ -60,7 +74,8 @@ def test_every_adapter_learns_and_what_carries_none_is_named(kind: str, targets:
     chosen = {name.split(".lora_")[0].rpartition(".")[2] for name in trainable(model)}
     assert chosen
     every = {name.rpartition(".")[2] for name, module in tiny(kind).named_modules()
-             if isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D) and module is not tiny(kind).get_output_embeddings()}
+             if isinstance(module, torch.nn.Linear | transformers.pytorch_utils.Conv1D)
+             and module is not tiny(kind).get_output_embeddings()}
     if targets == "all-linear":
         for name in every - chosen - {"lm_head", "embed_out"}:
             assert any(name in note for note in notes), (name, notes)
@@ -68,9 +83,11 @@ def test_every_adapter_learns_and_what_carries_none_is_named(kind: str, targets:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("kind", "target", "says"), [
-    ("mamba", "out_proj", "state-space"), ("phimoe", "router", "router"), ("deepseek_v2", "down_proj", "fused experts"),
-    ("nemotron_h", "out_proj", "state-space"), ("llama", "nowhere", "no linear module")])
-def test_a_target_that_cannot_carry_lora_is_refused_with_the_reason(kind: str, target: str, says: str) -> None:
+    ("mamba", "out_proj", "state-space"), ("phimoe", "router", "router"),
+    ("deepseek_v2", "down_proj", "fused experts"), ("nemotron_h", "out_proj", "state-space"),
+    ("llama", "nowhere", "no linear module")])
+def test_a_target_that_cannot_carry_lora_is_refused_with_the_reason(kind: str, target: str,
+                                                                    says: str) -> None:
     with pytest.raises(RecipeError, match=says) as caught:
         count_on_meta({"model_type": kind, **FAMILIES[kind]}, LoraSettings(4, 8, 0.05, [target]))
     assert target in caught.value.message
@@ -97,17 +114,20 @@ def test_a_rank_beyond_every_width_is_refused(r: int) -> None:
 
 
 def test_configs_with_infinity_are_read() -> None:
-    config = {"model_type": "granitemoehybrid", **FAMILIES["granitemoehybrid"], "time_step_limit": [0.0, {"__float__": "Infinity"}]}
+    config = {"model_type": "granitemoehybrid", **FAMILIES["granitemoehybrid"],
+              "time_step_limit": [0.0, {"__float__": "Infinity"}]}
     assert decoded(config)["time_step_limit"][1] == float("inf")
     assert count_on_meta(config, LoraSettings(4, 8, 0.05, "all-linear")).trainable > 0
-    assert decoded({"a": {"__float__": "x"}, "b": [{"__float__": "NaN", "c": 1}]}) == {"a": {"__float__": "x"}, "b": [{"__float__": "NaN", "c": 1}]}
+    assert decoded({"a": {"__float__": "x"},
+                    "b": [{"__float__": "NaN", "c": 1}]}) == {"a": {"__float__": "x"},
+                                                              "b": [{"__float__": "NaN", "c": 1}]}
 
 
-# --- which models are causal -------------------------------------------------------------------------------------------
+# --- which models are causal ---
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "xlm-roberta", "bart", "t5", "mbart", "modernbert", "distilbert", "whisper",
-                                  "vit", "no_such_kind"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "xlm-roberta", "bart", "t5", "mbart",
+                                  "modernbert", "distilbert", "whisper", "vit", "no_such_kind"])
 def test_what_is_no_causal_language_model_is_refused(kind: str) -> None:
     config = {"model_type": kind} if kind == "no_such_kind" else AutoConfig.for_model(kind).to_dict()
     with pytest.raises(RecipeError, match="causal language model") as caught:
@@ -120,8 +140,8 @@ def test_what_is_no_causal_language_model_is_refused(kind: str) -> None:
 def test_what_passes_is_causal(kind: str) -> None:
     """A later token changes nothing before it."""
     if kind == "bert-decoder":
-        config = AutoConfig.for_model("bert", vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                                      is_decoder=True)
+        config = AutoConfig.for_model("bert", vocab_size=64, hidden_size=16, intermediate_size=32,
+                                      num_hidden_layers=2, num_attention_heads=2, is_decoder=True)
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
     else:
@@ -142,10 +162,12 @@ def test_train_refuses_before_it_asks_for_weights(kind: str, tmp_path: Path) -> 
     from tunesmith.recipe import parse_recipe
 
     (tmp_path / "config.json").write_text(json.dumps(AutoConfig.for_model(kind).to_dict()))
-    recipe = parse_recipe(f"model: {{base: {tmp_path}, quantization: none}}\ndata: {{source: 'embedded:quotes', completion: '{{tags}}'}}\n")
+    recipe = parse_recipe(f"model: {{base: {tmp_path}, quantization: none}}\ndata: {{source: "
+                          f"'embedded:quotes', completion: '{{tags}}'}}\n")
     with pytest.raises(RecipeError, match="not a causal language model"):
         tunesmith.train(recipe, run=tmp_path / "run")
-    (tmp_path / "recipe.yaml").write_text(f"model: {{base: {tmp_path}, quantization: none}}\ndata: {{source: x, completion: '{{tags}}'}}\n")
+    (tmp_path / "recipe.yaml").write_text(f"model: {{base: {tmp_path}, quantization: none}}\ndata: {{source: "
+                                          f"x, completion: '{{tags}}'}}\n")
     with pytest.raises(RecipeError, match="not a causal language model"):
         tunesmith.plan(tmp_path / "recipe.yaml")
 
@@ -154,13 +176,14 @@ def test_config_objects_keep_what_a_config_says() -> None:
     assert config_object({"model_type": "llama", "hidden_size": 64}).hidden_size == 64
 
 
-# --- one GPU or several ------------------------------------------------------------------------------------------------
+# --- one GPU or several ---
 
 
 @pytest.mark.parametrize(("asked", "free", "spread"), [
-    ("auto", [80, 80], True), ("auto", [80], False), ("cuda:1", [80, 80], False), ("auto", [300, 80], False), ("cpu", [80, 80], False),
-    ("auto", [], False)])
-def test_a_base_is_spread_where_one_of_several_gpus_does_not_hold_it(asked: str, free: list[int], spread: bool) -> None:
+    ("auto", [80, 80], True), ("auto", [80], False), ("cuda:1", [80, 80], False), ("auto", [300, 80], False),
+    ("cpu", [80, 80], False), ("auto", [], False)])
+def test_a_base_is_spread_where_one_of_several_gpus_does_not_hold_it(asked: str, free: list[int],
+                                                                     spread: bool) -> None:
     from tunesmith.model.placement import why_spread
 
     found = why_spread("org/big", 200 << 30, asked, [each << 30 for each in free])

@@ -24,7 +24,8 @@ from tunesmith.model.peft_config import PeftConfig, require_bounded, understood
 from tunesmith.model.tokenizer import load_tokenizer
 
 BASE = locate_base(embedded.BASE_NAME, None)
-PLAIN = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": ["query_key_value"]}
+PLAIN = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8,
+         "target_modules": ["query_key_value"]}
 
 
 @pytest.fixture
@@ -45,35 +46,40 @@ def load(folder: Path, engine: str = "hf") -> Any:
     return build_with_adapter(BASE, load_tokenizer(BASE), folder, at(engine, "none", "float32"))
 
 
-def test_a_module_that_a_config_names_is_never_imported(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_a_config_names_is_never_imported(adapter: Path, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("megatron", "evil"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
         (tmp_path / package / "core.py").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    for words in ({"megatron_core": "evil.core"}, {"megatron_core": "megatron.core", "megatron_config": {"a": 1}},
+    for words in ({"megatron_core": "evil.core"},
+                  {"megatron_core": "megatron.core", "megatron_config": {"a": 1}},
                   {"auto_mapping": {"base_model_class": "X", "parent_library": "evil"}}):
         (adapter / CONFIG_NAME).write_text(json.dumps(PLAIN | words))
         for engine in ("hf", "native"):
             with pytest.raises(IntegrityError, match="megatron|auto_mapping"):
                 load(adapter, engine)
     assert not (tmp_path / "ran").exists()
-    (adapter / CONFIG_NAME).write_text(json.dumps(PLAIN | {"megatron_core": "megatron.core", "megatron_config": None}))
+    (adapter / CONFIG_NAME).write_text(json.dumps(PLAIN | {"megatron_core": "megatron.core",
+                                                           "megatron_config": None}))
     load(adapter)
     assert not (tmp_path / "ran").exists(), "PEFT's own default says nothing"
 
 
 @pytest.mark.parametrize("words", [
     {"loftq_config": {"loftq_bits": 4}}, {"arrow_config": {"top_k": 3}}, {"monteclora_config": {"a": 1}},
-    {"layer_replication": [[0, 2]]}, {"corda_config": {"a": 1}}, {"use_qalora": True}, {"use_bdlora": {"a": 1}},
-    {"kasa_config": {"a": 1}}, {"velora_config": {"a": 1}}, {"runtime_config": {"ephemeral_gpu_offload": True}},
-    {"new_in_the_next_version": 1}, {"init_lora_weights": "loftq"}, {"init_lora_weights": "pissa_niter_1000000000"},
-    {"r": 10**9}, {"r": True}, {"r": 4.0}, {"lora_alpha": "8"}, {"lora_alpha": float("inf")}, {"lora_dropout": 1},
-    {"use_dora": 1}, {"bias": "some"}, {"target_modules": [f"m{i}" for i in range(100_000)]}, {"target_modules": "x" * 5000},
-    {"target_modules": [3]}, {"target_modules": {"a": 1}}, {"rank_pattern": {"a": 10**9}}, {"rank_pattern": [1]},
-    {"alpha_pattern": {"a": "b"}}, {"trainable_token_indices": [10**12]}, {"layers_to_transform": [-1]},
-    {"modules_to_save": "lm_head"}], ids=lambda words: str(words)[:50])
+    {"layer_replication": [[0, 2]]}, {"corda_config": {"a": 1}}, {"use_qalora": True},
+    {"use_bdlora": {"a": 1}}, {"kasa_config": {"a": 1}}, {"velora_config": {"a": 1}},
+    {"runtime_config": {"ephemeral_gpu_offload": True}}, {"new_in_the_next_version": 1},
+    {"init_lora_weights": "loftq"}, {"init_lora_weights": "pissa_niter_1000000000"}, {"r": 10**9},
+    {"r": True}, {"r": 4.0}, {"lora_alpha": "8"}, {"lora_alpha": float("inf")}, {"lora_dropout": 1},
+    {"use_dora": 1}, {"bias": "some"}, {"target_modules": [f"m{i}" for i in range(100_000)]},
+    {"target_modules": "x" * 5000}, {"target_modules": [3]}, {"target_modules": {"a": 1}},
+    {"rank_pattern": {"a": 10**9}}, {"rank_pattern": [1]}, {"alpha_pattern": {"a": "b"}},
+    {"trainable_token_indices": [10**12]}, {"layers_to_transform": [-1]}, {"modules_to_save": "lm_head"}],
+                         ids=lambda words: str(words)[:50])
 def test_what_is_not_understood_is_refused_by_name(words: dict[str, Any], adapter: Path) -> None:
     (adapter / CONFIG_NAME).write_text(json.dumps(PLAIN | words))
     with pytest.raises(IntegrityError) as caught:
@@ -101,7 +107,8 @@ def test_patterns_come_to_an_end_on_the_base_s_modules(words: dict[str, Any], sa
 def test_honest_patterns_pass() -> None:
     names = [f"model.layers.{i}.self_attn.{part}_proj" for i in range(40) for part in "qkvo"]
     for words in ({"target_modules": r".*\.(q|v)_proj"}, {"rank_pattern": {r"layers\.[0-9]+\.self_attn": 2}},
-                  {"target_modules": "all-linear"}, {"layers_pattern": "layers"}, {"target_modules": ["q_proj"]}):
+                  {"target_modules": "all-linear"}, {"layers_pattern": "layers"},
+                  {"target_modules": ["q_proj"]}):
         require_bounded(words, names, Path("adapter_config.json"))
 
 
@@ -111,7 +118,8 @@ def test_tokens_that_the_base_does_not_have(adapter: Path) -> None:
         load(adapter)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"r": ' + "9" * 5000 + "}", "\ufeff{}", "[]", "3", "", "{", '{"a": NaN, "peft_type": "LORA"}'])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"r": ' + "9" * 5000 + "}", "\ufeff{}", "[]", "3", "", "{",
+                                  '{"a": NaN, "peft_type": "LORA"}'])
 def test_configs_that_are_no_json_of_ours(text: str, adapter: Path) -> None:
     (adapter / CONFIG_NAME).write_text(text)
     with pytest.raises(IntegrityError, match=CONFIG_NAME):
@@ -119,11 +127,12 @@ def test_configs_that_are_no_json_of_ours(text: str, adapter: Path) -> None:
 
 
 _ANY = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-                    max_leaves=6)
+                    lambda inner: st.lists(inner, max_size=3)
+                    | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
 
 
-@given(words=st.dictionaries(st.sampled_from(sorted(PeftConfig.model_fields)) | st.text(max_size=10), _ANY, max_size=3))
+@given(words=st.dictionaries(st.sampled_from(sorted(PeftConfig.model_fields)) | st.text(max_size=10), _ANY,
+                             max_size=3))
 def test_any_config_is_understood_or_refused(words: dict[str, Any]) -> None:
     try:
         known = understood(PLAIN | words, Path(CONFIG_NAME))

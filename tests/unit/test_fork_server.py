@@ -13,18 +13,21 @@ from conftest import tunesmith
 from fork_server import ForkServer
 
 
-@pytest.mark.parametrize("words", [["--help"], ["verify", "nowhere"], ["nope"], ["plan", "small.yaml"], ["train"],
+@pytest.mark.parametrize("words",
+                         [["--help"], ["verify", "nowhere"], ["nope"], ["plan", "small.yaml"], ["train"],
                                    ["generate", "nowhere", "--prompt", "a"]])
 def test_it_answers_as_a_process_of_its_own(recipe: Path, words: list[str]) -> None:
     here = recipe.parent
-    own = subprocess.run([sys.executable, "-m", "tunesmith.cli.main", *words], cwd=here, capture_output=True, text=True, check=False)
+    own = subprocess.run([sys.executable, "-m", "tunesmith.cli.main", *words], cwd=here, capture_output=True,
+                         text=True, check=False)
     forked = tunesmith(*words, cwd=here)
     assert (forked.returncode, forked.stdout, forked.stderr) == (own.returncode, own.stdout, own.stderr)
 
 
 def test_each_command_has_its_own_environment_and_folder(tmp_path: Path, recipe: Path) -> None:
     assert "offline" in tunesmith("doctor", cwd=tmp_path, env={"HF_HUB_OFFLINE": "1"}).stdout
-    other = tunesmith("doctor", cwd=recipe.parent, env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}).stdout
+    other = tunesmith("doctor", cwd=recipe.parent,
+                      env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}).stdout
     assert "127.0.0.1:9" in other
     assert "127.0.0.1:9" not in tunesmith("doctor", cwd=tmp_path).stdout
 

@@ -32,14 +32,16 @@ from tunesmith.share.gguf import modelfile, write_adapter_gguf, write_model_gguf
 
 WITHOUT_GGUF = ("qwen3-biases", "smollm3", "granite", "phi3")
 FAMILIES = [name for name in bases.FAMILIES if not name.startswith(WITHOUT_GGUF)]
-BLOOM_NAMES = {"word_embeddings_layernorm": "token_embd_norm", "word_embeddings": "token_embd", "ln_f": "output_norm",
-               "lm_head": "output", "self_attention.query_key_value": "attn_qkv", "self_attention.dense": "attn_output",
-               "mlp.dense_h_to_4h": "ffn_up", "mlp.dense_4h_to_h": "ffn_down", "input_layernorm": "attn_norm",
+BLOOM_NAMES = {"word_embeddings_layernorm": "token_embd_norm", "word_embeddings": "token_embd",
+               "ln_f": "output_norm", "lm_head": "output", "self_attention.query_key_value": "attn_qkv",
+               "self_attention.dense": "attn_output", "mlp.dense_h_to_4h": "ffn_up",
+               "mlp.dense_4h_to_h": "ffn_down", "input_layernorm": "attn_norm",
                "post_attention_layernorm": "ffn_norm"}
-LINE_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output", "self_attn.q_proj": "attn_q",
-              "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-              "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate",
-              "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
+LINE_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output",
+              "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+              "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+              "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+              "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
               "post_attention_layernorm": "ffn_norm"}
 
 
@@ -72,7 +74,8 @@ def undone(name: str, array: np.ndarray, base: BaseFiles) -> np.ndarray:
 
 
 def source_tensors(base: BaseFiles) -> dict[str, torch.Tensor]:
-    return {name: tensor for path in base.weights for name, tensor in safetensors.torch.load_file(path).items()}
+    return {name: tensor for path in base.weights
+            for name, tensor in safetensors.torch.load_file(path).items()}
 
 
 def read_back(path: Path) -> tuple[gguf.GGUFReader, dict[str, np.ndarray]]:
@@ -88,7 +91,8 @@ def field(reader: gguf.GGUFReader, key: str) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_read_back_is_the_checkpoint(family: str, random_bases: bases.Bases, tmp_path: Path) -> None:
     base, steps = random_bases(family), []
-    told = write_model_gguf(base.folder, tmp_path / "m.gguf", "f16", lambda done, total: steps.append((done, total)))
+    told = write_model_gguf(base.folder, tmp_path / "m.gguf",
+                            "f16", lambda done, total: steps.append((done, total)))
     reader, tensors = read_back(tmp_path / "m.gguf")
     source = source_tensors(base)
     for name, tensor in source.items():
@@ -104,7 +108,8 @@ def test_a_model_read_back_is_the_checkpoint(family: str, random_bases: bases.Ba
     assert arch == {"mistral": "llama"}.get(base.architecture, base.architecture)
     assert field(reader, f"{arch}.embedding_length") == words["hidden_size"]
     assert field(reader, f"{arch}.block_count") == 2
-    assert field(reader, f"{arch}.vocab_size") == len(field(reader, "tokenizer.ggml.tokens")) == bases.VOCABULARY
+    assert field(reader,
+                 f"{arch}.vocab_size") == len(field(reader, "tokenizer.ggml.tokens")) == bases.VOCABULARY
     if arch != "bloom":
         windowed = family in ("mistral-window", "qwen2-window", "qwen2-mixed-windows")
         assert field(reader, f"{arch}.context_length") == (bases.WINDOW if windowed else 2048)
@@ -121,33 +126,40 @@ def test_q8_0_is_within_half_a_step_of_each_block(random_bases: bases.Bases, tmp
     write_model_gguf(base.folder, tmp_path / "m.gguf", "q8_0")
     reader, tensors = read_back(tmp_path / "m.gguf")
     for name, tensor in source_tensors(base).items():
-        got, want = undone(source_name(name, base), tensors[source_name(name, base)], base), tensor.float().numpy()
+        got, want = undone(source_name(name, base), tensors[source_name(name, base)],
+                           base), tensor.float().numpy()
         if tensor.ndim == 1:
             assert np.array_equal(got, want)
             continue
         steps = np.abs(want.reshape(-1, 32)).max(1, keepdims=True) / 127
-        assert (np.abs(got - want).reshape(-1, 32) <= 0.51 * steps + 1e-3 * np.abs(want.reshape(-1, 32))).all(), bases.SEED
+        assert (np.abs(got - want).reshape(-1, 32) <= 0.51 * steps
+                + 1e-3 * np.abs(want.reshape(-1, 32))).all(), bases.SEED
     kinds = {(len(t.shape), t.tensor_type.name) for t in reader.tensors}
     assert kinds == {(1, "F32"), (2, "Q8_0")}
     told = write_model_gguf(random_bases("llama").folder, tmp_path / "narrow.gguf", "q8_0")
     assert "blocks of 32" in told["notes"][0]  # its rows are 48 and 80 wide
 
 
-@pytest.mark.parametrize("family", ["bloom", "bloom-no-prefix-fp16", "llama", "llama-biases", "mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize("change", [{}, {"use_rslora": True}, {"alpha_pattern": {"dense_h_to_4h|.*k_proj": 3.0}}])
-def test_an_adapter_read_back_is_peft_s(family: str, change: dict[str, Any], random_bases: bases.Bases, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["bloom", "bloom-no-prefix-fp16", "llama", "llama-biases", "mistral",
+                                    "qwen2", "qwen3"])
+@pytest.mark.parametrize("change",
+                         [{}, {"use_rslora": True}, {"alpha_pattern": {"dense_h_to_4h|.*k_proj": 3.0}}])
+def test_an_adapter_read_back_is_peft_s(family: str, change: dict[str, Any], random_bases: bases.Bases,
+                                        tmp_path: Path) -> None:
     base = random_bases(family)
     folder, _ = adapter_of(base, tmp_path / "a", r=4, alpha=6.0)
     words = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(words | change))
     told = write_adapter_gguf(folder, base, tmp_path / "a.gguf")
     reader, tensors = read_back(tmp_path / "a.gguf")
-    assert [field(reader, key) for key in ("general.type", "adapter.type", "adapter.lora.alpha")] == ["adapter", "lora", 6.0]
+    assert [field(reader, key)
+            for key in ("general.type", "adapter.type", "adapter.lora.alpha")] == ["adapter", "lora", 6.0]
     from peft import PeftModel
 
     model = transformers.AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     deltas = {name.removeprefix("base_model.model."): module.get_delta_weight("default").detach().numpy()
-              for name, module in PeftModel.from_pretrained(model, folder).named_modules() if hasattr(module, "get_delta_weight")}
+              for name, module in PeftModel.from_pretrained(model, folder).named_modules()
+              if hasattr(module, "get_delta_weight")}
     assert told["modules"] == len(deltas) == len(tensors) / 2 > 4
     for module, delta in deltas.items():
         name = source_name(f"{module}.weight", base)
@@ -156,13 +168,15 @@ def test_an_adapter_read_back_is_peft_s(family: str, change: dict[str, Any], ran
         np.testing.assert_allclose(got, delta, rtol=2e-5, atol=2e-6)
 
 
-def test_adapters_that_llama_cpp_cannot_hold_are_refused_by_name(random_bases: bases.Bases, tmp_path: Path) -> None:
+def test_adapters_that_llama_cpp_cannot_hold_are_refused_by_name(random_bases: bases.Bases,
+                                                                 tmp_path: Path) -> None:
     base = random_bases("llama-tied-shards")
     folder, _ = adapter_of(base, tmp_path / "a")
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     words, state = json.loads(config.read_text()), safetensors.torch.load_file(weights)
-    for key, value in {"use_dora": True, "modules_to_save": ["lm_head"], "bias": "all", "init_lora_weights": "pissa_niter_4",
-                       "fan_in_fan_out": True, "trainable_token_indices": [1]}.items():
+    for key, value in {"use_dora": True, "modules_to_save": ["lm_head"], "bias": "all",
+                       "init_lora_weights": "pissa_niter_4", "fan_in_fan_out": True,
+                       "trainable_token_indices": [1]}.items():
         config.write_text(json.dumps({**words, key: value}))
         with pytest.raises(RecipeError, match=key):
             write_adapter_gguf(folder, base, tmp_path / "a.gguf")
@@ -181,7 +195,8 @@ def test_adapters_that_llama_cpp_cannot_hold_are_refused_by_name(random_bases: b
     refused({**state, first: state[first][:, :-1].contiguous()}, IntegrityError, "does not fit")
     refused({**state, first: state[first] * torch.nan}, IntegrityError, "NaN")
     refused({name: t for name, t in state.items() if name != first}, IntegrityError, "has no lora_A")
-    refused({name.replace("q_proj", "x_proj"): t for name, t in state.items()}, IntegrityError, "not in this base")
+    refused({name.replace("q_proj", "x_proj"): t for name, t in state.items()}, IntegrityError,
+            "not in this base")
     refused({}, IntegrityError, "attach to nothing")
     assert not (tmp_path / "a.gguf").exists()
 
@@ -211,8 +226,8 @@ def spaced(words: dict[str, Any]) -> None:
 
 
 def unigram(words: dict[str, Any]) -> None:
-    words["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [[text, -1.0] for text in words["model"]["vocab"]],
-                      "byte_fallback": False}
+    words["model"] = {"type": "Unigram", "unk_id": 0,
+                      "vocab": [[text, -1.0] for text in words["model"]["vocab"]], "byte_fallback": False}
 
 
 def words_alone(words: dict[str, Any]) -> None:
@@ -233,24 +248,32 @@ def test_end_tokens_beginnings_and_added_tokens(tmp_path: Path) -> None:
         words["post_processor"]["single"].insert(0, {"SpecialToken": {"id": "<s>", "type_id": 0}})
         words["post_processor"]["special_tokens"] = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
         text = next(text for text, number in words["model"]["vocab"].items() if number == 700)
-        words["added_tokens"].append({**words["added_tokens"][0], "id": 700, "content": text, "special": False})
+        words["added_tokens"].append({**words["added_tokens"][0], "id": 700, "content": text,
+                                      "special": False})
 
     folder = tokenizer_folder(tmp_path / "t", change)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 2]}))
     write_model_gguf(folder, tmp_path / "m.gguf")
     reader, _ = read_back(tmp_path / "m.gguf")
-    ends = [field(reader, f"tokenizer.ggml.{key}") for key in ("eos_token_id", "eot_token_id", "add_bos_token")]
+    ends = [field(reader, f"tokenizer.ggml.{key}")
+            for key in ("eos_token_id", "eot_token_id", "add_bos_token")]
     assert ends == [2, 3, True]
     assert field(reader, "tokenizer.ggml.token_type")[698:702] == [1, 1, 4, 1]
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1536]}))
     with pytest.raises(IntegrityError, match="special token 1536"):
         write_model_gguf(folder, tmp_path / "m.gguf")
     shutil.rmtree(folder)
-    tokenizer_folder(folder, lambda words: words["added_tokens"].append({**words["added_tokens"][0], "id": 1536, "content": "<x>"}))
+    tokenizer_folder(
+        folder,
+        lambda words: words["added_tokens"].append(
+            {**words["added_tokens"][0], "id": 1536, "content": "<x>"}
+        ),
+    )
     with pytest.raises(IntegrityError, match="the id 1536"):
         write_model_gguf(folder, tmp_path / "m.gguf")
     bases.rewrite_config(folder, lambda words: {**words, "vocab_size": 1539})
-    bases.rewrite_tensors(folder, lambda tensors: {name: torch.cat([tensor, tensor[:3]]) if "word_embeddings.w" in name else tensor
+    bases.rewrite_tensors(folder, lambda tensors: {name: torch.cat([tensor, tensor[:3]])
+                                                   if "word_embeddings.w" in name else tensor
                                                    for name, tensor in tensors.items()})
     write_model_gguf(folder, tmp_path / "m.gguf")
     reader, _ = read_back(tmp_path / "m.gguf")
@@ -271,7 +294,8 @@ def test_checkpoints_that_are_not_whole_are_refused(random_bases: bases.Bases, t
     bases.rewrite_tensors(broken, lambda tensors: {**tensors, name: tensors[name] * torch.nan})
     with pytest.raises(IntegrityError, match="NaN"):
         write_model_gguf(broken, tmp_path / "m.gguf")
-    bases.rewrite_tensors(broken, lambda tensors: {**tensors, name: tensors[name][1:].contiguous(), "more": torch.ones(1)})
+    bases.rewrite_tensors(broken, lambda tensors: {**tensors, name: tensors[name][1:].contiguous(),
+                                                   "more": torch.ones(1)})
     with pytest.raises(IntegrityError, match=r"(?s)calls for \[80, 48\].*does not call for"):
         write_model_gguf(broken, tmp_path / "m.gguf")
     gemma = bases.rewrite_config(broken, lambda words: {**words, "model_type": "gemma"})
@@ -302,11 +326,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_nothing_imports_gguf_before_it_is_needed() -> None:
-    code = "import sys, tunesmith.share.gguf; sys.exit('gguf' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, tunesmith.share.gguf; sys.exit('gguf' in sys.modules or 'transformers' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-# -- Modelfiles -------------------------------------------------------------------------------------------------------
+# -- Modelfiles
+# -------------------------------------------------------------------------------------------------------
 
 
 def parsed(text: str) -> list[tuple[str, str]]:
@@ -340,7 +367,8 @@ def went(template: str, prompt: str) -> str:
         re.sub(r"\\U0000(....)", r"\\u\1", piece)) for number, piece in enumerate(pieces))
 
 
-@given(st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"], exclude_characters="\0"), max_size=30) | st.just('{"""}'),
+@given(st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"], exclude_characters="\0"),
+               max_size=30) | st.just('{"""}'),
        st.text(st.sampled_from('"{}\n ->:\t\x07\xa0.'), max_size=12))
 def test_the_prompt_stands_around_the_user_s_text(front: str, behind: str) -> None:
     prompt = "{quote}".join(part.replace("{", "{{").replace("}", "}}") for part in (front, behind))
@@ -350,7 +378,8 @@ def test_the_prompt_stands_around_the_user_s_text(front: str, behind: str) -> No
 
 
 def test_a_modelfile_carries_all_it_should() -> None:
-    text = modelfile("m.gguf", template=None, prompt="{quote} ->: ", stop=["</s>", '"end"', "\n\n", " a "], adapter_name="a.gguf")
+    text = modelfile("m.gguf", template=None, prompt="{quote} ->: ", stop=["</s>", '"end"', "\n\n", " a "],
+                     adapter_name="a.gguf")
     assert parsed(text) == [("FROM", "./m.gguf"), ("ADAPTER", "./a.gguf"), ("TEMPLATE", "{{ .Prompt }} ->: "),
                             *(("PARAMETER stop", each) for each in ("</s>", '"end"', "\n\n", " a "))]
     two = modelfile("m.gguf", template=None, prompt="{a} and {b}", stop=[], adapter_name=None)
@@ -362,22 +391,29 @@ def test_a_modelfile_carries_all_it_should() -> None:
         modelfile("my model.gguf", template=None, prompt=None, stop=[], adapter_name=None)
 
 
-CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' "
+          "}}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-LLAMA3_CHAT = ("{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + "
-               "m['content'] | trim + '<|eot_id|>' }}{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}")
+LLAMA3_CHAT = ("{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + "
+               "'<|end_header_id|>\n\n' + "
+               "m['content'] | trim + '<|eot_id|>' }}{% endfor %}{{ "
+               "'<|start_header_id|>assistant<|end_header_id|>\n\n' }}")
 
 
 def test_known_chat_templates_become_ollama_s() -> None:
     def template(jinja: str) -> str | None:
-        return dict(parsed(modelfile("m.gguf", template=jinja, prompt=None, stop=[], adapter_name=None))).get("TEMPLATE")
+        return dict(parsed(modelfile("m.gguf", template=jinja, prompt=None, stop=[],
+                                     adapter_name=None))).get("TEMPLATE")
 
-    chatml = ("{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n")
+    chatml = ("{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end "
+              "}}<|im_start|>assistant\n")
     assert template(CHATML) == template("{% generation %}" + CHATML + "{% endgeneration %}") == chatml
-    default = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind {.<|im_end|>\n' }}{% endif %}"
+    default = ("{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind {.<|im_end|>\n' }}"
+               "{% endif %}")
     kind = '<|im_start|>system\nBe kind {{ "{" }}.<|im_end|>\n'
     assert template(default + CHATML) == "{{ if not .System }}" + kind + "{{ end }}" + chatml
-    assert template(LLAMA3_CHAT) == ("{{ range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}"
+    assert template(LLAMA3_CHAT) == ("{{ range .Messages }}<|start_header_id|>{{ .Role "
+                                     "}}<|end_header_id|>\n\n{{ .Content }}"
                                      "<|eot_id|>{{ end }}<|start_header_id|>assistant<|end_header_id|>\n\n")
     for unknown in ("{{ strange() }}", "{% if %}", CHATML.replace("im_end", "im_over"), CHATML + " ",
                     "{{ raise_exception('no') }}"):

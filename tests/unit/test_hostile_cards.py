@@ -1,4 +1,6 @@
-"""Whatever an adapter's note says, the card has the same structure, no HTML, and a snippet that makes the expected calls."""
+"""Whatever an adapter's note says, the card has the same structure, no HTML, and a snippet that makes the
+expected calls.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,22 @@ from tunesmith.share.markdown import plain as text
 from tunesmith.share.note import AdapterNote, read_note
 from tunesmith.visible import on_one_line, visible
 
-TRAINED = {"steps": 6, "trainable_parameters": 1234, "dataset": "maker/quotes", "loss_on": "completion", "append_eos": True,
-           "r": 8, "alpha": 16.0, "dropout": 0.0, "batch_size": 4, "learning_rate": 1e-3, "lr_scheduler": "linear",
-           "warmup_steps": 1, "seed": 0}
+TRAINED = {"steps": 6, "trainable_parameters": 1234, "dataset": "maker/quotes", "loss_on": "completion",
+           "append_eos": True, "r": 8, "alpha": 16.0, "dropout": 0.0, "batch_size": 4, "learning_rate": 1e-3,
+           "lr_scheduler": "linear", "warmup_steps": 1, "seed": 0}
 JUDGEMENT = {"rows": 12, "verdict": "helps", "loss_base": 4.5, "loss_tuned": 3.25, "interval": [-1.4, -1.1],
              "stop_rate_base": 0.0, "stop_rate_tuned": 0.75}
-NOTE = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ", "messages": False,
-        "trained": TRAINED, "judgement": JUDGEMENT}
-ATTACKS = ["<img src=x onerror=alert(1)>", "`" * 5, "```\n", "~~~\n<script>", '"); import os; os.system("x', "'\"\\", "\n\n# heading\n\n",
-           "\n---\n", "\x1b[31m\x07", "[a](javascript:x)", "![a](http://evil/x.png)", "|a|b|\n|---|---|", "&lt;b&gt;", "<!--", "-->", "\r",
-           "\u2028", "\u202e", "\\", "    code\n", "\n> quote\n", "\n- item\n", "1. x\n", "http://evil", "www.evil.example", "a@b.c", "\x85",
-           "**", "_a_", "$x$", "\0", " ", "x", "<a href=\"", "</code></pre>", "]: x", "***", "\n```python\nimport evil\n```\n", "\U0001f600"]
-HOSTILE = st.lists(st.sampled_from(ATTACKS) | st.text(max_size=6), min_size=1, max_size=5).map("".join).filter(str.strip)
+NOTE = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ",
+        "messages": False, "trained": TRAINED, "judgement": JUDGEMENT}
+ATTACKS = ["<img src=x onerror=alert(1)>", "`" * 5, "```\n", "~~~\n<script>", '"); import os; os.system("x',
+           "'\"\\", "\n\n# heading\n\n",
+           "\n---\n", "\x1b[31m\x07", "[a](javascript:x)", "![a](http://evil/x.png)", "|a|b|\n|---|---|",
+           "&lt;b&gt;", "<!--", "-->", "\r", "\u2028", "\u202e", "\\", "    code\n", "\n> quote\n",
+           "\n- item\n", "1. x\n", "http://evil", "www.evil.example", "a@b.c", "\x85", "**", "_a_", "$x$",
+           "\0", " ", "x", "<a href=\"", "</code></pre>", "]: x", "***", "\n```python\nimport evil\n```\n",
+           "\U0001f600"]
+HOSTILE = st.lists(st.sampled_from(ATTACKS) | st.text(max_size=6), min_size=1,
+                   max_size=5).map("".join).filter(str.strip)
 MARKDOWN = MarkdownIt("commonmark", {"html": True, "linkify": False}).enable("table")
 
 
@@ -43,7 +49,8 @@ def structure(card: str) -> tuple[list[str], list[str]]:
     assert isinstance(yaml.safe_load(front), dict)
     tokens = MARKDOWN.parse(body)
     inner = [child for token in tokens for child in token.children or []]
-    return [token.type for token in tokens], [child.type for child in inner if child.type not in ("text", "text_special", "softbreak")]
+    return [token.type for token in tokens], [child.type for child in inner
+                                              if child.type not in ("text", "text_special", "softbreak")]
 
 
 def snippet(card: str) -> str:
@@ -58,7 +65,8 @@ def snippet(card: str) -> str:
     return ast.unparse(tree)
 
 
-FIELDS = ["base", "revision", "quantization", "prompt", "loss_on", "lr_scheduler", "verdict", "origin", "license"]
+FIELDS = ["base", "revision", "quantization", "prompt", "loss_on", "lr_scheduler", "verdict", "origin",
+          "license"]
 
 
 @settings(max_examples=50)
@@ -67,19 +75,22 @@ def test_hostile_words_change_no_structure(words: dict[str, str]) -> None:
     prompt = words.get("prompt", "x").replace("{", "{{").replace("}", "}}")
 
     def card(new: dict[str, str], prompt: str) -> str:
-        get = {"base": "no hub id", "revision": "r", "quantization": "q", "loss_on": "l", "lr_scheduler": "s", "verdict": "v",
-               "origin": "o", "license": "n/a"} | new
+        get = {"base": "no hub id", "revision": "r", "quantization": "q", "loss_on": "l", "lr_scheduler": "s",
+               "verdict": "v", "origin": "o", "license": "n/a"} | new
         note = NOTE | {key: get[key] for key in ("base", "revision", "quantization")} | {"prompt": prompt}
-        note |= {"trained": TRAINED | {key: get[key] for key in ("loss_on", "lr_scheduler")}, "judgement": JUDGEMENT | {
+        note |= {"trained": TRAINED | {key: get[key] for key in ("loss_on", "lr_scheduler")},
+                 "judgement": JUDGEMENT | {
             "verdict": get["verdict"]}}
-        return render_card(Card(note, "me/mine", get["license"], get["origin"], frozenset({"generation_config.json"})))
+        return render_card(Card(note, "me/mine", get["license"], get["origin"],
+                                frozenset({"generation_config.json"})))
 
     plain, hostile = card({}, "x"), card(words, prompt)
     blocks, spans = structure(hostile)
     assert "html_block" not in blocks
     assert "html_inline" not in spans
     assert blocks == structure(plain)[0]
-    assert [each for each in spans if each != "code_inline"] == [each for each in structure(plain)[1] if each != "code_inline"]
+    assert [each for each in spans if each != "code_inline"] == [each for each in structure(plain)[1]
+                                                                 if each != "code_inline"]
     assert spans.count("code_inline") == structure(plain)[1].count("code_inline")
     assert snippet(hostile) == snippet(plain)
     assert visible(hostile) == hostile
@@ -112,7 +123,8 @@ def test_half_of_a_measurement_is_not_told() -> None:
 
 @settings(max_examples=30)
 @given(HOSTILE)
-def test_a_merged_model_s_card_is_no_better_a_place(tmp_path_factory: pytest.TempPathFactory, words: str) -> None:
+def test_a_merged_model_s_card_is_no_better_a_place(tmp_path_factory: pytest.TempPathFactory,
+                                                    words: str) -> None:
     from tunesmith import embedded
     from tunesmith.model.files import locate_base
     from tunesmith.share.merge import _finish
@@ -130,16 +142,21 @@ def test_a_merged_model_s_card_is_no_better_a_place(tmp_path_factory: pytest.Tem
     assert yaml.safe_load(card("maker/base").split("---\n")[1])["base_model"] == "maker/base"
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9), lambda inner:
-                    st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3), max_leaves=8)
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats()
+                    | st.text(max_size=9), lambda inner:
+                    st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+                    max_leaves=8)
 
 
-@given(st.sampled_from([(None, name) for name in AdapterNote.model_fields] + [("trained", name) for name in TRAINED]
+@given(st.sampled_from([(None, name) for name in AdapterNote.model_fields]
+                       + [("trained", name) for name in TRAINED]
                        + [("judgement", name) for name in JUDGEMENT]), JSON)
-def test_any_note_is_rendered_or_refused_by_name(tmp_path_factory: pytest.TempPathFactory, where: tuple[str | None, str], value: Any) -> None:
+def test_any_note_is_rendered_or_refused_by_name(tmp_path_factory: pytest.TempPathFactory,
+                                                 where: tuple[str | None, str], value: Any) -> None:
     folder = tmp_path_factory.getbasetemp()
     part, name = where
-    note = NOTE | ({name: value} if part is None else {part: NOTE[part] | {name: value}})  # type: ignore[operator]
+    note = NOTE | ({name: value} if part is None
+                   else {part: NOTE[part] | {name: value}})  # type: ignore[operator]
     (folder / "tunesmith.json").write_text(json.dumps(note))
     try:
         found = read_note(folder)
@@ -147,10 +164,12 @@ def test_any_note_is_rendered_or_refused_by_name(tmp_path_factory: pytest.TempPa
         assert "tunesmith.json" in str(error)
         assert name in str(error)
         return
-    structure(render_card(Card({"base": "maker/base"} | {key: each for key, each in found.items() if each is not None}, "me/mine")))
+    structure(render_card(Card({"base": "maker/base"}
+                               | {key: each for key, each in found.items() if each is not None}, "me/mine")))
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"trained": ' * 50_000, '{"base": ' + "9" * 5000 + "}", "", "[]", "3", '{"base": "\\ud800"}',
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"trained": ' * 50_000, '{"base": ' + "9" * 5000 + "}",
+                                     "", "[]", "3", '{"base": "\\ud800"}',
                                      '{"trained": {"steps": ' + "9" * 5000 + "}}"])
 def test_notes_that_are_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "tunesmith.json").write_text(content)
@@ -158,10 +177,15 @@ def test_notes_that_are_none(tmp_path: Path, content: str) -> None:
         read_note(tmp_path)
 
 
-@pytest.mark.parametrize(("part", "name", "value"), [("trained", "steps", 10**30), ("trained", "steps", "6"), ("trained", "alpha", 1e999),
-                                                     ("judgement", "loss_tuned", float("nan")), ("trained", "dataset", "../x\n---"),
-                                                     ("judgement", "interval", [1]), ("judgement", "stop_rate_tuned", 7)])
-def test_values_that_no_training_has_are_refused_by_name(tmp_path: Path, part: str, name: str, value: Any) -> None:
-    (tmp_path / "tunesmith.json").write_text(json.dumps(NOTE | {part: NOTE[part] | {name: value}}))  # type: ignore[operator]
+@pytest.mark.parametrize(("part", "name", "value"), [("trained", "steps", 10**30), ("trained", "steps", "6"),
+                                                     ("trained", "alpha", 1e999),
+                                                     ("judgement", "loss_tuned", float("nan")),
+                                                     ("trained", "dataset", "../x\n---"),
+                                                     ("judgement", "interval", [1]),
+                                                     ("judgement", "stop_rate_tuned", 7)])
+def test_values_that_no_training_has_are_refused_by_name(tmp_path: Path, part: str, name: str,
+                                                         value: Any) -> None:
+    (tmp_path / "tunesmith.json").write_text(json.dumps(NOTE | {part: NOTE[part]
+                                                                | {name: value}}))  # type: ignore[operator]
     with pytest.raises(IntegrityError, match=name):
         read_note(tmp_path)

@@ -27,9 +27,11 @@ ID = "maker/base"
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A Hub, and this process's client as one that asks it without much patience."""
     for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_DOWNLOAD_TIMEOUT": 1,
-                        "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_TOKEN_PATH": str(tmp_path / "no-token")}.items():
+                        "HF_HUB_CACHE": str(tmp_path / "cache"),
+                        "HF_TOKEN_PATH": str(tmp_path / "no-token")}.items():
         monkeypatch.setattr(constants, name, value)
-    for name, word in {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1,localhost", "TUNESMITH_HUB_WAIT": "0.01"}.items():
+    for name, word in {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1,localhost",
+                       "TUNESMITH_HUB_WAIT": "0.01"}.items():
         monkeypatch.setenv(name, word)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(Memory, "down", False)
@@ -60,9 +62,18 @@ def raising(error: Exception) -> Any:
     return act
 
 
-MISTAKES: list[Any] = [lambda: {}["missing"], lambda: None.missing, lambda: len(3), lambda: int("x"),  # type: ignore[attr-defined, arg-type]
-                       lambda: json.dumps(object()), lambda: b"\xff".decode(), lambda: 1 / 0, lambda: next(iter([])),
-                       raising(RuntimeError("ours")), raising(OfOurs("ours"))]
+MISTAKES: list[Any] = [
+    lambda: {}["missing"],
+    lambda: None.missing,
+    lambda: len(3),
+    lambda: int("x"),  # type: ignore[attr-defined, arg-type]
+    lambda: json.dumps(object()),
+    lambda: b"\xff".decode(),
+    lambda: 1 / 0,
+    lambda: next(iter([])),
+    raising(RuntimeError("ours")),
+    raising(OfOurs("ours")),
+]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -95,8 +106,10 @@ def test_a_mistake_while_a_refusal_is_handled_is_no_refusal(hub: HubServer, mist
     assert len(hub.requests("info")) == 1
 
 
-@pytest.mark.parametrize("error", [TypeError("ours"), OfOurs("ours"), BrokenPipeError(32, "ours"), RuntimeError("ours")], ids=repr)
-def test_a_mistake_in_what_the_client_calls_back_is_ours(hub: HubServer, tmp_path: Path, error: Exception) -> None:
+@pytest.mark.parametrize("error", [TypeError("ours"), OfOurs("ours"), BrokenPipeError(32, "ours"),
+                                   RuntimeError("ours")], ids=repr)
+def test_a_mistake_in_what_the_client_calls_back_is_ours(hub: HubServer, tmp_path: Path,
+                                                         error: Exception) -> None:
     """It tells of a download that broke off, in the middle of the client's own code."""
     hub.fail("lfs-get", "truncate")
     told: list[str] = []
@@ -128,12 +141,15 @@ def test_an_answer_that_the_client_can_make_nothing_of_is_tried_again(hub: HubSe
 
 
 @pytest.mark.parametrize(("name", "status", "kind", "code"), [
-    ("maker/other", None, Kind.NO_SUCH_REPOSITORY, 3), (ID, 503, Kind.UNREACHABLE, 8), (ID, 403, None, 8)], ids=str)
-def test_what_is_wrong_with_a_base_keeps_its_kind(hub: HubServer, name: str, status: int | None, kind: Kind | None, code: int) -> None:
+    ("maker/other", None, Kind.NO_SUCH_REPOSITORY, 3), (ID, 503, Kind.UNREACHABLE, 8), (ID, 403, None, 8)],
+                         ids=str)
+def test_what_is_wrong_with_a_base_keeps_its_kind(hub: HubServer, name: str, status: int | None,
+                                                  kind: Kind | None, code: int) -> None:
     if status is not None:
         hub.fail("info", status, times=None)
     with pytest.raises(TunesmithError) as caught:
-        call(name, lambda: HfApi(endpoint=hub.url, token=hub.token).repo_info(name), quiet, explain=explain_base)
+        call(name, lambda: HfApi(endpoint=hub.url, token=hub.token).repo_info(name), quiet,
+             explain=explain_base)
     assert (caught.value.kind, caught.value.exit_code, caught.value.setting) == (kind, code, "model.base")
     assert caught.value.message.startswith(f"model.base: {name}: ")
 
@@ -176,7 +192,8 @@ def test_a_full_disk_is_a_full_disk(hub: HubServer, tmp_path: Path, call: str, l
     assert str(tmp_path) in words or "HF_HOME" in words
 
 
-def test_a_failure_of_the_client_s_fast_transfers_is_read(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failure_of_the_client_s_fast_transfers_is_read(hub: HubServer, monkeypatch: pytest.MonkeyPatch,
+                                                          tmp_path: Path) -> None:
     """They tell of the disk in words alone."""
     from types import SimpleNamespace
 
@@ -187,6 +204,7 @@ def test_a_failure_of_the_client_s_fast_transfers_is_read(hub: HubServer, monkey
     monkeypatch.setattr("huggingface_hub.utils._xet.refresh_xet_connection_info", lambda **named: found)
     asked: Any = SimpleNamespace(file_hash="a" * 64, refresh_route=hub.url)
     with pytest.raises(TunesmithError) as caught:
-        call(ID, lambda: file_download.xet_get(incomplete_path=tmp_path / "file/in/a/file", xet_file_data=asked, headers={}), quiet)
+        call(ID, lambda: file_download.xet_get(incomplete_path=tmp_path / "file/in/a/file",
+                                               xet_file_data=asked, headers={}), quiet)
     assert caught.value.exit_code == 7
     assert "HF_HOME" in caught.value.hint

@@ -1,4 +1,6 @@
-"""The Hub that our tests talk to, tried with the real client: it must do what the Hub does, and go wrong when it is told to."""
+"""The Hub that our tests talk to, tried with the real client: it must do what the Hub does, and go wrong when
+it is told to.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,20 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    hf_hub_download,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.errors import RevisionNotFoundError as RevisionNotFound
 from huggingface_hub.utils import close_session, disable_progress_bars, enable_progress_bars, get_session
 
@@ -42,7 +56,9 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[float]]:
-    """The client of this process as `environment()` sets it up in another; how long it waits between tries, without waiting."""
+    """The client of this process as `environment()` sets it up in another; how long it waits between tries,
+    without waiting.
+    """
     waits: list[float] = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -71,13 +87,15 @@ def publish(hub: HubServer, files: dict[str, bytes] = FILES, **options: Any) -> 
 
 def fetch(hub: HubServer, cache: Path, **options: Any) -> dict[str, bytes]:
     """All files of a snapshot in a cache of its own."""
-    options = {"token": hub.token, "endpoint": hub.url, "cache_dir": cache, "etag_timeout": 1, "max_workers": 1, **options}
+    options = {"token": hub.token, "endpoint": hub.url, "cache_dir": cache, "etag_timeout": 1,
+               "max_workers": 1, **options}
     folder = Path(snapshot_download(ID, **options))
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def fetch_one(hub: HubServer, cache: Path, path: str) -> bytes:
-    return Path(hf_hub_download(ID, path, endpoint=hub.url, token=hub.token, cache_dir=cache, etag_timeout=1)).read_bytes()
+    return Path(hf_hub_download(ID, path, endpoint=hub.url, token=hub.token, cache_dir=cache,
+                                etag_timeout=1)).read_bytes()
 
 
 def names(error: BaseException | None) -> str:
@@ -90,7 +108,8 @@ def names(error: BaseException | None) -> str:
 
 def test_who_a_token_is(hub: HubServer) -> None:
     found = api(hub).whoami()
-    assert (found["name"], found["orgs"][0]["name"], found["auth"]["accessToken"]["role"]) == ("tester", "choir", "write")
+    assert (found["name"], found["orgs"][0]["name"],
+            found["auth"]["accessToken"]["role"]) == ("tester", "choir", "write")
     assert api(hub, hub.read_token).whoami()["auth"]["accessToken"]["role"] == "read"
     with pytest.raises(HfHubHTTPError, match="Invalid user token"):
         api(hub, "hf_unknown").whoami()
@@ -118,7 +137,8 @@ def test_publish(hub: HubServer) -> None:
     start = api(hub).model_info(ID).sha
     oid = publish(hub, parent_commit=start)
     assert hub.files("model", ID) == {**FILES, ".gitattributes": hub.files("model", ID)[".gitattributes"]}
-    assert [(commit.oid, commit.parent) for commit in hub.commits("model", ID)] == [(start, None), (oid, start)]
+    assert [(commit.oid, commit.parent)
+            for commit in hub.commits("model", ID)] == [(start, None), (oid, start)]
     assert hub.commits("model", ID)[-1].lfs == {LARGE: hashlib.sha256(FILES[LARGE]).hexdigest()}
     steps = [entry.route for entry in hub.log[2:]]
     assert steps == ["validate", "preupload", "lfs-batch", "lfs-put", "lfs-verify", "commit"]
@@ -128,7 +148,8 @@ def test_the_token_never_goes_to_the_large_files(hub: HubServer, tmp_path: Path)
     hub.add("model", ID, {})
     publish(hub)
     assert fetch(hub, tmp_path) == FILES
-    assert get_session().get(f"{hub.url}/{ID}/resolve/main/{LARGE}", headers={"authorization": f"Bearer {hub.token}"}).content
+    assert get_session().get(f"{hub.url}/{ID}/resolve/main/{LARGE}",
+                             headers={"authorization": f"Bearer {hub.token}"}).content
     assert {entry.origin for entry in hub.log} == {"hub", "lfs"}
     assert {entry.authorization for entry in hub.log if entry.origin == "lfs"} == {None}
     assert {entry.authorization for entry in hub.log if entry.origin == "hub"} == {f"Bearer {hub.token}"}
@@ -156,7 +177,8 @@ def test_what_is_there_is_not_sent_again(hub: HubServer) -> None:
 def test_large_by_name_by_size_and_by_content(hub: HubServer) -> None:
     hub.lfs_threshold = 1000
     hub.add("model", ID, {})
-    publish(hub, {"a.gguf": b"text", "b.txt": b"x" * 1001, "c.dat": b"\0", "d.txt": b"x" * 1000, "e.safetensors": b""})
+    publish(hub, {"a.gguf": b"text", "b.txt": b"x" * 1001, "c.dat": b"\0", "d.txt": b"x" * 1000,
+                  "e.safetensors": b""})
     assert sorted(hub.commits("model", ID)[-1].lfs) == ["a.gguf", "b.txt", "c.dat"]
 
 
@@ -172,15 +194,19 @@ def test_deletions(hub: HubServer) -> None:
 
 def test_a_commit_is_all_or_nothing(hub: HubServer) -> None:
     head = hub.add("model", ID, {"a": b"1"})
-    good = {"key": "file", "value": {"path": "b", "encoding": "base64", "content": base64.b64encode(b"2").decode()}}
-    bad = [{"key": "lfsFile", "value": {"path": "c", "oid": "0" * 64, "size": 1}}, {"key": "file", "value": {"path": "../c"}},
-           {"key": "deletedFile", "value": {"path": "none"}}, {"key": "unknown", "value": {"path": "c"}}]
+    good = {"key": "file",
+            "value": {"path": "b", "encoding": "base64", "content": base64.b64encode(b"2").decode()}}
+    bad = [{"key": "lfsFile", "value": {"path": "c", "oid": "0" * 64, "size": 1}},
+           {"key": "file", "value": {"path": "../c"}}, {"key": "deletedFile", "value": {"path": "none"}},
+           {"key": "unknown", "value": {"path": "c"}}]
     for line in bad:
-        body = "\n".join(json.dumps(part) for part in ({"key": "header", "value": {"summary": "x"}}, good, line))
+        body = "\n".join(json.dumps(part)
+                         for part in ({"key": "header", "value": {"summary": "x"}}, good, line))
         answer = get_session().post(f"{hub.url}/api/models/{ID}/commit/main", content=body.encode(),
                                     headers={"authorization": f"Bearer {hub.token}"})
         assert answer.status_code in (400, 404), answer.text
-    assert ([commit.oid for commit in hub.commits("model", ID)], hub.files("model", ID)) == ([head], {"a": b"1"})
+    assert ([commit.oid for commit in hub.commits("model", ID)],
+            hub.files("model", ID)) == ([head], {"a": b"1"})
 
 
 def test_large_files_are_checked(hub: HubServer) -> None:
@@ -223,7 +249,8 @@ def test_what_is_told_about_a_repository(hub: HubServer) -> None:
     assert sizes == {path: len(data) for path, data in FILES.items()}
     tree = {entry.path: entry for entry in api(hub).list_repo_tree(ID, recursive=True)}
     assert sorted(tree) == sorted([*FILES, "notes"])
-    assert (tree[LARGE].lfs.sha256, tree[LARGE].size) == (hashlib.sha256(FILES[LARGE]).hexdigest(), len(FILES[LARGE]))
+    assert (tree[LARGE].lfs.sha256, tree[LARGE].size) == (hashlib.sha256(FILES[LARGE]).hexdigest(),
+                                                          len(FILES[LARGE]))
     assert [entry.path for entry in api(hub).list_repo_tree(ID, "notes", expand=True)] == ["notes/a b.txt"]
     assert [entry.path for entry in api(hub).get_paths_info(ID, [LARGE, "none", "notes"])] == [LARGE, "notes"]
     assert [commit.title for commit in api(hub).list_repo_commits(ID)] == ["Seeded"]
@@ -235,8 +262,9 @@ def test_what_is_told_about_a_repository(hub: HubServer) -> None:
 
 
 @pytest.mark.parametrize(("head", "complaint"), [
-    ("license: [", "YAML Metadata Error"), ("just words", "must be a mapping"), ("tags: music", '"tags" must be an array'),
-    ("base_model: /home/me/base", "is not valid. Use a model id"), ("language: english", "ISO 639-1"),
+    ("license: [", "YAML Metadata Error"), ("just words", "must be a mapping"),
+    ("tags: music", '"tags" must be an array'), ("base_model: /home/me/base", "is not valid. Use a model id"),
+    ("language: english", "ISO 639-1"),
 ])
 def test_the_card_is_read(hub: HubServer, head: str, complaint: str) -> None:
     hub.add("model", ID, {})
@@ -252,9 +280,13 @@ def test_the_card_is_read(hub: HubServer, head: str, complaint: str) -> None:
 def test_a_private_repository(hub: HubServer, tmp_path: Path) -> None:
     hub.add("model", ID, FILES, private=True)
     hub.tokens["hf_stranger"] = {"name": "stranger", "orgs": [], "write": True}
-    for token, error, status in ((False, RepositoryNotFoundError, 401), ("hf_stranger", RepositoryNotFoundError, 404),
+    for token, error, status in ((False, RepositoryNotFoundError, 401),
+                                 ("hf_stranger", RepositoryNotFoundError, 404),
                                  ("hf_unknown", HfHubHTTPError, 401)):
-        for ask in (lambda token=token: api(hub, token).model_info(ID), lambda token=token: fetch(hub, tmp_path, token=token)):
+        for ask in (
+            lambda token=token: api(hub, token).model_info(ID),
+            lambda token=token: fetch(hub, tmp_path, token=token),
+        ):
             with pytest.raises(error) as caught:
                 ask()
             assert (type(caught.value), caught.value.response.status_code) == (error, status)
@@ -286,7 +318,8 @@ def test_who_only_reads_writes_nothing(hub: HubServer) -> None:
 
 # What goes wrong on purpose
 
-#: Route, fault, what the client does with it, requests on the route, seconds that it waits before each further try.
+#: Route, fault, what the client does with it, requests on the route, seconds that it waits before each
+#: further try.
 OUTCOMES: list[tuple[str, int | str, str, int, list[float]]] = [
     ("whoami", 429, "HfHubHTTPError", 1, []),
     ("whoami", "reset", "ReadError", 1, []),
@@ -332,7 +365,8 @@ OUTCOMES: list[tuple[str, int | str, str, int, list[float]]] = [
     ("lfs-get", "garbage", "OSError", 1, []),
     ("lfs-get", "flip", "other bytes", 1, []),
 ]
-FAULT_OPTIONS: dict[int | str, dict[str, Any]] = {429: {"retry_after": 7}, "hang": {"seconds": 60}, "slow": {"seconds": 0.2}}
+FAULT_OPTIONS: dict[int | str, dict[str, Any]] = {429: {"retry_after": 7}, "hang": {"seconds": 60},
+                                                  "slow": {"seconds": 0.2}}
 
 
 def work(hub: HubServer, route: str, cache: Path) -> str:
@@ -354,8 +388,8 @@ def work(hub: HubServer, route: str, cache: Path) -> str:
 
 @pytest.mark.parametrize(("route", "fault", "outcome", "requests", "pauses"), OUTCOMES,
                          ids=[f"{route}-{fault}" for route, fault, *_ in OUTCOMES])
-def test_faults(hub: HubServer, waits: list[float], tmp_path: Path, route: str, fault: int | str, outcome: str, requests: int,
-                pauses: list[float]) -> None:
+def test_faults(hub: HubServer, waits: list[float], tmp_path: Path, route: str, fault: int | str,
+                outcome: str, requests: int, pauses: list[float]) -> None:
     hub.add("model", ID, FILES)
     hub.fail(route, fault, **FAULT_OPTIONS.get(fault, {}))
     assert [left.kind for left in hub.faults_left()] == [fault]
@@ -369,12 +403,14 @@ def test_faults(hub: HubServer, waits: list[float], tmp_path: Path, route: str, 
     assert [entry.fault for entry in entries] == [fault] + [None] * (requests - 1)
     if isinstance(fault, int):
         assert entries[0].status == fault
-    done = {"create": ("model", "tester/new") in hub.repositories, "commit": len(hub.commits("model", ID)) == 2}
+    done = {"create": ("model", "tester/new") in hub.repositories,
+            "commit": len(hub.commits("model", ID)) == 2}
     if route in done:
         assert done[route] == (fault in ("applied-lost", "truncate", "slow"))
 
 
-def test_a_download_goes_on_where_it_was_cut(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_goes_on_where_it_was_cut(hub: HubServer, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # the client keeps whole chunks only
     hub.add("model", ID, FILES)
     hub.fail("lfs-get", "truncate", keep=40_500)
@@ -384,8 +420,8 @@ def test_a_download_goes_on_where_it_was_cut(hub: HubServer, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(("asked", "status", "found"), [
-    ("bytes=2-4", 206, b"cde"), ("bytes=7-", 206, b"hij"), ("bytes=-3", 206, b"hij"), ("bytes=5-99", 206, b"fghij"),
-    ("bytes=10-", 416, None), ("words", 416, None),
+    ("bytes=2-4", 206, b"cde"), ("bytes=7-", 206, b"hij"), ("bytes=-3", 206, b"hij"),
+    ("bytes=5-99", 206, b"fghij"), ("bytes=10-", 416, None), ("words", 416, None),
 ])
 def test_ranges(hub: HubServer, asked: str, status: int, found: bytes | None) -> None:
     hub.add("dataset", ID, {"a.txt": b"abcdefghij"})
@@ -404,7 +440,8 @@ def test_which_request_is_hit(hub: HubServer) -> None:
     assert [fault.kind for fault in hub.faults_left()] == [502]
     hub.clear_faults()
     assert not hub.faults_left()
-    for route, fault, options in (("none", 500, {}), ("commit", "none", {}), ("commit", 200, {}), ("commit", "flip", {"by": 2})):
+    for route, fault, options in (("none", 500, {}), ("commit", "none", {}), ("commit", 200, {}),
+                                  ("commit", "flip", {"by": 2})):
         with pytest.raises(ValueError, match="no "):
             hub.fail(route, fault, **options)
 
@@ -424,7 +461,8 @@ def test_the_fields_of_an_injected_answer(hub: HubServer) -> None:
 def test_a_reset_is_one(hub: HubServer, early: bool) -> None:
     hub.fail("create", "reset", early=early)
     with socket.create_connection(("127.0.0.1", int(hub.url.rpartition(":")[2]))) as plain:
-        plain.sendall(b"POST /api/repos/create HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n" + (b"" if early else b"{}"))
+        plain.sendall(b"POST /api/repos/create HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n"
+                      + (b"" if early else b"{}"))
         with pytest.raises(ConnectionResetError):
             plain.recv(1)
     assert hub.requests("create")[0].status is None
@@ -473,12 +511,13 @@ def test_data_sets_by_id_in_another_process(hub: HubServer, tmp_path: Path) -> N
     table = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"text": ["c", "d"]}), table)
     hub.add("dataset", "tester/lines", {"rows.jsonl": b'{"text": "a"}\n{"text": "b"}\n'})
-    hub.add("dataset", "choir/table", {"README.md": CARD, "data/train-0.parquet": table.getvalue()}, private=True)
+    hub.add("dataset", "choir/table", {"README.md": CARD, "data/train-0.parquet": table.getvalue()},
+            private=True)
     code = ("import datasets, json, sys\n"
             "print(json.dumps([datasets.load_dataset(id)['train']['text'][:] for id in sys.argv[1:]]))")
     env = {**os.environ, **hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code, "tester/lines", "choir/table"], env=env, capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, "tester/lines", "choir/table"], env=env,
+                          capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [["a", "b"], ["c", "d"]]
     assert {entry.authorization for entry in hub.requests("lfs-get")} == {None}
@@ -492,7 +531,8 @@ def test_the_environment_is_all_that_a_process_needs(hub: HubServer, tmp_path: P
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "b.safetensors").write_bytes(b"new")
     env = {**os.environ, **hub.environment(), "HF_TOKEN": hub.token, "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run([sys.executable, "-c", code, ID, str(tmp_path / "new")], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, ID, str(tmp_path / "new")], env=env,
+                          capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert hub.files("model", ID) == {**FILES, "b.safetensors": b"new"}
     assert sorted(path.name for path in Path(done.stdout.split("\n")[0]).iterdir()) == sorted(

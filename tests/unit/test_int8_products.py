@@ -1,4 +1,5 @@
-"""int8 products: each Triton kernel against its twin and fp64, and `Int8Products` against LLM.int8, on inputs fresh each run.
+"""int8 products: each Triton kernel against its twin and fp64, and `Int8Products` against LLM.int8, on inputs
+fresh each run.
 
 Without a GPU the kernels run in Triton's interpreter, which must be asked for before they are imported.
 """
@@ -42,7 +43,9 @@ def fresh_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def bf16_is_rounded_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy has no bf16, and Triton's interpreter cuts fp32 off where a GPU rounds to the nearest even; torch rounds."""
+    """numpy has no bf16, and Triton's interpreter cuts fp32 off where a GPU rounds to the nearest even; torch
+    rounds.
+    """
     if DEVICE == "cuda":
         return
     from triton.runtime import interpreter
@@ -121,14 +124,17 @@ def test_quantise_rows(dtype: torch.dtype, shape: tuple[int, int], scaled: bool,
     # Halves may fall either way where the reciprocal of the scale is a last place off.
     differ = found["plain"][0].int() - found["triton"][0].int()
     assert differ.abs().max() <= 1, seed
-    assert (differ != 0).float().mean() <= (0.02 if DEVICE == "cpu" else 0.1), seed  # a row of ties may fall either way
+    # a row of ties may fall either way
+    assert (differ != 0).float().mean() <= (0.02 if DEVICE == "cpu" else 0.1), seed
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 @each_dtype
 @pytest.mark.parametrize("C", [1, 15, 16, 100, 4096, 5000, 14336, 28672, 32769, 40000])
 def test_rows_held_whole_and_rows_read_twice(dtype: torch.dtype, C: int) -> None:
-    """One row each: ordinary, zeros, tiny, NaN, infinite, with both where they are dropped, the greatest at either end."""
+    """One row each: ordinary, zeros, tiny, NaN, infinite, with both where they are dropped, the greatest at
+    either end.
+    """
     x = randn(8, C, dtype=dtype)
     dropped = torch.rand(C, device=DEVICE) < 0.1
     dropped[C // 2] = True
@@ -143,10 +149,12 @@ def test_rows_held_whole_and_rows_read_twice(dtype: torch.dtype, C: int) -> None
                 kernels.quantise_rows_int8_triton, plain.quantise_rows_int8_plain))
             assert torch.equal(s.isnan(), want_s.isnan()), seed
             finite = ~s.isnan()
-            assert torch.allclose(s[finite], want_s[finite], rtol=0 if DEVICE == "cpu" else 2e-7, atol=0), seed
+            assert torch.allclose(s[finite], want_s[finite], rtol=0 if DEVICE == "cpu" else 2e-7,
+                                  atol=0), seed
             differ = (q[finite].int() - want_q[finite].int()).abs()
             assert differ.max() <= (DEVICE == "cuda"), seed
-            assert (differ != 0).float().mean() <= (0.02 if DEVICE == "cpu" else 0.1), seed  # a row of ties may fall either way
+            # a row of ties may fall either way
+            assert (differ != 0).float().mean() <= (0.02 if DEVICE == "cpu" else 0.1), seed
             if dropped_C is not None:
                 assert (q[finite][:, dropped] == 0).all(), seed
                 assert finite[5], seed
@@ -240,13 +248,15 @@ PRODUCTS = [(1, 16, 16), (16, 32, 32), (17, 48, 33), (100, 160, 70), (40, 64, 13
 
 @each_dtype
 @pytest.mark.parametrize("shape", PRODUCTS, ids=str)
-@pytest.mark.parametrize("tma", [False, pytest.param(True, marks=pytest.mark.skipif(not HAS_TMA, reason="no TMA"))])
+@pytest.mark.parametrize("tma",
+                         [False, pytest.param(True, marks=pytest.mark.skipif(not HAS_TMA, reason="no TMA"))])
 def test_product(dtype: torch.dtype, shape: tuple[int, int, int], tma: bool) -> None:
     N, K, M = shape
     a, b = rand_int8(N, K), rand_int8(M, K)
     s_n = randn(N).abs() / 1000 / K  # so that fp16 holds the results
     tile = kernels.Tile(64, 32, 32, 4, 2) if DEVICE == "cuda" else SMALL
-    for s_m, bias in ((None, None), (randn(M).abs(), None), (randn(M), randn(M, dtype=dtype)), (None, randn(M))):
+    for s_m, bias in ((None, None), (randn(M).abs(), None), (randn(M), randn(M, dtype=dtype)),
+                      (None, randn(M))):
         want = (a.double() @ b.double().T) * s_n.double()[:, None] * (1 if s_m is None else s_m.double())
         spread = want.abs() + (0 if bias is None else bias.double().abs())  # the sum may cancel
         want = want if bias is None else want + bias.double()
@@ -257,7 +267,8 @@ def test_product(dtype: torch.dtype, shape: tuple[int, int, int], tma: bool) -> 
             assert excess.max() <= 0, f"{name}: {float(excess.max())} too far off, seed {seed}"
 
 
-@pytest.mark.parametrize("tile", [kernels.WIDE, kernels.SQUARE, kernels.BY_POINTER], ids=["wide", "square", "pointer"])
+@pytest.mark.parametrize("tile", [kernels.WIDE, kernels.SQUARE, kernels.BY_POINTER],
+                         ids=["wide", "square", "pointer"])
 def test_tiles_in_use(tile: kernels.Tile) -> None:
     """Sizes that no tile divides."""
     tma = tile != kernels.BY_POINTER
@@ -265,16 +276,18 @@ def test_tiles_in_use(tile: kernels.Tile) -> None:
         pytest.skip("does not fit this GPU")
     if tma and not HAS_TMA:
         pytest.skip("no TMA")
-    a, b, s_n, s_m, bias = rand_int8(139, 272), rand_int8(389, 272), randn(139).abs(), randn(389).abs(), randn(389)
+    a, b, s_n, s_m, bias = rand_int8(139, 272), rand_int8(389,
+                                                          272), randn(139).abs(), randn(389).abs(), randn(389)
     got = kernels.launch_product(a, s_n, b, s_m, bias, torch.float32, tile, tma=tma)
     want = plain.int8_product_plain(a, s_n, b, s_m, bias, torch.float32)
     assert torch.allclose(got, want, rtol=1e-5, atol=1e-2), seed
     if DEVICE == "cuda":
-        assert torch.allclose(plain.int8_product(a, s_n, b, s_m, bias, torch.float32), want, rtol=1e-5, atol=1e-2), seed
+        assert torch.allclose(plain.int8_product(a, s_n, b, s_m, bias, torch.float32), want, rtol=1e-5,
+                              atol=1e-2), seed
 
 
-LOW_SHAPES = [(1, 16, 1, 1), (17, 48, 33, 8), (16, 32, 32, 16), (39, 64, 71, 24), (5, 16, 130, 48), (33, 32, 31, 64),
-              (40, 64, 136, 80), (3, 16, 5, 129)]
+LOW_SHAPES = [(1, 16, 1, 1), (17, 48, 33, 8), (16, 32, 32, 16), (39, 64, 71, 24), (5, 16, 130, 48),
+              (33, 32, 31, 64), (40, 64, 136, 80), (3, 16, 5, 129)]
 
 
 def low_rank(N: int, M: int, R: int, dtype: torch.dtype, flipped: bool) -> tuple[Tensor, Tensor]:
@@ -286,8 +299,10 @@ def low_rank(N: int, M: int, R: int, dtype: torch.dtype, flipped: bool) -> tuple
 @each_dtype
 @pytest.mark.parametrize("shape", LOW_SHAPES, ids=str)
 @pytest.mark.parametrize("flipped", [False, True])
-@pytest.mark.parametrize("tma", [False, pytest.param(True, marks=pytest.mark.skipif(not HAS_TMA, reason="no TMA"))])
-def test_low_rank_part(dtype: torch.dtype, shape: tuple[int, int, int, int], flipped: bool, tma: bool) -> None:
+@pytest.mark.parametrize("tma",
+                         [False, pytest.param(True, marks=pytest.mark.skipif(not HAS_TMA, reason="no TMA"))])
+def test_low_rank_part(dtype: torch.dtype, shape: tuple[int, int, int, int], flipped: bool,
+                       tma: bool) -> None:
     """Before the one rounding, with and without a bias and a scale, and sums that cancel."""
     N, K, M, R = shape
     a, b = rand_int8(N, K), rand_int8(M, K)
@@ -301,21 +316,24 @@ def test_low_rank_part(dtype: torch.dtype, shape: tuple[int, int, int, int], fli
         plus = torch.zeros(M, device=DEVICE).double() if bias is None else bias.double()
         want, spread = large + part + plus, large.abs() + size + plus.abs()
         for name, y in (("plain", plain.int8_product_plain(a, s_n, b, s_m, bias, dtype, low, b_low)),
-                        ("triton", kernels.launch_product(a, s_n, b, s_m, bias, dtype, tile, low, b_low, tma=tma))):
+                        ("triton",
+                         kernels.launch_product(a, s_n, b, s_m, bias, dtype, tile, low, b_low, tma=tma))):
             assert y.dtype == dtype
             excess = (y.double() - want).abs() - (ROUNDING[dtype] * want.abs() + 4e-6 * spread + 1e-7)
             assert excess.max() <= 0, f"{name}: {float(excess.max())} too far off, seed {seed}"
 
 
 @each_dtype
-@pytest.mark.parametrize("tile", [kernels.WIDE, kernels.SQUARE, kernels.BY_POINTER], ids=["wide", "square", "pointer"])
+@pytest.mark.parametrize("tile", [kernels.WIDE, kernels.SQUARE, kernels.BY_POINTER],
+                         ids=["wide", "square", "pointer"])
 def test_low_rank_part_in_the_tiles_in_use(dtype: torch.dtype, tile: kernels.Tile) -> None:
     tma = tile != kernels.BY_POINTER
     if tma and not HAS_TMA:
         pytest.skip("no TMA")
     if DEVICE == "cuda" and tma and kernels._limits(torch.cuda.current_device())[1] < tile.shared_bytes:
         pytest.skip("does not fit this GPU")
-    a, b, s_n, s_m = rand_int8(139, 272), rand_int8(389, 272), randn(139).abs() / 1000, randn(389).abs() / 1000
+    a, b, s_n, s_m = rand_int8(139, 272), rand_int8(389,
+                                                    272), randn(139).abs() / 1000, randn(389).abs() / 1000
     for R, flipped in ((16, False), (48, True), (80, False), (200, True)):
         low, b_low = low_rank(139, 389, R, dtype, flipped)
         got = kernels.launch_product(a, s_n, b, s_m, None, dtype, tile, low, b_low, tma=tma)
@@ -329,7 +347,8 @@ def test_a_low_rank_part_of_zeros_adds_nothing(dtype: torch.dtype) -> None:
     low, b_low = low_rank(20, 40, 24, dtype, False)
     for product in (plain.int8_product_plain, kernels.int8_product_triton):
         want = product(a, s_n, b, None, bias, dtype)
-        for zeros in ((low * 0, b_low), (low, b_low * 0), (low[:, :0].contiguous(), b_low[:, :0].contiguous())):
+        for zeros in ((low * 0, b_low), (low, b_low * 0),
+                      (low[:, :0].contiguous(), b_low[:, :0].contiguous())):
             assert torch.equal(product(a, s_n, b, None, bias, dtype, *zeros), want), seed
 
 
@@ -350,7 +369,8 @@ def test_what_is_not_finite_in_the_low_rank_part_shows(strange: float) -> None:
 def test_low_rank_parts_that_do_not_fit_are_refused() -> None:
     a, b, s_n = rand_int8(4, 16), rand_int8(6, 16), randn(4)
     low, b_low = randn(4, 8), randn(6, 8)
-    for pair in ((low, None), (None, b_low), (low[:3], b_low), (low, b_low[:5]), (low[:, :7], b_low), (low.half(), b_low)):
+    for pair in ((low, None), (None, b_low), (low[:3], b_low), (low, b_low[:5]), (low[:, :7], b_low),
+                 (low.half(), b_low)):
         with pytest.raises(ValueError, match="low-rank part"):
             plain.int8_product(a, s_n, b, None, None, torch.float32, *pair)
     for pair in ((randn(8, 4).T, b_low), (low, randn(12, 8)[::2]), (low, randn(6, 16)[:, :8])):
@@ -360,7 +380,8 @@ def test_low_rank_parts_that_do_not_fit_are_refused() -> None:
 
 def test_product_is_exact_beyond_what_fp32_counts() -> None:
     K = 2048
-    a, b = torch.full((2, K), 127, dtype=torch.int8, device=DEVICE), torch.full((16, K), 127, dtype=torch.int8, device=DEVICE)
+    a, b = torch.full((2, K), 127, dtype=torch.int8,
+                      device=DEVICE), torch.full((16, K), 127, dtype=torch.int8, device=DEVICE)
     b[:, 0] = 126
     one = torch.ones(2, device=DEVICE)
     want = torch.tensor(float(K * 127 * 127 - 127))
@@ -424,11 +445,15 @@ def settled(exact: FrozenWeight, batches: list[Tensor]) -> Int8Products:
 
 
 def llm_int8(x: Tensor, weight: QuantisedWeight, bias: Tensor | None) -> Tensor:
-    """Dettmers et al. 2022, eq. 8, outliers found in the batch and multiplied in the dtype of x; as bitsandbytes rounds."""
+    """Dettmers et al. 2022, eq. 8, outliers found in the batch and multiplied in the dtype of x; as
+    bitsandbytes rounds.
+    """
     outlier = (x.abs() > THRESHOLD).any(0)
     rest = x.double().masked_fill(outlier, 0)
     scale = rest.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
-    y = ((rest / scale).round() @ weight.parts["q"].double().T * scale * weight.parts["scale"].double()).to(x.dtype)
+    y = ((rest / scale).round() @ weight.parts["q"].double().T * scale * weight.parts["scale"].double()).to(
+        x.dtype
+    )
     w = (weight.parts["q"].double() * weight.parts["scale"].double()[:, None]).to(x.dtype)
     y = y.addmm(x[:, outlier], w[:, outlier].T)  # with whatever roundings the device's product has
     return y if bias is None else y + bias
@@ -443,10 +468,13 @@ def test_no_worse_than_llm_int8_on_planted_columns(dtype: torch.dtype, biased: b
         factors = factors.clamp_max(500)  # fp16 ends at 65504
     weight = int8_weight(outputs, inputs, dtype)
     bias = randn(outputs, dtype=dtype) if biased else None
-    products = settled(weight, [planted(32, inputs, columns, factors, dtype) for _ in range(CALIBRATION_PASSES)])
+    products = settled(weight,
+                       [planted(32, inputs, columns, factors, dtype) for _ in range(CALIBRATION_PASSES)])
     assert set(columns.tolist()) <= set(products.columns.tolist()), seed
     x = planted(64, inputs, columns, factors, dtype)
-    want = x.double() @ (weight.parts["q"].double() * weight.parts["scale"].double()[:, None]).T + (0 if bias is None else bias.double())
+    want = x.double() @ (weight.parts["q"].double() * weight.parts["scale"].double()[:, None]).T + (
+        0 if bias is None else bias.double()
+    )
     ours, theirs = relative(products.project(x, bias), want), relative(llm_int8(x, weight, bias), want)
     assert ours <= 1.1 * theirs, f"{ours} and {theirs}, seed {seed}"
     # What the planted columns hide: the same with their part taken off.
@@ -466,8 +494,10 @@ def test_backward_points_where_the_exact_one_does(dtype: torch.dtype, kind: str)
     elif kind == "dense":
         exact = DenseWeight(randn(outputs, inputs, dtype=dtype))
     else:
-        exact = StackedWeight([int8_weight(64, inputs, dtype), DenseWeight(randn(outputs - 64, inputs, dtype=dtype) / 8)])
-    products = settled(exact, [planted(16, inputs, torch.tensor([3, 70]), torch.tensor([60.0, 900.0]), dtype)])
+        exact = StackedWeight([int8_weight(64, inputs, dtype),
+                               DenseWeight(randn(outputs - 64, inputs, dtype=dtype) / 8)])
+    products = settled(exact,
+                       [planted(16, inputs, torch.tensor([3, 70]), torch.tensor([60.0, 900.0]), dtype)])
     dy = randn(40, outputs, dtype=dtype) * 1e-4
     want = dy.double() @ exact.dense().double()
     got = products.project_back(dy)
@@ -485,10 +515,12 @@ def test_lora_s_part_and_the_bias_come_along(dtype: torch.dtype) -> None:
     want = products.project(x, None).double() + low.double() @ b.double().T + bias.double()
     assert relative(products.project(x, bias, low, b), want) < 0.01, seed
     dy = randn(8, 64, dtype=dtype)
-    assert relative(products.project_back(dy, low, a), products.project_back(dy).double() + low.double() @ a.double()) < 0.01, seed
+    assert relative(products.project_back(dy, low, a),
+                    products.project_back(dy).double() + low.double() @ a.double()) < 0.01, seed
 
 
-def separately(products: Int8Products, x: Tensor, bias: Tensor | None, low: Tensor, b: Tensor) -> list[Tensor]:
+def separately(products: Int8Products, x: Tensor, bias: Tensor | None, low: Tensor,
+               b: Tensor) -> list[Tensor]:
     """Forward as passes of their own over the result, each with a rounding: after each of them."""
     q, s = plain.quantise_rows_int8(x, None, products.dropped_I)
     passes = [plain.int8_product(q, s, products._rounded(False), products.scale, bias, products.dtype)]
@@ -500,22 +532,28 @@ def separately(products: Int8Products, x: Tensor, bias: Tensor | None, low: Tens
 @each_dtype
 @pytest.mark.parametrize("outliers", [0, 3, 40])
 @pytest.mark.parametrize("kernel", [False, True], ids=["chosen", "triton"])
-def test_one_pass_is_what_several_were(dtype: torch.dtype, outliers: int, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoRA and the columns kept apart in the product: within the roundings that it saves, and near the exact result."""
+def test_one_pass_is_what_several_were(dtype: torch.dtype, outliers: int, kernel: bool,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA and the columns kept apart in the product: within the roundings that it saves, and near the exact
+    result.
+    """
     if kernel:
         monkeypatch.setattr(plain, "use_triton", lambda _: True)
     inputs, outputs, R = 96, 160, 24
     exact = int8_weight(outputs, inputs, dtype)
     columns, factors = torch.randperm(inputs)[:outliers], torch.rand(outliers) * 100 + 20
     products = settled(exact, [planted(8, inputs, columns, factors, dtype)])
-    x, dy, bias = planted(12, inputs, columns, factors, dtype), randn(12, outputs, dtype=dtype), randn(outputs, dtype=dtype)
+    x, dy, bias = planted(12, inputs, columns, factors,
+                          dtype), randn(12, outputs, dtype=dtype), randn(outputs, dtype=dtype)
     a, low = randn(R, inputs, dtype=dtype), randn(12, R, dtype=dtype)
     b = randn(outputs, inputs + R, dtype=dtype)[:, inputs:]  # as it lies beside a dense weight
 
     got, passes = products.project(x, bias, low, b), separately(products, x, bias, low, b)
     size = sum(y.double().abs() for y in (got, *passes))
     size_low = low.double().abs() @ b.double().abs().T + x.double().abs() @ exact.dense().double().abs().T
-    assert ((got.double() - passes[-1].double()).abs() - ROUNDING[dtype] * size - 1e-5 * size_low).max() <= 0, seed
+    assert (
+        (got.double() - passes[-1].double()).abs() - ROUNDING[dtype] * size - 1e-5 * size_low
+    ).max() <= 0, seed
     assert relative(got, exact.project(x, bias, low, b)) < 0.02, seed
 
     got, rest = products.project_back(dy, low, a), products.project_back(dy)
@@ -592,7 +630,8 @@ def test_nothing_changes_once_it_is_settled() -> None:
     exact = int8_weight(32, 64, torch.float32)
     products = settled(exact, [planted(8, 64, columns, torch.tensor([80.0, 300.0]), torch.float32)])
     x = planted(8, 64, columns, torch.tensor([80.0, 300.0]), torch.float32)
-    first, state = products.project(x, None), {name: buffer.clone() for name, buffer in products.named_buffers()}
+    first, state = products.project(x,
+                                    None), {name: buffer.clone() for name, buffer in products.named_buffers()}
     passes = products.passes
     for _ in range(3):
         products.project(randn(8, 64) * 1e4, None)
@@ -607,7 +646,8 @@ def test_nothing_changes_once_it_is_settled() -> None:
 @pytest.mark.skipif(DEVICE == "cpu", reason="graphs need a GPU")
 def test_both_directions_can_be_captured() -> None:
     columns, factors = torch.tensor([5, 40]), torch.tensor([80.0, 300.0])
-    products = settled(int8_weight(512, 256, torch.bfloat16), [planted(8, 256, columns, factors, torch.bfloat16)])
+    products = settled(int8_weight(512, 256, torch.bfloat16),
+                       [planted(8, 256, columns, factors, torch.bfloat16)])
     x, dy = planted(128, 256, columns, factors, torch.bfloat16), randn(128, 512, dtype=torch.bfloat16)
     want = products.project(x, None), products.project_back(dy)
     torch.cuda.synchronize()

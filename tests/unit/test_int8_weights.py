@@ -22,14 +22,16 @@ def same_as_bitsandbytes(weight_OI: torch.Tensor) -> None:
     assert torch.equal(got_OI, want_OI)
 
 
-@given(outputs=st.integers(1, 40), inputs=st.integers(1, 70), exponent=st.integers(-24, 14), dtype=st.sampled_from(DTYPES),
-       outliers=st.integers(0, 5), zero_rows=st.integers(0, 3), at_once=st.sampled_from([1, 64, 1 << 24]), seed=st.integers(0, 2**31))
-def test_int8_is_bitsandbytes_to_the_bit(outputs: int, inputs: int, exponent: int, dtype: torch.dtype, outliers: int,
-                                         zero_rows: int, at_once: int, seed: int) -> None:
+@given(outputs=st.integers(1, 40), inputs=st.integers(1, 70), exponent=st.integers(-24, 14),
+       dtype=st.sampled_from(DTYPES), outliers=st.integers(0, 5), zero_rows=st.integers(0, 3),
+       at_once=st.sampled_from([1, 64, 1 << 24]), seed=st.integers(0, 2**31))
+def test_int8_is_bitsandbytes_to_the_bit(outputs: int, inputs: int, exponent: int, dtype: torch.dtype,
+                                         outliers: int, zero_rows: int, at_once: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight_OI = torch.randn(outputs, inputs, generator=generator) * 2.0**exponent
     for _ in range(outliers):
-        at = torch.randint(outputs, (1,), generator=generator), torch.randint(inputs, (1,), generator=generator)
+        at = torch.randint(outputs, (1,),
+                           generator=generator), torch.randint(inputs, (1,), generator=generator)
         weight_OI[at] *= 300
     weight_OI = weight_OI.clamp(-65504, 65504)
     weight_OI[torch.randint(outputs, (zero_rows,), generator=generator)] = 0
@@ -41,9 +43,10 @@ def test_int8_is_bitsandbytes_to_the_bit(outputs: int, inputs: int, exponent: in
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_int8_at_the_ends_of_fp16_and_at_ties(dtype: torch.dtype) -> None:
     least = 2.0**-24
-    weight_OI = torch.tensor([[65504.0, -65504, 1, 0], [least, -least, 0, least], [0, 0, 0, 0], [-0.0, 0, 0, 0],
-                              [127, 0.5, 1.5, -2.5], [-127, 126.5, -126.5, 3.5]])
-    same_as_bitsandbytes(weight_OI.clamp(-65280, 65280).to(dtype) if dtype == torch.bfloat16 else weight_OI.to(dtype))
+    weight_OI = torch.tensor([[65504.0, -65504, 1, 0], [least, -least, 0, least], [0, 0, 0, 0],
+                              [-0.0, 0, 0, 0], [127, 0.5, 1.5, -2.5], [-127, 126.5, -126.5, 3.5]])
+    same_as_bitsandbytes(weight_OI.clamp(-65280, 65280).to(dtype) if dtype == torch.bfloat16
+                         else weight_OI.to(dtype))
 
 
 @pytest.mark.parametrize("strange", [float("inf"), -float("inf"), float("nan"), 1e6])

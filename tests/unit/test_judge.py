@@ -46,12 +46,14 @@ def test_verdict_follows_the_interval() -> None:
 
 
 def test_student_s_t_is_the_table_s() -> None:
-    for p, freedom, want in ((0.975, 1, 12.7062), (0.975, 4, 2.7764), (0.995, 11, 3.1058), (0.9975, 7, 4.0293), (0.975, 10**6, 1.95997)):
+    for p, freedom, want in ((0.975, 1, 12.7062), (0.975, 4, 2.7764), (0.995, 11, 3.1058),
+                             (0.9975, 7, 4.0293), (0.975, 10**6, 1.95997)):
         assert t_quantile(p, freedom) == pytest.approx(want, rel=1e-4)
 
 
 #: Differences of a row with mean 0, symmetric and skewed both ways.
-SHAPES = {"normal": lambda rng, size: rng.normal(size=size), "exponential": lambda rng, size: rng.exponential(size=size) - 1,
+SHAPES = {"normal": lambda rng, size: rng.normal(size=size),
+          "exponential": lambda rng, size: rng.exponential(size=size) - 1,
           "turned": lambda rng, size: 1 - rng.exponential(size=size),
           "log-normal": lambda rng, size: math.exp(0.125) - rng.lognormal(0, 0.5, size=size)}
 
@@ -59,7 +61,9 @@ SHAPES = {"normal": lambda rng, size: rng.normal(size=size), "exponential": lamb
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", [5, 8, 12, 25, 125])
 def test_with_no_effect_a_verdict_is_rare(shape: str, rows: int) -> None:
-    """At least 93% of intervals cover the truth, and few lie below it; the limits leave room for chance in 600 trials."""
+    """At least 93% of intervals cover the truth, and few lie below it; the limits leave room for chance in
+    600 trials.
+    """
     rng = np.random.default_rng(rows)
     found = [interval_of_mean(each) or (0, 0) for each in SHAPES[shape](rng, (600, rows))]
     assert sum(low <= 0 <= high for low, high in found) / 600 >= 0.93 - 0.02
@@ -77,11 +81,14 @@ def test_rows_of_unequal_length_are_a_ratio() -> None:
 
 @pytest.mark.parametrize("rows", [5, 8, 12, 25])
 def test_heavily_skewed_rows_of_unequal_length_are_covered(rows: int) -> None:
-    """The hardest kind that benchmarks/verdict_coverage.py measures; 0.5% is left for chance in 3,000 trials."""
+    """The hardest kind that benchmarks/verdict_coverage.py measures; 0.5% is left for chance in 3,000
+    trials.
+    """
     rng, covered = np.random.default_rng(rows), 0
     for _ in range(3000):
         tokens = rng.geometric(1 / 20, size=rows)
-        low, high = interval_of_ratio(tokens * (rng.lognormal(0, 1, size=rows) - math.exp(0.5)), tokens) or (1, 0)
+        low, high = interval_of_ratio(tokens * (rng.lognormal(0, 1, size=rows) - math.exp(0.5)),
+                                      tokens) or (1, 0)
         covered += low <= 0 <= high
     assert covered / 3000 >= 0.93 - 0.005
 
@@ -99,7 +106,8 @@ def test_equal_rows_count_once() -> None:
     def row(*ids: int, place: str = "") -> TokenRow:
         return TokenRow(list(ids), [False] + [True] * (len(ids) - 1), [ids[0]], "", "", place)
 
-    rows = [row(1, 2, place="a"), row(1, 3, place="b"), row(1, 2, place="c"), row(1, 2, 3, place="d"), row(1, 3, place="e")]
+    rows = [row(1, 2, place="a"), row(1, 3, place="b"), row(1, 2, place="c"), row(1, 2, 3, place="d"),
+            row(1, 3, place="e")]
     assert [each.place for each in different(rows)] == ["a", "b", "d"]
 
 
@@ -119,10 +127,13 @@ def test_answers_are_better_by_more_than_chance() -> None:
 @pytest.mark.parametrize(("found", "says"), [
     ({"verdict": "helps", "rows_better": 7}, "the answers are better. The loss is lower on 7 of 8"),
     ({"verdict": "loss only", "stop_rows": 5, "right_tuned": 0}, "The loss fell, but no answer is right yet"),
-    ({"verdict": "loss only", "stop_rows": 5, "right_tuned": 2}, "no better answers could be told from chance"),
-    ({"verdict": "loss only", "stop_rows": 0}, "answers were not compared"), ({"verdict": "hurts"}, "the loss rose"),
-    ({"verdict": "no difference", "interval": [-0.5, 0.25]}, "(change -0.500 to +0.250 nats a token, 95% interval)"),
-    ({"verdict": "too few rows", "fewest_rows": 5}, "8, and at least 5 are needed")], ids=lambda value: str(value)[:40])
+    ({"verdict": "loss only", "stop_rows": 5, "right_tuned": 2},
+     "no better answers could be told from chance"),
+    ({"verdict": "loss only", "stop_rows": 0}, "answers were not compared"),
+    ({"verdict": "hurts"}, "the loss rose"), ({"verdict": "no difference", "interval": [-0.5, 0.25]},
+                                              "(change -0.500 to +0.250 nats a token, 95% interval)"),
+    ({"verdict": "too few rows", "fewest_rows": 5}, "8, and at least 5 are needed")],
+                         ids=lambda value: str(value)[:40])
 def test_the_words_say_what_was_seen(found: dict[str, Any], says: str) -> None:
     sentence = verdict_sentence({"rows": 8, "loss_base": 3.0, "loss_tuned": 2.0, **found})
     assert says in sentence

@@ -20,7 +20,11 @@ def test_every_kernel_is_launched_on_its_tensors_device(path: Path) -> None:
     def visit(node: ast.AST, guarded: bool) -> None:
         if isinstance(node, ast.With):
             guarded = guarded or any("torch.cuda.device_of" in ast.unparse(item) for item in node.items)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript) and "_kernel" in ast.unparse(node.func.value):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Subscript)
+            and "_kernel" in ast.unparse(node.func.value)
+        ):
             launches.append(node.lineno)
             assert guarded, f"{path.name}:{node.lineno}: launched without torch.cuda.device_of"
         for child in ast.iter_child_nodes(node):

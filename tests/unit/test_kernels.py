@@ -1,4 +1,5 @@
-"""Each Triton kernel against its twin, and the twin against fp64 torch with autograd, on inputs that are fresh each run.
+"""Each Triton kernel against its twin, and the twin against fp64 torch with autograd, on inputs that are
+fresh each run.
 
 Without a GPU the kernels run in Triton's interpreter, which must be asked for before they are imported.
 """
@@ -18,7 +19,16 @@ import numpy as np
 import torch.nn.functional as F
 
 from tunesmith.model.dropout import sample_seeds, token_keys
-from tunesmith.model.native.kernels import activations, cross_entropy, dequantize, dropout, formats, fp8, norm, rope
+from tunesmith.model.native.kernels import (
+    activations,
+    cross_entropy,
+    dequantize,
+    dropout,
+    formats,
+    fp8,
+    norm,
+    rope,
+)
 from tunesmith.model.native.kernels import activations_triton as activations_t
 from tunesmith.model.native.kernels import cross_entropy_triton as cross_entropy_t
 from tunesmith.model.native.kernels import dequantize_triton as dequantize_t
@@ -49,7 +59,9 @@ def fresh_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def bf16_is_rounded_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy has no bf16 and no fp8, and Triton's interpreter cuts off where a GPU rounds to the nearest even; torch rounds."""
+    """numpy has no bf16 and no fp8, and Triton's interpreter cuts off where a GPU rounds to the nearest even;
+    torch rounds.
+    """
     if DEVICE == "cuda":
         return
     from triton.runtime import interpreter
@@ -76,16 +88,20 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, outliers: bool = Fals
 
 def check(got: Tensor, want: Tensor, dtype: torch.dtype, what: str, *, slack: float = 3e-6, halves: int = 1,
           floor: float = 1e-30) -> None:
-    """Half an ulp of `dtype` (`halves`: 2 between two rounded tensors), and on top what fp32 arithmetic loses: `slack`
-    times each row's greatest number, and `floor`."""
+    """Half an ulp of `dtype` (`halves`: 2 between two rounded tensors), and on top what fp32 arithmetic
+    loses: `slack` times each row's greatest number, and `floor`.
+    """
     assert got.shape == want.shape
     a, b = got.double(), want.double()
     assert a.isfinite().all(), f"{what}: not finite, seed {seed}"
     rows = b.abs().reshape(-1, b.shape[-1]).amax(1).view(*b.shape[:-1], 1) if b.dim() > 1 else b.abs().max()
-    floor = max(floor, 1e-7) if dtype == torch.float16 else floor  # fp16's subnormal numbers have fewer digits
+    # fp16's subnormal numbers have fewer digits
+    floor = max(floor, 1e-7) if dtype == torch.float16 else floor
     excess = (a - b).abs() - (halves * HALF_ULP[dtype] * b.abs() + slack * rows + floor)
     worst = int(excess.argmax())
-    assert excess.max() <= 0, f"{what}: {a.view(-1)[worst]} for {b.view(-1)[worst]} at {worst} of {tuple(b.shape)}, seed {seed}"
+    assert excess.max() <= 0, (
+        f"{what}: {a.view(-1)[worst]} for {b.view(-1)[worst]} at {worst} of {tuple(b.shape)}, seed {seed}"
+    )
 
 
 def grad_of(function: Callable[[Tensor], Tensor], x: Tensor, d: Tensor) -> Tensor:
@@ -116,14 +132,18 @@ def test_public_functions_go_to_the_device_s_kernel() -> None:
     assert torch.equal(norm.add_norm(x, x, None, w, None, 1e-5)[1], here(x, x, None, w, None, 1e-5)[1])
     assert norm.add_norm_backward(x, None, x, w, None, w[:3]).shape == x.shape
     check(activations.gelu(x), activations.gelu_plain(x), x.dtype, "gelu", halves=2)
-    check(activations.gelu_backward(x, x), activations.gelu_backward_plain(x, x), x.dtype, "gelu backward", halves=2)
+    check(activations.gelu_backward(x, x), activations.gelu_backward_plain(x, x), x.dtype, "gelu backward",
+          halves=2)
     check(activations.swiglu(x), activations.swiglu_plain(x), x.dtype, "swiglu", halves=2)
-    check(activations.swiglu_backward(x[:, :10].contiguous(), x), activations.swiglu_backward_plain(x[:, :10], x), x.dtype, "swiglu backward", halves=2)
+    check(activations.swiglu_backward(x[:, :10].contiguous(), x),
+          activations.swiglu_backward_plain(x[:, :10], x), x.dtype, "swiglu backward", halves=2)
     y = x.clone().view(3, 5, 4)
     rope.rotate_(y, w[:6].view(3, 2), w[6:12].view(3, 2), False)
     assert not torch.equal(y.view(3, 20), x)
     assert torch.equal(dropout.dropout(x, 0.5, keys_of(3), 1), dropout.dropout_plain(x, 0.5, keys_of(3), 1))
-    check(cross_entropy.cross_entropy(x, torch.tensor([1, -100, 19], device=DEVICE), None), cross_entropy.cross_entropy_plain(x, torch.tensor([1, -100, 19], device=DEVICE), None), x.dtype, "loss")
+    check(cross_entropy.cross_entropy(x, torch.tensor([1, -100, 19], device=DEVICE), None),
+          cross_entropy.cross_entropy_plain(x, torch.tensor([1, -100, 19], device=DEVICE), None), x.dtype,
+          "loss")
     q = torch.ones(3, 20, dtype=torch.int8, device=DEVICE)
     assert torch.equal(dequantize.dequantize_int8(q, w[:3], torch.empty_like(x)), w[:3, None].expand(3, 20))
 
@@ -235,7 +255,8 @@ def test_gelu(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     the_forward_comes_along(activations_t.gelu_backward_triton, da, h, d_triton, triton)
 
 
-def the_forward_comes_along(backward: Callable[..., Tensor], da: Tensor, x: Tensor, d: Tensor, a: Tensor) -> None:
+def the_forward_comes_along(backward: Callable[..., Tensor], da: Tensor, x: Tensor, d: Tensor,
+                            a: Tensor) -> None:
     """A backward pass that gives the forward's result again, beside the gradient or in its place."""
     again = torch.full_like(da, float("nan"))
     before = da.clone()
@@ -276,12 +297,15 @@ def test_swiglu(dtype: torch.dtype, shape: tuple[int, int]) -> None:
 
 
 @each_dtype
-@pytest.mark.parametrize(("tokens", "heads", "size"), [(1, 1, 2), (5, 3, 8), (4, 2, 24), (3, 5, 80), (2, 20, 128)])
+@pytest.mark.parametrize(("tokens", "heads", "size"),
+                         [(1, 1, 2), (5, 3, 8), (4, 2, 24), (3, 5, 80), (2, 20, 128)])
 def test_rotate(dtype: torch.dtype, tokens: int, heads: int, size: int) -> None:
-    fused = randn(tokens, 3, heads, size, dtype=dtype, outliers=True)  # queries, keys, values of a fused projection
+    # queries, keys, values of a fused projection
+    fused = randn(tokens, 3, heads, size, dtype=dtype, outliers=True)
     angle = torch.rand(tokens, size // 2, device=DEVICE) * 7
     cos, sin = angle.cos(), angle.sin()
-    double_cos, double_sin = torch.cat([cos, cos], 1).double()[:, None], torch.cat([sin, sin], 1).double()[:, None]
+    double_cos, double_sin = torch.cat([cos, cos],
+                                       1).double()[:, None], torch.cat([sin, sin], 1).double()[:, None]
 
     def turned(x: Tensor) -> Tensor:
         left, right = x.chunk(2, dim=2)
@@ -296,7 +320,8 @@ def test_rotate(dtype: torch.dtype, tokens: int, heads: int, size: int) -> None:
         check(triton[:, 1], want, dtype, "triton")
         check(triton, plain, dtype, "triton and plain", halves=2)
         for got in (plain, triton):
-            assert torch.equal(got[:, ::2], fused[:, ::2]), "the queries and values beside the keys were touched"
+            assert torch.equal(got[:, ::2],
+                               fused[:, ::2]), "the queries and values beside the keys were touched"
 
 
 @each_dtype
@@ -360,7 +385,8 @@ def test_dropout_is_the_same_everywhere(dtype: torch.dtype, shape: tuple[int, in
         plain = dropout.dropout_plain(x, p, keys, salt)
         triton = dropout_t.dropout_triton(x, p, keys, salt)
         assert plain.dtype == triton.dtype == dtype
-        assert torch.equal(plain.view(torch.uint8), triton.view(torch.uint8)), f"p {p}, salt {salt}, seed {seed}"
+        assert torch.equal(plain.view(torch.uint8),
+                           triton.view(torch.uint8)), f"p {p}, salt {salt}, seed {seed}"
         assert torch.equal(plain, dropout.dropout_plain(x, p, keys, salt)), seed
         kept = torch.from_numpy(kept_by_formula(keys, shape[1], p, salt)).to(DEVICE)
         want = torch.where(kept, x.double() / (1 - p), 0)
@@ -384,8 +410,8 @@ def test_dropout_keeps_its_share_and_masks_are_unlike() -> None:
     def mask(value: int, salt: int, number: int = 0) -> Tensor:
         return (dropout.dropout(ones, p, keys_of(rows, value, number), salt) != 0).double()
 
-    masks = [mask(seed, 3), mask(seed, 4), mask(seed, 3 + 2**31), mask(seed + 1, 3), mask(seed + 2**32, 3), mask(seed, 3, 1),
-             mask(seed, 3, 2**32)]
+    masks = [mask(seed, 3), mask(seed, 4), mask(seed, 3 + 2**31), mask(seed + 1, 3), mask(seed + 2**32, 3),
+             mask(seed, 3, 1), mask(seed, 3, 2**32)]
     sigma = (p * (1 - p) / ones.numel()) ** 0.5
     for one in masks:
         assert abs(float(one.mean()) - (1 - p)) < 5 * sigma, seed
@@ -403,7 +429,8 @@ def test_token_keys_belong_to_the_sample_wherever_it_lies() -> None:
     seeds, lengths = sample_seeds(seed, 7, 3), [5, 1, 9]
     together = token_keys(seeds, lengths, 20)
     assert not together[15:].any(), "padding"
-    alone = np.concatenate([token_keys([each], [length], length) for each, length in zip(seeds, lengths, strict=True)])
+    alone = np.concatenate([token_keys([each], [length], length)
+                            for each, length in zip(seeds, lengths, strict=True)])
     assert (together[:15] == alone).all()
     assert (token_keys(seeds[::-1], lengths[::-1], 15)[9:10] == alone[5:6]).all()
     assert (token_keys([seeds[2]], [30], 30)[:9] == alone[6:]).all(), "a longer row begins with the same keys"
@@ -445,11 +472,14 @@ def test_cross_entropy(dtype: torch.dtype, rows: int, entries: int) -> None:
         targets[1] = -100
         logits[0, (int(targets[0]) + 1) % entries] = float("-inf")  # a masked entry of the vocabulary
     want = F.cross_entropy(logits.double(), targets, reduction="none", ignore_index=-100)
-    d_want = grad_of(lambda x: F.cross_entropy(x, targets, reduction="none", ignore_index=-100), logits, torch.ones(rows, device=DEVICE))
-    # A logit less the log of the sum is rounded to the logit's own digits, and exp makes of that a relative error.
+    d_want = grad_of(lambda x: F.cross_entropy(x, targets, reduction="none", ignore_index=-100), logits,
+                     torch.ones(rows, device=DEVICE))
+    # A logit less the log of the sum is rounded to the logit's own digits, and exp makes of that a relative
+    # error.
     slack = 3e-6 + 2.0**-23 * float(logits[logits.isfinite()].abs().max())
     for d_dtype in (None, torch.float32, dtype):
-        d_plain = None if d_dtype is None else torch.full((rows, entries), float("nan"), dtype=d_dtype, device=DEVICE)
+        d_plain = None if d_dtype is None else torch.full((rows, entries), float("nan"), dtype=d_dtype,
+                                                          device=DEVICE)
         d_triton = None if d_plain is None else d_plain.clone()
         plain = cross_entropy.cross_entropy_plain(logits, targets, d_plain)
         triton = cross_entropy_t.cross_entropy_triton(logits, targets, d_triton)
@@ -464,7 +494,8 @@ def test_cross_entropy(dtype: torch.dtype, rows: int, entries: int) -> None:
             assert not d_triton[targets == -100].any()
     for function in (cross_entropy.cross_entropy_plain, cross_entropy_t.cross_entropy_triton):
         in_place = logits.clone()
-        check(function(in_place, targets, in_place)[:, None], want[:, None], torch.float32, "in place", slack=1e-6, floor=FLOOR)
+        check(function(in_place, targets, in_place)[:, None], want[:, None], torch.float32, "in place",
+              slack=1e-6, floor=FLOOR)
         check(in_place, d_want, dtype, "gradient in place", slack=slack, floor=FLOOR)
 
 
@@ -477,7 +508,8 @@ def test_cross_entropy_rows_are_seamless_and_nan_comes_through(monkeypatch: pyte
     logits[4, 5], targets[4] = float("nan"), -100
     for function in (cross_entropy.cross_entropy_plain, cross_entropy_t.cross_entropy_triton):
         d = torch.empty_like(logits)
-        assert function(logits, targets, d).isnan().tolist() == [False, False, True, False, False, False, False], seed
+        assert function(logits, targets, d).isnan().tolist() == [False, False, True, False, False, False,
+                                                                 False], seed
         assert not d[4].any()
 
 
@@ -495,7 +527,8 @@ def slice_of_scratch(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor
 @pytest.mark.parametrize("shape", [(1, 1), (5, 100), (3, 4096), (2, 4097)], ids=str)
 def test_int8(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     q = torch.randint(-128, 128, shape, dtype=torch.int8, device=DEVICE)
-    scale = torch.rand(shape[0], device=DEVICE) * torch.tensor([1e-3, 10.0], device=DEVICE).repeat(shape[0])[:shape[0]]
+    scale = torch.rand(shape[0], device=DEVICE) * torch.tensor([1e-3, 10.0],
+                                                               device=DEVICE).repeat(shape[0])[:shape[0]]
     want = (q.double() * scale.double()[:, None]).float().to(dtype)
     for function in (dequantize.dequantize_int8_plain, dequantize_t.dequantize_int8_triton):
         scratch, out = slice_of_scratch(shape, dtype)
@@ -510,7 +543,10 @@ def nf4_by_formula(packed: Tensor, code: Tensor, absmax: formats.Nf4Absmax, shap
     count = int(np.prod(shape))
     nibbles = torch.stack([packed.view(-1) >> 4, packed.view(-1) & 15], dim=1).view(-1)[:count].long()
     block = torch.arange(count, device=packed.device) // 64
-    scale = absmax.code_256.double()[absmax.q.long()[block]] * absmax.nested.double()[block // 256] + absmax.offset.double()
+    scale = (
+        absmax.code_256.double()[absmax.q.long()[block]] * absmax.nested.double()[block // 256]
+        + absmax.offset.double()
+    )
     return (code.double()[nibbles] * scale).view(shape)
 
 
@@ -519,7 +555,8 @@ def random_nf4(shape: tuple[int, int]) -> tuple[Tensor, Tensor, formats.Nf4Absma
     count = int(np.prod(shape))
     blocks = (count + 63) // 64
     absmax = formats.Nf4Absmax(torch.randint(256, (blocks,), dtype=torch.uint8, device=DEVICE), randn(256),
-                                  torch.rand((blocks + 255) // 256, device=DEVICE), torch.tensor(3.0, device=DEVICE))
+                                  torch.rand((blocks + 255) // 256, device=DEVICE),
+                               torch.tensor(3.0, device=DEVICE))
     return torch.randint(256, ((count + 1) // 2, 1), dtype=torch.uint8, device=DEVICE), randn(16), absmax
 
 
@@ -543,7 +580,8 @@ def test_nf4_is_bitsandbytes_own(shape: tuple[int, int]) -> None:
     packed, state = bnb.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
     theirs = bnb.dequantize_4bit(packed, state)
     assert state.state2.blocksize == 256
-    absmax = formats.Nf4Absmax(*(part.to(DEVICE) for part in (state.absmax, state.state2.code, state.state2.absmax, state.offset)))
+    absmax = formats.Nf4Absmax(*(part.to(DEVICE) for part in (state.absmax, state.state2.code,
+                                                              state.state2.absmax, state.offset)))
     packed, code = packed.to(DEVICE), state.code.to(DEVICE)
     want = nf4_by_formula(packed, code, absmax, shape)
     for function in (dequantize.dequantize_nf4_plain, dequantize_t.dequantize_nf4_triton):
@@ -555,7 +593,8 @@ def test_nf4_is_bitsandbytes_own(shape: tuple[int, int]) -> None:
 def test_dequantised_chunks_are_seamless(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (9, 64 * 500 + 3)
     packed, code, absmax = random_nf4(shape)
-    q, scale = torch.randint(-128, 128, (9, 40), dtype=torch.int8, device=DEVICE), torch.rand(9, device=DEVICE)
+    q, scale = torch.randint(-128, 128, (9, 40), dtype=torch.int8,
+                             device=DEVICE), torch.rand(9, device=DEVICE)
     whole = dequantize.dequantize_nf4_plain(packed, code, absmax, torch.empty(shape, device=DEVICE))
     rows = dequantize.dequantize_int8_plain(q, scale, torch.empty((9, 40), device=DEVICE))
     monkeypatch.setattr(dequantize, "_CHUNK", 64 * 100)
@@ -566,7 +605,8 @@ def test_dequantised_chunks_are_seamless(monkeypatch: pytest.MonkeyPatch) -> Non
 
 # ---- fp8
 
-has_fp8 = pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 9), reason="no fp8")
+has_fp8 = pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capability() < (8, 9),
+                             reason="no fp8")
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
@@ -575,19 +615,23 @@ has_fp8 = pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capabili
 @pytest.mark.parametrize("C", [1, 15, 16, 100, 4096, 14336, 28672, 40000])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_fp8_rows(dtype: torch.dtype, C: int, scaled: bool) -> None:
-    """Rows that a program holds and rows that it reads twice; zeros, an infinity, and the greatest at either end."""
+    """Rows that a program holds and rows that it reads twice; zeros, an infinity, and the greatest at either
+    end.
+    """
     x = randn(5, C, dtype=dtype)
     x[1], x[2, C // 2] = 0, float("inf")
     x[3, 0], x[4, -1] = -300, 300
     scale = randn(C).abs() + 0.1 if scaled else None
-    (plain, plain_s), (triton, triton_s) = fp8.quantise_rows_plain(x, scale), fp8_t.quantise_rows_triton(x, scale)
+    (plain, plain_s), (triton,
+                       triton_s) = fp8.quantise_rows_plain(x, scale), fp8_t.quantise_rows_triton(x, scale)
     assert torch.allclose(plain_s, triton_s, rtol=0 if DEVICE == "cpu" else 3e-7, atol=0), seed
     assert triton_s[1] == 1
     assert triton_s[2].isinf()
     finite = [0, 1, 3, 4]
     differ = plain.view(torch.uint8)[finite] != triton.view(torch.uint8)[finite]
     assert differ.float().mean() <= (0 if DEVICE == "cpu" else 0.02), seed
-    check(triton[finite].float(), plain[finite].float(), torch.float32, "rows", slack=0 if DEVICE == "cpu" else 2**-3)
+    check(triton[finite].float(), plain[finite].float(), torch.float32, "rows",
+          slack=0 if DEVICE == "cpu" else 2**-3)
 
 
 @has_fp8
@@ -599,7 +643,8 @@ def test_fp8_weight(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     for w in (wide[:, :shape[1]], wide[:, :shape[1]].clone()):
         scale = (w.abs().amax(1).float() / formats.FP8_LARGEST).clamp_min(1e-12)
         for transposed in (False, True):
-            plain, triton = fp8.cast_weight_plain(w, scale, transposed), fp8_t.cast_weight_triton(w, scale, transposed)
+            plain, triton = fp8.cast_weight_plain(w, scale,
+                                                  transposed), fp8_t.cast_weight_triton(w, scale, transposed)
             assert triton.is_contiguous()
             differ = plain.view(torch.uint8) != triton.view(torch.uint8)
             assert differ.float().mean() <= (0 if DEVICE == "cpu" else 0.02), seed

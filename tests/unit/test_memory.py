@@ -25,7 +25,8 @@ class _Pass:
         self.most, self.left_behind, self.tried = most, [], []
 
     def __call__(self, part: Any) -> list[int]:
-        assert not any(alive() is not None for alive in self.left_behind), "the failed pass's tensors are still alive"
+        assert not any(alive() is not None
+                       for alive in self.left_behind), "the failed pass's tensors are still alive"
         self.tried.append(list(part))
         activations = torch.zeros(1000)
         self.left_behind.append(weakref.ref(activations))
@@ -45,7 +46,8 @@ def test_every_index_is_computed_once_in_order(sizes: list[int], most: int) -> N
     compute = _Pass(most)
     with pytest.MonkeyPatch.context() as patch:  # it takes long beside torch, and has its own test below
         patch.setattr(memory.gc, "collect", lambda: 0)
-        found = [pair for part, values in in_parts(parts, compute, too_large) for pair in zip(part, values, strict=True)]
+        found = [pair for part, values in in_parts(parts, compute, too_large)
+                 for pair in zip(part, values, strict=True)]
     assert found == [(index, index * 10) for index in range(sum(sizes))]
     if parts and max(sizes) <= most:
         assert compute.tried == parts
@@ -53,7 +55,8 @@ def test_every_index_is_computed_once_in_order(sizes: list[int], most: int) -> N
 
 def test_nothing_of_a_failed_pass_is_alive_when_the_next_begins() -> None:
     compute = _Pass(1)
-    assert [part for part, _ in in_parts([range(8)], compute, too_large)] == [range(i, i + 1) for i in range(8)]
+    assert [part
+            for part, _ in in_parts([range(8)], compute, too_large)] == [range(i, i + 1) for i in range(8)]
     assert len(compute.left_behind) > 8
 
 
@@ -73,5 +76,7 @@ def test_torch_s_error_is_caught_for_another_attempt_in_one_place_only() -> None
     """Elsewhere it may only be turned into an error of ours, or be raised again."""
     for path in Path(tunesmith.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ExceptHandler) and node.type and "OutOfMemoryError" in ast.unparse(node.type):
-                assert path.name == "memory.py" or isinstance(node.body[-1], ast.Raise), f"{path}:{node.lineno}"
+            if isinstance(node,
+                          ast.ExceptHandler) and node.type and "OutOfMemoryError" in ast.unparse(node.type):
+                assert path.name == "memory.py" or isinstance(node.body[-1],
+                                                              ast.Raise), f"{path}:{node.lineno}"

@@ -1,4 +1,6 @@
-"""What a merge is measured by, which candidate is taken, what is refused, and that nothing else is ever left on the disk."""
+"""What a merge is measured by, which candidate is taken, what is refused, and that nothing else is ever left
+on the disk.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,15 @@ from hypothesis import strategies as st
 from native_bases import FAMILIES, Bases, Sample, build, randomise, samples, tokenizer, write_base
 from placed import at
 
-from tunesmith.errors import DataError, DiskError, EnvironmentFault, IntegrityError, Interrupted, TunesmithError, UsageError
+from tunesmith.errors import (
+    DataError,
+    DiskError,
+    EnvironmentFault,
+    IntegrityError,
+    Interrupted,
+    TunesmithError,
+    UsageError,
+)
 from tunesmith.model.build import build_for_training, build_with_adapter
 from tunesmith.model.files import BaseFiles, locate_base
 from tunesmith.model.lora import LoraSettings
@@ -47,7 +57,8 @@ def _save(engine: Any, folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def _case(base: BaseFiles, folder: Path, quantization: str = "none", scale: float = 1.0, **more: Any) -> dict[str, Any]:
+def _case(base: BaseFiles, folder: Path, quantization: str = "none", scale: float = 1.0,
+          **more: Any) -> dict[str, Any]:
     """The arguments of merge_adapter for a random adapter on a base."""
     engine = build(base, "native", quantization=quantization, targets="all-linear")
     randomise(engine)
@@ -56,14 +67,18 @@ def _case(base: BaseFiles, folder: Path, quantization: str = "none", scale: floa
     _save(engine, folder / "adapter")
 
     def live() -> Any:
-        return build_with_adapter(base, tokenizer(), folder / "adapter", at("native", quantization, "float32"))
+        return build_with_adapter(base, tokenizer(), folder / "adapter",
+                                  at("native", quantization, "float32"))
 
-    return {"base": base, "adapter": folder / "adapter", "out": folder / "out", "quantization": quantization, "load_live": live,
-            "load_merged": _plain, "rows": samples([12, 5, 30, 9]), "prompts": [[5, 6, 7], [9, 10]], "max_new_tokens": 6} | more
+    return {"base": base, "adapter": folder / "adapter", "out": folder / "out", "quantization": quantization,
+            "load_live": live, "load_merged": _plain, "rows": samples([12, 5, 30, 9]),
+            "prompts": [[5, 6, 7], [9, 10]], "max_new_tokens": 6} | more
 
 
 def _clear_case(base: BaseFiles, folder: Path, quantization: str) -> dict[str, Any]:
-    """The same, drawn again until no token of an answer is nearly a tie: rounding to 16 bits may rightly turn one of these."""
+    """The same, drawn again until no token of an answer is nearly a tie: rounding to 16 bits may rightly turn
+    one of these.
+    """
     for _ in range(50):
         case = _case(base, folder, quantization)
         engine, gaps = case["load_live"](), []
@@ -80,12 +95,14 @@ def _clear_case(base: BaseFiles, folder: Path, quantization: str) -> dict[str, A
 
 
 def _plain(folder: Path) -> Any:
-    return build_for_training(locate_base(str(folder), None), tokenizer(), at("native", "none", "float32"), seed=0, lora=LoraSettings(1, 1, 0.0, "all-linear"))
+    return build_for_training(locate_base(str(folder), None), tokenizer(), at("native", "none", "float32"),
+                              seed=0, lora=LoraSettings(1, 1, 0.0, "all-linear"))
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 @pytest.mark.parametrize("family", ["bloom-no-prefix-fp16", "llama-tied-shards"])
-def test_the_nearer_merge_is_taken_and_sealed(bases: Bases, tmp_path: Path, family: str, quantization: str) -> None:
+def test_the_nearer_merge_is_taken_and_sealed(bases: Bases, tmp_path: Path, family: str,
+                                              quantization: str) -> None:
     stages: list[str] = []
     result = merge_adapter(**_clear_case(bases(family), tmp_path, quantization), on_stage=stages.append)
     bits = 16 if "fp16" in family else 32
@@ -109,7 +126,9 @@ def test_the_nearer_merge_is_taken_and_sealed(bases: Bases, tmp_path: Path, fami
 
 
 def test_a_delta_that_rounding_swallows_is_refused_with_figures(tmp_path: Path) -> None:
-    """Weights of about 1 in bf16 lie 2^-7 apart; steps of 0.003, all of one sign, do much together and round to nothing."""
+    """Weights of about 1 in bf16 lie 2^-7 apart; steps of 0.003, all of one sign, do much together and round
+    to nothing.
+    """
     base = write_base(tmp_path / "base", FAMILIES["llama"](), dtype=torch.bfloat16)
     tensors = safetensors.torch.load_file(base.folder / "model.safetensors")
     for name, t in tensors.items():
@@ -119,10 +138,13 @@ def test_a_delta_that_rounding_swallows_is_refused_with_figures(tmp_path: Path) 
     case = _case(base, tmp_path)
     state = safetensors.torch.load_file(case["adapter"] / "adapter_model.safetensors")
     state = {name: torch.full_like(t, 0.02) * (torch.rand(t.shape) < 0.9) for name, t in state.items()}
-    safetensors.torch.save_file(state, case["adapter"] / "adapter_model.safetensors")  # 7.5 / 3 * 3 * 0.0004 = 0.003
-    with pytest.raises(IntegrityError, match="has lost the adapter: it did not come half of the way") as refused:
+    # 7.5 / 3 * 3 * 0.0004 = 0.003
+    safetensors.torch.save_file(state, case["adapter"] / "adapter_model.safetensors")
+    with pytest.raises(IntegrityError,
+                       match="has lost the adapter: it did not come half of the way") as refused:
         merge_adapter(**case)
-    for word in ("live adapter: loss", "bare base: KL", "merged onto the 16-bit base: KL", "top-1", "greedy", "fp32"):
+    for word in ("live adapter: loss", "bare base: KL", "merged onto the 16-bit base: KL", "top-1", "greedy",
+                 "fp32"):
         assert word in str(refused.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "base"]
 
@@ -164,7 +186,8 @@ def test_something_at_out_is_left_alone(bases: Bases, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter", "late", "out"]
 
 
-def test_a_disk_too_small_is_found_first(bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_is_found_first(bases: Bases, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
     case = _case(bases("llama"), tmp_path, "int8")
     Usage = namedtuple("Usage", "total used free")
     weights = case["base"].weight_bytes()
@@ -175,12 +198,14 @@ def test_a_disk_too_small_is_found_first(bases: Bases, tmp_path: Path, monkeypat
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 0))
     (tmp_path / "here").mkdir()
     with pytest.raises(DiskError, match=r"needs 3\d MB of disk, 0 MB are free"):
-        merging.merge_weights(case["base"], case["adapter"], tmp_path / "here", dequantised=None, progress=lambda done, whole: None)
+        merging.merge_weights(case["base"], case["adapter"], tmp_path / "here", dequantised=None,
+                              progress=lambda done, whole: None)
     assert not list((tmp_path / "here").iterdir())
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "rename", "open", "mkdir"])
-def test_a_disk_that_fails_half_way_leaves_nothing(bases: Bases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_a_disk_that_fails_half_way_leaves_nothing(bases: Bases, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     case = _case(bases("llama-tied-shards"), tmp_path, out=tmp_path / "new" / "deep" / "out")
     asked = merging.reference(case["load_live"](), case["rows"], case["prompts"], 4)
     monkeypatch.setattr(merging, "reference", lambda *every: asked)
@@ -209,7 +234,8 @@ def test_a_disk_that_fails_half_way_leaves_nothing(bases: Bases, tmp_path: Path,
     assert failures
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, TunesmithError("x"), signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("error",
+                         [KeyboardInterrupt, MemoryError, TunesmithError("x"), signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("place", ["load_live", "load_merged", "progress"])
 def test_whatever_stops_it_leaves_nothing(bases: Bases, tmp_path: Path, error: Any, place: str) -> None:
     def stop(*words: Any) -> Any:
@@ -219,7 +245,8 @@ def test_whatever_stops_it_leaves_nothing(bases: Bases, tmp_path: Path, error: A
             raise error
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted if isinstance(error, signal.Signals) else error if isinstance(error, type) else TunesmithError):
+    with pytest.raises(Interrupted if isinstance(error, signal.Signals) else error if isinstance(error, type)
+                       else TunesmithError):
         merge_adapter(**_case(bases("llama"), tmp_path) | {place: stop})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter"]
     assert signal.getsignal(signal.SIGTERM) == before
@@ -241,9 +268,11 @@ _SCRIPT = """
 
 
 @pytest.mark.parametrize("candidate", ["0", "1"])
-def test_a_kill_leaves_no_out_and_the_next_merge_cleans_up(bases: Bases, tmp_path: Path, candidate: str) -> None:
+def test_a_kill_leaves_no_out_and_the_next_merge_cleans_up(bases: Bases, tmp_path: Path,
+                                                           candidate: str) -> None:
     base = bases("llama-tied-shards")
-    script = textwrap.dedent(_SCRIPT).format(here=str(Path(__file__).parent), base=str(base.folder), folder=str(tmp_path), candidate=candidate)
+    script = textwrap.dedent(_SCRIPT).format(here=str(Path(__file__).parent), base=str(base.folder),
+                                             folder=str(tmp_path), candidate=candidate)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "out").exists()
@@ -293,65 +322,85 @@ def test_memory_holds_less_than_two_shards(tmp_path: Path, dequantised: str | No
     import transformers
 
     width, inner, layers = 512, 2048, 32
-    config = transformers.LlamaConfig(vocab_size=512, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, dtype="float16",
-                                      num_attention_heads=8, num_key_value_heads=8, tie_word_embeddings=True)
+    config = transformers.LlamaConfig(vocab_size=512, hidden_size=width, intermediate_size=inner,
+                                      num_hidden_layers=layers, dtype="float16", num_attention_heads=8,
+                                      num_key_value_heads=8, tie_word_embeddings=True)
     folder = tmp_path / "base"
     config.save_pretrained(folder)
-    shapes = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (width, width), "self_attn.v_proj": (width, width),
-              "self_attn.o_proj": (width, width), "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
+    shapes = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (width, width),
+              "self_attn.v_proj": (width, width), "self_attn.o_proj": (width, width),
+              "mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
     index: dict[str, str] = {}
     for shard in range(8):
-        part = {"model.embed_tokens.weight": torch.randn(512, width).half(), "model.norm.weight": torch.ones(width).half()} if shard == 0 else {}
+        part = {"model.embed_tokens.weight": torch.randn(512, width).half(),
+                "model.norm.weight": torch.ones(width).half()} if shard == 0 else {}
         for layer in range(4 * shard, 4 * shard + 4):
-            part |= {f"model.layers.{layer}.{name}.weight": torch.randn(shape).mul_(0.02).half() for name, shape in shapes.items()}
-            part |= {f"model.layers.{layer}.{name}.weight": torch.ones(width).half() for name in ("input_layernorm", "post_attention_layernorm")}
+            part |= {f"model.layers.{layer}.{name}.weight": torch.randn(shape).mul_(0.02).half()
+                     for name, shape in shapes.items()}
+            part |= {f"model.layers.{layer}.{name}.weight": torch.ones(width).half()
+                     for name in ("input_layernorm", "post_attention_layernorm")}
         name = f"model-{shard + 1:05d}-of-00008.safetensors"
         safetensors.torch.save_file(part, folder / name, metadata={"format": "pt"})
         index |= dict.fromkeys(part, name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    state = {f"base_model.model.{name.removesuffix('.weight')}.lora_{side}.weight": torch.randn(4, shape[1]) if side == "A" else torch.randn(shape[0], 4) * 0.01
-             for layer in range(layers) for short, shape in shapes.items() for side in "AB" for name in [f"model.layers.{layer}.{short}.weight"]}
+    state = {f"base_model.model.{name.removesuffix('.weight')}.lora_{side}.weight": torch.randn(4, shape[1])
+             if side == "A" else torch.randn(shape[0], 4) * 0.01
+             for layer in range(layers) for short, shape in shapes.items() for side in "AB"
+             for name in [f"model.layers.{layer}.{short}.weight"]}
     (tmp_path / "adapter").mkdir()
     safetensors.torch.save_file(state, tmp_path / "adapter" / "adapter_model.safetensors")
-    words = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": sorted(n.rpartition(".")[2] for n in shapes)}
+    words = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8,
+             "target_modules": sorted(n.rpartition(".")[2] for n in shapes)}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(words))
     (tmp_path / "out").mkdir()
-    script = textwrap.dedent(_MEMORY).format(base=str(folder), out=str(tmp_path / "out"), adapter=str(tmp_path / "adapter"), dequantised=dequantised)
+    script = textwrap.dedent(_MEMORY).format(base=str(folder), out=str(tmp_path / "out"),
+                                             adapter=str(tmp_path / "adapter"), dequantised=dequantised)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     sizes = [path.stat().st_size for path in sorted(folder.glob("*.safetensors"))]
     peak = int(done.stdout.split()[-1])
-    print(f"merged onto {dequantised or 'the files'}: {peak / 1e6:.0f} MB more than before; shard {max(sizes) / 1e6:.0f} MB, base {sum(sizes) / 1e6:.0f} MB")
+    print(f"merged onto {dequantised or 'the files'}: {peak / 1e6:.0f} MB more than before; shard "
+          f"{max(sizes) / 1e6:.0f} MB, base {sum(sizes) / 1e6:.0f} MB")
     assert peak < 2 * max(sizes) < sum(sizes) / 3
-    assert sum(p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors")) == pytest.approx(sum(sizes), abs=4096)
+    assert sum(p.stat().st_size
+               for p in (tmp_path / "out").glob("*.safetensors")) == pytest.approx(sum(sizes), abs=4096)
 
 
 @pytest.mark.parametrize("way", ["int8", "nf4"])
-def test_the_embedded_base_trained(tmp_path: Path, recipe: Path, way: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run of the small recipe: both candidates keep the adapter, and the one on the weights that the run saw is nearer."""
+def test_the_embedded_base_trained(tmp_path: Path, recipe: Path, way: str,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of the small recipe: both candidates keep the adapter, and the one on the weights that the run
+    saw is nearer.
+    """
     import tunesmith
     from tunesmith.recipe import load_recipe
     from tunesmith.verbs.decide import decide
     from tunesmith.verbs.prepare import prepare
     from tunesmith.verbs.show import Silent
 
-    words = (f"model.quantization={way}", "train.max_steps=20", "train.eval_steps=100", "train.save_steps=100")
+    words = (f"model.quantization={way}", "train.max_steps=20", "train.eval_steps=100",
+             "train.save_steps=100")
     tunesmith.train(recipe, run=tmp_path / "run", overrides=words)
     chosen = load_recipe(str(recipe), words)
     ready = prepare(chosen, decide(chosen, Silent()), Silent())
 
     def live() -> Any:
-        return build_with_adapter(ready.base, ready.tokenizer, tmp_path / "run" / "adapter", at("native", way))
+        return build_with_adapter(ready.base, ready.tokenizer, tmp_path / "run" / "adapter",
+                                  at("native", way))
 
     rows = ready.data.validation
-    result = merge_adapter(ready.base, tmp_path / "run" / "adapter", tmp_path / "out", quantization=way, load_live=live,
-                           load_merged=_plain, rows=rows, prompts=[row.prompt_ids for row in rows])
+    result = merge_adapter(ready.base, tmp_path / "run" / "adapter", tmp_path / "out", quantization=way,
+                           load_live=live, load_merged=_plain, rows=rows,
+                           prompts=[row.prompt_ids for row in rows])
     with capsys.disabled():
         for name, each in {"bare base": result["bare"], **result["candidates"]}.items():
-            print(f"\n{way}: {name}: KL {each['kl']:.3g}, top-1 {each['top1']:.3f}, greedy {each['greedy']:.2f}, loss {each['loss']:.4f}", end="")
+            print(f"\n{way}: {name}: KL {each['kl']:.3g}, top-1 {each['top1']:.3f}, greedy "
+                  f"{each['greedy']:.2f}, loss {each['loss']:.4f}", end="")
     assert result["taken"] == f"dequantised {way} base"
     assert all(each["kl"] < result["bare"]["kl"] / 100 for each in result["candidates"].values())
-    assert (tmp_path / "out" / "generation_config.json").read_bytes() == (tmp_path / "run" / "adapter" / "generation_config.json").read_bytes()
+    assert (tmp_path / "out" / "generation_config.json").read_bytes() == (
+        tmp_path / "run" / "adapter" / "generation_config.json"
+    ).read_bytes()
 
 
 def test_agreement_is_what_torch_says(bases: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,12 +419,16 @@ def test_agreement_is_what_torch_says(bases: Bases, monkeypatch: pytest.MonkeyPa
     assert found.positions == count
     assert found.kl == pytest.approx(kl / count, rel=1e-4)
     assert found.top1 == top / count
-    assert found.loss == pytest.approx(sum(other.losses(rows)).item() / sum(row.loss_tokens for row in rows), rel=1e-4)
-    assert found.loss_live == pytest.approx(sum(live.losses(rows)).item() / sum(row.loss_tokens for row in rows), rel=1e-4)
+    assert found.loss == pytest.approx(sum(other.losses(rows)).item() / sum(row.loss_tokens for row in rows),
+                                       rel=1e-4)
+    assert found.loss_live == pytest.approx(
+        sum(live.losses(rows)).item() / sum(row.loss_tokens for row in rows), rel=1e-4
+    )
     same = [a == b for a, b in zip(live.generate(prompts, 5), other.generate(prompts, 5), strict=True)]
     assert found.greedy == sum(same) / 2
     assert compare(live, asked).kl < 1e-9
-    assert asked.bare.kl == pytest.approx(found.kl, rel=1e-2)  # the other engine's adapter is fresh: it is the bare base
+    # the other engine's adapter is fresh: it is the bare base
+    assert asked.bare.kl == pytest.approx(found.kl, rel=1e-2)
     with pytest.raises(DataError):
         reference(live, [Sample([5, 6], [True, False])], [], 5)
     monkeypatch.setattr(agreeing, "_KEPT_BYTES", 4 * 1536 * 6)
@@ -403,7 +456,8 @@ def test_divergence(size: int, spread: float, infinite: bool) -> None:
     if infinite:
         p[0] = -math.inf  # a token that is never said
     p, q = p.log_softmax(0), q.log_softmax(0)
-    want = torch.nn.functional.kl_div(q.double(), p.double(), reduction="none", log_target=True).nan_to_num(0.0).sum().item()
+    want = torch.nn.functional.kl_div(q.double(), p.double(), reduction="none",
+                                      log_target=True).nan_to_num(0.0).sum().item()
     assert agreeing._divergence(p, q) == pytest.approx(want, rel=1e-4, abs=1e-5)
     assert agreeing._divergence(p, p) == 0.0
     assert agreeing._divergence(q, p) == math.inf if infinite else agreeing._divergence(q, p) >= 0
@@ -421,5 +475,6 @@ def test_when_a_merge_has_lost() -> None:
     assert lost(_found(0.5), _found(math.inf)) is None
     assert "nothing" in str(lost(_found(0.0), _found(0.0)))
     assert "NaN" in str(lost(_found(0.0), _found(math.nan)))
-    assert better([("a", _found(math.nan)), ("b", _found(3.0)), ("c", _found(2.0)), ("d", _found(2.0))]) == "c"
+    assert better([("a", _found(math.nan)), ("b", _found(3.0)), ("c", _found(2.0)),
+                   ("d", _found(2.0))]) == "c"
     assert _found(math.nan).figures()["kl"] is None

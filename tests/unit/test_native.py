@@ -81,9 +81,11 @@ def row_lengths() -> list[int]:
     return lengths[torch.randperm(5)].tolist()
 
 
-def assert_same_gradients(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor], bound: float = 1e-3) -> None:
-    """Relative error of each. In fp32 most are within 1e-5; where a draw's softmax cancels, those of q and k reach 2e-4. What is
-    wrong (another mask, a bias left out) is off by more than a hundredth."""
+def assert_same_gradients(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor],
+                          bound: float = 1e-3) -> None:
+    """Relative error of each. In fp32 most are within 1e-5; where a draw's softmax cancels, those of q and k
+    reach 2e-4. What is wrong (another mask, a bias left out) is off by more than a hundredth.
+    """
     assert list(got) == list(want)
     assert all(grad.any() for grad in want.values())
     far = {name: error(got[name], want[name]) for name in want if not error(got[name], want[name]) < bound}
@@ -94,12 +96,13 @@ def in_lines(wrong: dict[Any, str]) -> str:
     return "\n" + "\n".join(f"{key}: {what}" for key, what in wrong.items())
 
 
-# --- the same numbers as the hf engine ---------------------------------------------------------------------------------
+# --- the same numbers as the hf engine ---
 
 
 @each_way
 @pytest.mark.parametrize("family", FAMILIES)
-def test_losses_logits_and_every_gradient_are_the_hf_engines(bases: Bases, family: str, quantization: str) -> None:
+def test_losses_logits_and_every_gradient_are_the_hf_engines(bases: Bases, family: str,
+                                                             quantization: str) -> None:
     hf, native = pair(bases(family), quantization=quantization)
     rows = samples(row_lengths())
     want_losses, want = gradients(hf, rows)
@@ -108,7 +111,8 @@ def test_losses_logits_and_every_gradient_are_the_hf_engines(bases: Bases, famil
     assert torch.equal(native.losses(rows), losses)
     assert_same_gradients(got, want)
     # In training mode bitsandbytes, too, turns int8 weights back on a CPU.
-    for ours, theirs in zip(native.logits([row.ids for row in rows]), hf.logits([row.ids for row in rows]), strict=True):
+    for ours, theirs in zip(native.logits([row.ids for row in rows]), hf.logits([row.ids for row in rows]),
+                            strict=True):
         assert ours.dtype == torch.float32
         assert error(ours, theirs) < 1e-5
 
@@ -154,8 +158,9 @@ def test_a_long_row_among_short_ones(bases: Bases, family: str) -> None:
 def _best_draw(near: Callable[[], float], enough: float) -> float:
     """How near rounded gradients come to exact ones, over as many as three random adapters.
 
-    Where attention looks at one token almost alone, the gradients of q and k are small differences of large numbers, which
-    any rounding changes much: about one draw in fifty falls below the bound that a fault stays below at each draw.
+    Where attention looks at one token almost alone, the gradients of q and k are small differences of large
+    numbers, which any rounding changes much: about one draw in fifty falls below the bound that a fault stays
+    below at each draw.
     """
     best = -1.0
     for _ in range(3):
@@ -194,10 +199,15 @@ def _older(config: dict[str, Any]) -> dict[str, Any]:
     rope = config.pop("rope_parameters", None)
     if rope:
         config["rope_theta"] = rope.pop("rope_theta")
-        config["rope_scaling"] = None if rope["rope_type"] == "default" else {"type": rope.pop("rope_type"), **rope}
+        config["rope_scaling"] = (
+            None if rope["rope_type"] == "default" else {"type": rope.pop("rope_type"), **rope}
+        )
     if config["model_type"] == "bloom":
         config |= {"n_embed": config.pop("hidden_size"), "num_attention_heads": config.pop("n_head")}
-    elif config.get("head_dim") == config["hidden_size"] // config["num_attention_heads"] and config["model_type"] != "qwen3":
+    elif (
+        config.get("head_dim") == config["hidden_size"] // config["num_attention_heads"]
+        and config["model_type"] != "qwen3"
+    ):
         del config["head_dim"]
     config.pop("layer_types", None)
     return config | {"torch_dtype": config.pop("dtype", "float32")}
@@ -213,7 +223,9 @@ def test_configs_of_older_transformers_mean_the_same(bases: Bases, family: str, 
     assert error(torch.cat(native.logits(ids)), torch.cat(hf.logits(ids))) < 1e-5
 
 
-def test_layers_of_older_configs_that_differ_in_how_far_they_see_are_not_taken(bases: Bases, tmp_path: Path) -> None:
+def test_layers_of_older_configs_that_differ_in_how_far_they_see_are_not_taken(
+    bases: Bases, tmp_path: Path
+) -> None:
     """Also where layer_types is left out and max_window_layers alone says so."""
     base = rewrite_config(bases.copy("qwen2-window", tmp_path / "base").folder,
                           lambda config: _older(config) | {"max_window_layers": 1})
@@ -223,13 +235,18 @@ def test_layers_of_older_configs_that_differ_in_how_far_they_see_are_not_taken(b
 
 
 @pytest.mark.parametrize("family", ["bloom-untied", "llama", "yarn-rope", "mistral-window", "qwen3"])
-def test_whatever_a_config_leaves_out_is_taken_as_transformers_takes_it(bases: Bases, family: str, tmp_path: Path) -> None:
-    """Each key left out in turn: the same numbers as the hf engine, or an error of our own; never a wrong result."""
+def test_whatever_a_config_leaves_out_is_taken_as_transformers_takes_it(
+    bases: Bases, family: str, tmp_path: Path
+) -> None:
+    """Each key left out in turn: the same numbers as the hf engine, or an error of our own; never a wrong
+    result.
+    """
     whole = bases.copy(family, tmp_path / "base")
     ids = [row.ids for row in samples([WINDOW + 5, 3])]
     wrong = {}
     for key in sorted(set(whole.config) - {"model_type", "architectures", "transformers_version"}):
-        base = dataclasses.replace(whole, config={name: value for name, value in whole.config.items() if name != key})
+        base = dataclasses.replace(whole, config={name: value for name, value in whole.config.items()
+                                                  if name != key})
         (base.folder / "config.json").write_text(json.dumps(base.config))
         try:
             native = build(base, choose_engine("native", base.config)[0])
@@ -257,8 +274,10 @@ def test_whatever_a_config_leaves_out_is_taken_as_transformers_takes_it(bases: B
     ({"model_type": "llama", "sliding_window": 7}, None),
     ({"model_type": "qwen2", "sliding_window": 7}, None),
     ({"model_type": "qwen2", "sliding_window": 7, "use_sliding_window": False}, None),
-    ({"model_type": "qwen2", "sliding_window": 7, "use_sliding_window": True, "layer_types": ["full_attention"]}, None),
-    ({"model_type": "qwen3", "sliding_window": 7, "use_sliding_window": True, "layer_types": ["sliding_attention"]}, 7),
+    ({"model_type": "qwen2", "sliding_window": 7, "use_sliding_window": True,
+      "layer_types": ["full_attention"]}, None),
+    ({"model_type": "qwen3", "sliding_window": 7, "use_sliding_window": True,
+      "layer_types": ["sliding_attention"]}, 7),
 ])
 def test_windows(config: dict[str, Any], expected: int | None) -> None:
     found = describe({**LLAMA, "num_hidden_layers": 1, "num_key_value_heads": 4, **config})
@@ -271,7 +290,8 @@ def test_windows(config: dict[str, Any], expected: int | None) -> None:
 def test_a_head_in_the_file_beside_an_embedding_that_the_config_ties(bases: Bases, family: str, head: str,
                                                                      tmp_path: Path) -> None:
     """A copy is nothing new. Another head is taken as it is, says transformers."""
-    base = rewrite_config(bases.copy(family, tmp_path / "base").folder, lambda config: config | {"tie_word_embeddings": True})
+    base = rewrite_config(bases.copy(family, tmp_path / "base").folder, lambda config: config
+                          | {"tie_word_embeddings": True})
     key = "transformer.word_embeddings.weight" if family == "bloom" else "model.embed_tokens.weight"
     rewrite_tensors(base.folder, lambda tensors: tensors | {
         "lm_head.weight": tensors[key].clone() if head == "copy" else torch.randn_like(tensors[key])})
@@ -286,8 +306,8 @@ def test_a_head_in_the_file_beside_an_embedding_that_the_config_ties(bases: Base
     ("qwen2", "model.layers.0.self_attn.o_proj.bias", 48), ("mistral", "model.norm.bias", 48),
     ("qwen2", "model.layers.0.self_attn.q_norm.weight", 12),
 ])
-def test_tensors_that_the_config_does_not_call_for_change_nothing(bases: Bases, family: str, extra: str, width: int,
-                                                                  tmp_path: Path) -> None:
+def test_tensors_that_the_config_does_not_call_for_change_nothing(bases: Bases, family: str, extra: str,
+                                                                  width: int, tmp_path: Path) -> None:
     """As in transformers. What a layer has, the config says."""
     base = bases.copy(family, tmp_path / "base")
     rewrite_tensors(base.folder, lambda tensors: tensors | {extra: torch.full((width,), 3.0)})
@@ -296,20 +316,23 @@ def test_tensors_that_the_config_does_not_call_for_change_nothing(bases: Bases, 
     assert error(native.logits([ids])[0], hf.logits([ids])[0]) < 1e-5
 
 
-# --- the adapter -------------------------------------------------------------------------------------------------------
+# --- the adapter ---
 
 
 @pytest.mark.parametrize("alpha", [7.5, 16.0])
 @pytest.mark.parametrize(("family", "targets"), [
     ("bloom-6-heads", "auto"), ("bloom-6-heads", ["dense_4h_to_h", "self_attention.dense"]),
     ("llama", "auto"), ("llama", ["q_proj", "down_proj"]), ("llama", "v_proj"),
-    ("llama", ["mlp.up_proj", "o_proj", "o_proj"]), ("llama", ["model.layers.1.self_attn.k_proj", "gate_proj"]),
-    ("qwen3", ["k_proj", "v_proj"]), ("mistral", ["v_proj", "q_proj"]),
+    ("llama", ["mlp.up_proj", "o_proj", "o_proj"]),
+    ("llama", ["model.layers.1.self_attn.k_proj", "gate_proj"]), ("qwen3", ["k_proj", "v_proj"]),
+    ("mistral", ["v_proj", "q_proj"]),
 ])
-def test_adapters_begin_learn_and_are_written_alike(bases: Bases, family: str, targets: Any, alpha: float) -> None:
+def test_adapters_begin_learn_and_are_written_alike(bases: Bases, family: str, targets: Any,
+                                                    alpha: float) -> None:
     base = bases(family)
     seed = int(torch.randint(2**31, ()))
-    hf, native = (build(base, engine, targets=targets, alpha=alpha, dropout=0.05, seed=seed) for engine in ("hf", "native"))
+    hf, native = (build(base, engine, targets=targets, alpha=alpha, dropout=0.05, seed=seed)
+                  for engine in ("hf", "native"))
     assert list(native.trainable()) == list(hf.trainable())
     for name, parameter in hf.trainable().items():
         ours = native.trainable()[name]
@@ -342,13 +365,15 @@ def test_all_linear_is_written_alike(bases: Bases, family: str) -> None:
 def test_targets_that_are_not_there_are_refused_by_name(bases: Bases) -> None:
     for targets in (["q_proj", "proj"], ["lm_head"], ["qkv_proj"], "gate"):
         for engine in ("hf", "native"):
-            with pytest.raises(RecipeError, match=f"called '{targets if isinstance(targets, str) else targets[-1]}'"):
+            with pytest.raises(RecipeError,
+                               match=f"called '{targets if isinstance(targets, str) else targets[-1]}'"):
                 build(bases("llama"), engine, targets=targets)
 
 
 def test_auto_targets_are_pefts() -> None:
     for name, family in KNOWN.items():
-        assert list(family.PEFT_TARGETS or ()) == TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(name, [])
+        assert list(family.PEFT_TARGETS
+                    or ()) == TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(name, [])
 
 
 def _described(config: dict[str, Any]) -> Any:
@@ -359,9 +384,11 @@ def _described(config: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("family", sorted(KNOWN))
 def test_a_config_may_leave_out_what_transformers_adds(family: str) -> None:
-    """The described parts of the shortest config are those of the same config with all of transformers' defaults."""
-    short: dict[str, Any] = {"model_type": family, "vocab_size": 96, "hidden_size": 256, "num_attention_heads": 32,
-                             "num_hidden_layers": 4, "intermediate_size": 40}
+    """The described parts of the shortest config are those of the same config with all of transformers'
+    defaults.
+    """
+    short: dict[str, Any] = {"model_type": family, "vocab_size": 96, "hidden_size": 256,
+                             "num_attention_heads": 32, "num_hidden_layers": 4, "intermediate_size": 40}
     if family == "bloom":
         short = {"model_type": family, "vocab_size": 96}
     whole = transformers.AutoConfig.for_model(**short).to_dict()
@@ -396,7 +423,8 @@ def test_a_family_describes_the_model_that_transformers_builds(bases: Bases, nam
 
 @each_way
 @some
-def test_stock_peft_loads_the_file_and_loses_the_same(bases: Bases, family: str, quantization: str, tmp_path: Path) -> None:
+def test_stock_peft_loads_the_file_and_loses_the_same(bases: Bases, family: str, quantization: str,
+                                                      tmp_path: Path) -> None:
     from tunesmith.model.quantization import WAYS as HOW
 
     base = bases(family)
@@ -405,9 +433,11 @@ def test_stock_peft_loads_the_file_and_loses_the_same(bases: Bases, family: str,
     for name, content in native.adapter_files().items():
         (tmp_path / name).write_bytes(content)
     stock = transformers.AutoModelForCausalLM.from_pretrained(
-        base.folder, dtype=torch.float32, device_map="cpu", quantization_config=HOW[quantization].transformers_config(torch.float32))
+        base.folder, dtype=torch.float32, device_map="cpu",
+        quantization_config=HOW[quantization].transformers_config(torch.float32))
     HOW[quantization].prepare(stock)
-    stock = peft.PeftModel.from_pretrained(stock, tmp_path).train()  # in training int8 weights are turned back
+    # in training int8 weights are turned back
+    stock = peft.PeftModel.from_pretrained(stock, tmp_path).train()
     row = Sample(torch.randint(4, VOCABULARY, (40,)).tolist(), [True] * 40)
     ids = torch.tensor([row.ids])
     with torch.no_grad():
@@ -452,19 +482,21 @@ def test_adapters_that_do_not_fit_are_refused_by_name(bases: Bases, damage: str,
         assert native.adapter_files() == before
 
 
-# --- one sample knows nothing of the others ----------------------------------------------------------------------------
+# --- one sample knows nothing of the others ---
 
 
 @each_way
 @some
-def test_a_perturbed_sample_leaves_every_other_bit_identical(bases: Bases, family: str, quantization: str) -> None:
+def test_a_perturbed_sample_leaves_every_other_bit_identical(bases: Bases, family: str,
+                                                             quantization: str) -> None:
     native = build(bases(family), "native", quantization=quantization)
     randomise(native)
     ids = [row.ids for row in samples([1, *row_lengths(), 1, 130])]
     before = native.logits(ids)
     for guilty in range(len(ids)):
         changed = [list(row) for row in ids]
-        changed[guilty] = [(token + int(torch.randint(1, 1000, ()))) % VOCABULARY for token in changed[guilty]]
+        changed[guilty] = [(token + int(torch.randint(1, 1000, ()))) % VOCABULARY
+                           for token in changed[guilty]]
         for number, (was, now) in enumerate(zip(before, native.logits(changed), strict=True)):
             assert torch.equal(was, now) == (number != guilty), (number, guilty)
 
@@ -504,7 +536,8 @@ def test_a_rows_loss_is_the_same_whatever_stands_beside_it(bases: Bases, family:
 def test_rows_that_bear_no_loss(bases: Bases, family: str) -> None:
     native = build(bases(family), "native", dropout=0.1)
     randomise(native)
-    for rows in ([Sample([5], [True])], [Sample([5], [True]), Sample([6], [False])], [Sample([7, 8, 9], [True, False, False])]):
+    for rows in ([Sample([5], [True])], [Sample([5], [True]), Sample([6], [False])],
+                 [Sample([7, 8, 9], [True, False, False])]):
         losses, grads = gradients(native, rows)
         assert torch.equal(losses, torch.zeros(len(rows)))
         assert not any(grad.any() for grad in grads.values())
@@ -512,7 +545,7 @@ def test_rows_that_bear_no_loss(bases: Bases, family: str) -> None:
     assert [tuple(logits.shape) for logits in native.logits([[5], [6]])] == [(1, VOCABULARY)] * 2
 
 
-# --- training ----------------------------------------------------------------------------------------------------------
+# --- training ---
 
 
 @some
@@ -537,18 +570,21 @@ def test_any_cut_gives_the_same_step(bases: Bases, data: st.DataObject) -> None:
     _CACHED[family, share] = engine
     torch.manual_seed(data.draw(st.integers(0, 2**31)))
     randomise(engine)
-    rows = samples(data.draw(st.lists(st.integers(1, 60), min_size=2, max_size=9).filter(lambda found: max(found) > 1)))
+    rows = samples(data.draw(st.lists(st.integers(1, 60), min_size=2,
+                                      max_size=9).filter(lambda found: max(found) > 1)))
     scaler = build_scaler(torch.float32, engine.device)
     seeds = sample_seeds(data.draw(st.integers(0, 2**63 - 1)), data.draw(st.integers(0, 10**6)), len(rows))
 
     def step(plan: MicroBatchPlan) -> tuple[float, torch.Tensor]:
         optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.0, weight_decay=0.0)
-        result = optimiser_step(engine, optimizer, scaler, rows, step=1, plan=plan, max_grad_norm=0, dropout_seeds=seeds)
+        result = optimiser_step(engine, optimizer, scaler, rows, step=1, plan=plan, max_grad_norm=0,
+                                dropout_seeds=seeds)
         return result.loss, torch.cat([p.grad.flatten().clone() for p in engine.trainable().values()])
 
     loss, whole = step(MicroBatchPlan(rows=None, max_tokens=10**9, overhead_tokens=10**6))
     most, count = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 5))
-    for plan in (MicroBatchPlan(count, 0, 0), MicroBatchPlan(None, most, data.draw(st.integers(0, 100))), MicroBatchPlan(1, 0, 0)):
+    for plan in (MicroBatchPlan(count, 0, 0), MicroBatchPlan(None, most, data.draw(st.integers(0, 100))),
+                 MicroBatchPlan(1, 0, 0)):
         other_loss, other = step(plan)
         assert other_loss == pytest.approx(loss, rel=1e-6)
         assert error(other, whole) < 1e-5
@@ -601,7 +637,8 @@ def test_dropout_is_a_matter_of_training_and_of_the_samples_seeds(bases: Bases, 
 @each_way
 @some
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_with_dropout_are_the_hf_engines(bases: Bases, family: str, quantization: str, checkpointing: bool) -> None:
+def test_gradients_with_dropout_are_the_hf_engines(bases: Bases, family: str, quantization: str,
+                                                   checkpointing: bool) -> None:
     """Both engines draw the same masks, however each lays the samples out."""
     hf, native = pair(bases(family), quantization=quantization, dropout=0.4)
     if checkpointing:
@@ -616,8 +653,9 @@ def test_gradients_with_dropout_are_the_hf_engines(bases: Bases, family: str, qu
 
 @pytest.mark.parametrize(("family", "p"), [("bloom-6-heads", 0.5), ("llama", 0.1)])
 def test_over_many_seeds_dropout_changes_nothing(bases: Bases, family: str, p: float) -> None:
-    """While B is zero the loss does not depend on the masks, so each gradient of B is on average what it is without them;
-    with B the average is only near."""
+    """While B is zero the loss does not depend on the masks, so each gradient of B is on average what it is
+    without them; with B the average is only near.
+    """
     native, plain = (build(bases(family), "native", dropout=share) for share in (p, 0.0))
     rows = samples([25, 4, 11])
     _, without = gradients(plain, rows)
@@ -625,8 +663,8 @@ def test_over_many_seeds_dropout_changes_nothing(bases: Bases, family: str, p: f
     drawn = [gradients(native, rows, seeds=sample_seeds(SEED, 3 * i, 3))[1] for i in range(count)]
     for name in names:
         grads = torch.stack([draw[name] for draw in drawn])
-        # The squared error of a mean of `count` draws is their variance / count on average; the sum over a matrix, whose
-        # entries come from few ranks and many channels, stays within a few times that.
+        # The squared error of a mean of `count` draws is their variance / count on average; the sum over a
+        # matrix, whose entries come from few ranks and many channels, stays within a few times that.
         expected = (grads.var(dim=0).sum() / count).item()
         assert expected > 0
         assert (grads.mean(dim=0) - without[name]).square().sum().item() < 5 * expected, name
@@ -637,7 +675,8 @@ def test_over_many_seeds_dropout_changes_nothing(bases: Bases, family: str, p: f
     _, without = gradients(plain, rows)
     drawn = [gradients(native, rows, seeds=sample_seeds(SEED, 3 * i, 3))[1] for i in range(count)]
     mean = torch.cat([torch.stack([draw[name] for draw in drawn]).mean(dim=0).flatten() for name in without])
-    assert torch.cosine_similarity(mean, torch.cat([grad.flatten() for grad in without.values()]), dim=0) > 0.8
+    assert torch.cosine_similarity(mean, torch.cat([grad.flatten() for grad in without.values()]),
+                                   dim=0) > 0.8
 
 
 def test_no_two_adapters_share_their_dropout(bases: Bases) -> None:
@@ -663,7 +702,8 @@ def test_a_restored_checkpoint_goes_on_bit_identically(bases: Bases) -> None:
     engine, optimizer = begin(0)
     seed_everything(3)
     go_on(engine, optimizer)
-    files = checkpoint_files(engine, optimizer, scaler, Progress(step=3, samples=12, tokens=99, loss_tokens=50, seconds=1.5))
+    files = checkpoint_files(engine, optimizer, scaler,
+                             Progress(step=3, samples=12, tokens=99, loss_tokens=50, seconds=1.5))
     first = go_on(engine, optimizer)
     engine, optimizer = begin(9)
     assert go_on(engine, optimizer) != first
@@ -680,16 +720,18 @@ def test_the_base_never_learns(bases: Bases, quantization: str) -> None:
     before = [p.clone() for p in frozen]
     optimizer = build_optimizer(native.trainable().values(), learning_rate=0.1, weight_decay=0.1)
     scaler = build_scaler(torch.float32, native.device)
-    results = [optimiser_step(native, optimizer, scaler, rows, step=1, plan=MicroBatchPlan(None, 10**9, 10**6), max_grad_norm=1)
+    results = [optimiser_step(native, optimizer, scaler, rows, step=1,
+                              plan=MicroBatchPlan(None, 10**9, 10**6), max_grad_norm=1)
                for rows in [samples([9, 20])] * 4]
     assert results[-1].loss < results[0].loss
     assert all(torch.equal(was, now) for was, now in zip(before, frozen, strict=True))
 
 
-# --- answers -----------------------------------------------------------------------------------------------------------
+# --- answers ---
 
 
-@pytest.mark.parametrize("family", ["bloom", "bloom-6-heads", "llama", "yarn-rope", "mistral-window", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family",
+                         ["bloom", "bloom-6-heads", "llama", "yarn-rope", "mistral-window", "qwen2", "qwen3"])
 def test_answers_are_the_hf_engines(bases: Bases, family: str) -> None:
     hf, native = pair(bases(family))
     for engine in (hf, native):
@@ -711,7 +753,8 @@ def test_answers_are_the_hf_engines(bases: Bases, family: str) -> None:
         end = next((i for i, token in enumerate(long.ids) if token in stops), None)
         assert (answer.ids, answer.stopped) == (long.ids[:end], end is not None)
     assert stopped[0].ids == []
-    assert [answer.stopped for answer in native.generate(prompts, 1)] == [answer.ids == [] for answer in stopped]
+    assert [answer.stopped
+            for answer in native.generate(prompts, 1)] == [answer.ids == [] for answer in stopped]
 
 
 def test_many_prompts_are_answered_in_their_order(bases: Bases) -> None:
@@ -724,8 +767,10 @@ def test_many_prompts_are_answered_in_their_order(bases: Bases) -> None:
     assert native.generate([], 4) == []
 
 
-@pytest.mark.parametrize(("in_config", "in_generation"), [(7, None), ([7, 9], None), (7, 11), (None, [11, 2]), (None, None)])
-def test_both_engines_stop_at_the_same_tokens(bases: Bases, in_config: Any, in_generation: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("in_config", "in_generation"),
+                         [(7, None), ([7, 9], None), (7, 11), (None, [11, 2]), (None, None)])
+def test_both_engines_stop_at_the_same_tokens(bases: Bases, in_config: Any, in_generation: Any,
+                                              tmp_path: Path) -> None:
     base = bases.copy("qwen2", tmp_path / "base")
     (base.folder / "generation_config.json").unlink(missing_ok=True)
     if in_generation is not None:
@@ -757,15 +802,17 @@ def test_bare_is_the_bare_base_and_switches_back(bases: Bases, family: str, quan
     assert torch.equal(torch.cat(native.logits(ids)), before)
 
 
-# --- which engine takes what -------------------------------------------------------------------------------------------
+# --- which engine takes what ---
 
 BLOOM = {"model_type": "bloom", "hidden_size": 64, "n_head": 8, "n_layer": 2, "vocab_size": 100}
-LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 100,
-         "intermediate_size": 128}
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+         "vocab_size": 100, "intermediate_size": 128}
 UNKNOWN = [  # a config, and what the reason must name
-    ({"model_type": "gpt2"}, "gpt2"), ({"model_type": "gemma3"}, "gemma3"), ({**LLAMA, "model_type": "mixtral"}, "mixtral"),
+    ({"model_type": "gpt2"}, "gpt2"), ({"model_type": "gemma3"}, "gemma3"),
+    ({**LLAMA, "model_type": "mixtral"}, "mixtral"),
     ({**LLAMA, "quantization_config": {"quant_method": "gptq"}}, "quantised already"),
-    ({**BLOOM, "hidden_dropout": 0.1}, "hidden_dropout"), ({**BLOOM, "attention_dropout": 0.1}, "attention_dropout"),
+    ({**BLOOM, "hidden_dropout": 0.1}, "hidden_dropout"),
+    ({**BLOOM, "attention_dropout": 0.1}, "attention_dropout"),
     ({**LLAMA, "attention_dropout": 0.2}, "attention_dropout"),
     ({**BLOOM, "apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
     ({**LLAMA, "hidden_act": "gelu"}, "hidden_act is 'gelu'"),
@@ -779,7 +826,8 @@ UNKNOWN = [  # a config, and what the reason must name
     ({**LLAMA, "model_type": "phi3", "partial_rotary_factor": 0.2}, "3 channels"),
     ({**LLAMA, "model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
     ({**LLAMA, "model_type": "smollm3", "no_rope_layers": [1]}, "config.json"),
-    ({**LLAMA, "head_dim": 15}, "15"), ({**LLAMA, "head_dim": 258}, "258"), ({**BLOOM, "hidden_size": 56}, "7"),
+    ({**LLAMA, "head_dim": 15}, "15"), ({**LLAMA, "head_dim": 258}, "258"),
+    ({**BLOOM, "hidden_size": 56}, "7"),
 ]
 
 
@@ -813,7 +861,8 @@ def test_what_native_knows_it_takes(bases: Bases, family: str) -> None:
 def test_no_config_is_a_traceback(whole: dict[str, Any]) -> None:
     """What native makes nothing of is hf's to judge."""
     wrong = {}
-    for key in sorted({*whole, "head_dim", "rope_scaling", "rope_parameters", "hidden_act", "layer_types"} - {"model_type"}):
+    for key in sorted({*whole, "head_dim", "rope_scaling", "rope_parameters", "hidden_act",
+                       "layer_types"} - {"model_type"}):
         for value in ("absent", None, 0, -3, "many", [], {}, {"rope_type": 3}):
             config = {**whole, key: value}
             if value == "absent":
@@ -835,7 +884,8 @@ def test_eight_bits_on_a_cpu_are_refused_not_ignored(bases: Bases, matmul: str) 
         place_base(bases("bloom"), engine="native", quantization="none", device="cpu", matmul=matmul)
 
 
-#: Adapters that PEFT knows and the native engine need not. The last ones fail now, each its own way: see the test.
+#: Adapters that PEFT knows and the native engine need not. The last ones fail now, each its own way: see the
+#: test.
 FOREIGN: dict[str, dict[str, Any]] = {
     "use_dora": {"use_dora": True},
     "use_rslora": {"use_rslora": True},
@@ -860,7 +910,8 @@ FOREIGN: dict[str, dict[str, Any]] = {
 def test_adapters_of_other_kinds_go_to_the_hf_engine(bases: Bases, kind: str, tmp_path: Path) -> None:
     """Never a wrong result, never an error over an adapter that stock PEFT takes."""
     base = bases("llama-biases")
-    settings = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **FOREIGN[kind]}
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM",
+                **FOREIGN[kind]}
 
     def stock() -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
@@ -875,22 +926,28 @@ def test_adapters_of_other_kinds_go_to_the_hf_engine(bases: Bases, kind: str, tm
     with torch.no_grad():
         want = reference(input_ids=torch.tensor([ids])).logits[0]
     by_hf, found = (build_with_adapter(base, tokenizer(), tmp_path, place_base(
-        base, engine=engine, quantization="none", device="cpu", adapter=tmp_path)) for engine in ("hf", "native"))
+        base, engine=engine, quantization="none", device="cpu", adapter=tmp_path))
+                    for engine in ("hf", "native"))
     assert error(by_hf.logits([ids])[0], want) < 1e-5
     assert error(found.logits([ids])[0], want) < 1e-5
     assert found.name == "hf"
 
 
 #: Settings of a LoraConfig that say nothing of what the adapter computes once it is trained and saved.
-_HARMLESS = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-             "runtime_config", "r", "lora_alpha", "lora_dropout", "target_modules", "megatron_core", "qalora_group_size",
-             "layers_pattern", "init_lora_weights", "eva_config", "corda_config", "loftq_config", "lora_ga_config",
-             "megatron_config", "ensure_weight_tying"}  # init_lora_weights, whose values they go with, is tried above
+_HARMLESS = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+             "inference_mode", "runtime_config", "r", "lora_alpha", "lora_dropout", "target_modules",
+             "megatron_core", "qalora_group_size", "layers_pattern", "init_lora_weights", "eva_config",
+             "corda_config", "loftq_config", "lora_ga_config",
+             # init_lora_weights, whose values they go with, is tried above
+             "megatron_config", "ensure_weight_tying"}
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(peft.LoraConfig) if field.name not in _HARMLESS])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(peft.LoraConfig)
+                                  if field.name not in _HARMLESS])
 def test_no_setting_of_peft_is_passed_over(name: str) -> None:
-    """Each setting of the installed PEFT that is not known to be harmless must keep the adapter away: also what newer ones bring."""
+    """Each setting of the installed PEFT that is not known to be harmless must keep the adapter away: also
+    what newer ones bring.
+    """
     config = peft.LoraConfig(target_modules=["q_proj"])
     assert native_adapter.why_not(config, LLAMA) is None
     setattr(config, name, "all" if name == "bias" else {"something": 1})
@@ -899,11 +956,13 @@ def test_no_setting_of_peft_is_passed_over(name: str) -> None:
     assert name in reason or name in ("bias", "lora_bias")
 
 
-# --- damaged bases -----------------------------------------------------------------------------------------------------
+# --- damaged bases ---
 
 
-@pytest.mark.parametrize("family", ["bloom", "bloom-no-prefix-fp16", "bloom-untied", "llama", "llama-biases", "qwen2", "qwen3"])
-def test_a_base_that_lacks_any_one_tensor_is_refused_by_its_name(bases: Bases, family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["bloom", "bloom-no-prefix-fp16", "bloom-untied", "llama", "llama-biases",
+                                    "qwen2", "qwen3"])
+def test_a_base_that_lacks_any_one_tensor_is_refused_by_its_name(bases: Bases, family: str,
+                                                                 tmp_path: Path) -> None:
     """Biases and norms included."""
     base = bases.copy(family, tmp_path / "base")
     tensors = safetensors.torch.load_file(base.weights[0])
@@ -911,7 +970,8 @@ def test_a_base_that_lacks_any_one_tensor_is_refused_by_its_name(bases: Bases, f
     for name in tensors:
         if ".1." in name:  # the second layer is as the first
             continue
-        safetensors.torch.save_file({key: tensor for key, tensor in tensors.items() if key != name}, base.weights[0])
+        safetensors.torch.save_file({key: tensor for key, tensor in tensors.items() if key != name},
+                                    base.weights[0])
         try:
             build(base, "native")
             wrong[name] = "taken"
@@ -924,7 +984,9 @@ def test_a_base_that_lacks_any_one_tensor_is_refused_by_its_name(bases: Bases, f
 
 
 @pytest.mark.parametrize("family", ["bloom", "llama-biases", "qwen3"])
-def test_a_base_with_any_one_tensor_of_another_shape_is_refused_by_its_name(bases: Bases, family: str, tmp_path: Path) -> None:
+def test_a_base_with_any_one_tensor_of_another_shape_is_refused_by_its_name(
+    bases: Bases, family: str, tmp_path: Path
+) -> None:
     base = bases.copy(family, tmp_path / "base")
     tensors = safetensors.torch.load_file(base.weights[0])
     wrong = {}
@@ -945,7 +1007,8 @@ def test_a_base_with_any_one_tensor_of_another_shape_is_refused_by_its_name(base
 
 
 @pytest.mark.parametrize(("family", "change", "named"), [
-    ("bloom", {"n_layer": 3}, r"transformer\.h\.2\."), ("llama", {"num_hidden_layers": 3}, r"model\.layers\.2\."),
+    ("bloom", {"n_layer": 3}, r"transformer\.h\.2\."),
+    ("llama", {"num_hidden_layers": 3}, r"model\.layers\.2\."),
     ("llama", {"vocab_size": 1600}, r"embed_tokens"), ("llama", {"intermediate_size": 96}, r"gate_proj"),
     ("llama", {"num_key_value_heads": 4}, r"k_proj"), ("llama", {"head_dim": 16}, r"q_proj"),
     ("bloom", {"hidden_size": 128}, r"word_embeddings"),
@@ -954,8 +1017,9 @@ def test_a_base_with_any_one_tensor_of_another_shape_is_refused_by_its_name(base
     ("llama", {"num_hidden_layers": "two"}, None),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, None),
 ])
-def test_a_config_that_is_not_the_weights_is_an_error_of_ours(bases: Bases, family: str, change: dict[str, Any],
-                                                              named: str | None, tmp_path: Path) -> None:
+def test_a_config_that_is_not_the_weights_is_an_error_of_ours(bases: Bases, family: str,
+                                                              change: dict[str, Any], named: str | None,
+                                                              tmp_path: Path) -> None:
     base = rewrite_config(bases.copy(family, tmp_path / "base").folder, lambda config: config | change)
     with pytest.raises(TunesmithError, match=named) as caught:
         build(base, choose_engine("native", base.config)[0])
@@ -978,7 +1042,7 @@ def test_a_truncated_file_and_a_missing_shard(bases: Bases, tmp_path: Path) -> N
         build(base, "native")
 
 
-# --- 8-bit products ----------------------------------------------------------------------------------------------------
+# --- 8-bit products ---
 
 
 def _in_eight_bits(base: BaseFiles, quantization: str, matmul: str) -> tuple[Any, Any]:
@@ -994,7 +1058,8 @@ def _in_eight_bits(base: BaseFiles, quantization: str, matmul: str) -> tuple[Any
 @each_way
 @pytest.mark.parametrize("matmul", ["fp8", "int8"])
 @pytest.mark.parametrize("family", ["bloom", "llama-biases", "qwen3"])
-def test_eight_bit_products_are_near_and_judging_is_exact(bases: Bases, family: str, matmul: str, quantization: str) -> None:
+def test_eight_bit_products_are_near_and_judging_is_exact(bases: Bases, family: str, matmul: str,
+                                                          quantization: str) -> None:
     exact, rounded = _in_eight_bits(bases(family), quantization, matmul)
     rows = samples([40, 1, 25, 60])
     for _ in range(CALIBRATION_PASSES if matmul == "int8" else 0):  # exact until then
@@ -1004,7 +1069,8 @@ def test_eight_bit_products_are_near_and_judging_is_exact(bases: Bases, family: 
         (want_losses, want), (losses, got) = gradients(exact, rows), gradients(rounded, rows)
         assert losses.sum().item() == pytest.approx(want_losses.sum().item(), rel=0.02)
         assert max(error(got[name], want[name]) for name in want) > 1e-3  # it is in 8 bits
-        cosines = [torch.cosine_similarity(got[name].flatten(), want[name].flatten(), dim=0).item() for name in want]
+        cosines = [torch.cosine_similarity(got[name].flatten(), want[name].flatten(), dim=0).item()
+                   for name in want]
         randomise(exact, rounded)
         return min(cosines)
 
@@ -1017,7 +1083,8 @@ def test_eight_bit_products_are_near_and_judging_is_exact(bases: Bases, family: 
 
 @pytest.mark.parametrize("matmul", ["fp8", "int8"])
 def test_layers_too_odd_for_eight_bits_stay_exact(matmul: str, tmp_path: Path) -> None:
-    base = write_base(tmp_path, transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=36, n_layer=1, n_head=3), seed=SEED)
+    base = write_base(tmp_path, transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=36, n_layer=1,
+                                                         n_head=3), seed=SEED)
     exact, rounded = _in_eight_bits(base, "none", matmul)
     rows = samples([9, 14])
     want_losses, want = gradients(exact, rows)
@@ -1027,7 +1094,7 @@ def test_layers_too_odd_for_eight_bits_stay_exact(matmul: str, tmp_path: Path) -
         assert all(torch.equal(got[name], want[name]) for name in want)
 
 
-# --- the command line --------------------------------------------------------------------------------------------------
+# --- the command line ---
 
 
 def _tunesmith(*words: str) -> Any:

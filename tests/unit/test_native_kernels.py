@@ -1,4 +1,6 @@
-"""The whole native engine by its Triton kernels, in Triton's interpreter: what a GPU runs, against the plain way."""
+"""The whole native engine by its Triton kernels, in Triton's interpreter: what a GPU runs, against the plain
+way.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from tunesmith.model.native.engine import NativeEngine, load_decoder
 from tunesmith.model.native.int8_products import CALIBRATION_PASSES
 
 pytestmark = [pytest.mark.filterwarnings("ignore:overflow encountered in exp"),
-              pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs the kernels themselves: tests/gpu")]
+              pytest.mark.skipif(torch.cuda.is_available(),
+                                 reason="a GPU runs the kernels themselves: tests/gpu")]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +43,16 @@ def engine_of(bases: Bases, family: str, quantization: str, dropout: float, matm
 def by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every module but the engine's (it would capture graphs) takes the kernels' way."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("tunesmith.model.native") and hasattr(module, "use_triton") and not name.endswith(".engine"):
+        if (
+            name.startswith("tunesmith.model.native")
+            and hasattr(module, "use_triton")
+            and not name.endswith(".engine")
+        ):
             monkeypatch.setattr(module, "use_triton", lambda tensor: True)
 
 
-def computed(engine: NativeEngine, rows: Any, checkpointing: float, passes: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def computed(engine: NativeEngine, rows: Any, checkpointing: float,
+             passes: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     engine._bucket = 64
     if checkpointing:
         engine.checkpoint_gradients(checkpointing)
@@ -121,7 +129,8 @@ def test_a_norm_with_room_spares_the_copy(bases: Bases, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 @pytest.mark.parametrize("family", ["bloom", "llama"])
 def test_a_step_by_the_kernels_is_the_plain_step(bases: Bases, family: str, quantization: str, dropout: float,
-                                                 checkpointing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+                                                 checkpointing: float,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"TUNESMITH_TEST_SEED={SEED}")
     torch.manual_seed(SEED)
     rows = samples([1, 30, 7])
@@ -137,7 +146,8 @@ def test_a_step_by_the_kernels_is_the_plain_step(bases: Bases, family: str, quan
 
 
 @pytest.mark.parametrize("quantization", ["none", pytest.param("int8", marks=pytest.mark.slow)])
-def test_int8_steps_by_the_kernels_are_the_plain_ones(bases: Bases, quantization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_steps_by_the_kernels_are_the_plain_ones(bases: Bases, quantization: str,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     print(f"TUNESMITH_TEST_SEED={SEED}")
     torch.manual_seed(SEED)
     rows = samples([25, 9])
@@ -146,5 +156,6 @@ def test_int8_steps_by_the_kernels_are_the_plain_ones(bases: Bases, quantization
     by_kernels(monkeypatch)
     losses, got = computed(engine_of(bases, "llama", quantization, 0.0, "int8"), rows, 0.0, passes)
     assert error(losses, want_losses) < 1e-3
-    for name, grad in want.items():  # a value between two steps may be rounded either way: 1/127 of a row's largest, each time
+    # a value between two steps may be rounded either way: 1/127 of a row's largest, each time
+    for name, grad in want.items():
         assert error(got[name], grad) < 0.05, name

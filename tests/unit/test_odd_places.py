@@ -1,4 +1,6 @@
-"""Machines that lack something: the system's own errors, closed streams, no home, other encodings, little memory."""
+"""Machines that lack something: the system's own errors, closed streams, no home, other encodings, little
+memory.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,15 @@ from tunesmith.rundir.manifest import read_manifest
 from tunesmith.training.signals import StopSignal
 from tunesmith.training.state import read_state
 
-CODES = {errno.EROFS: 7, errno.EMFILE: 5, errno.ENFILE: 5, errno.ENOMEM: 6, errno.ESTALE: 7, errno.ENOSPC: 7, errno.EIO: 7, errno.EACCES: 7,
-         errno.EDQUOT: 7, errno.ENXIO: 7}
+CODES = {errno.EROFS: 7, errno.EMFILE: 5, errno.ENFILE: 5, errno.ENOMEM: 6, errno.ESTALE: 7, errno.ENOSPC: 7,
+         errno.EIO: 7, errno.EACCES: 7, errno.EDQUOT: 7, errno.ENXIO: 7}
 
 
 @pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
 def test_the_system_s_errors_have_words_and_our_codes(code: int) -> None:
     error = OSError(code, os.strerror(code), "some/file")
-    for found in (explained_os_error(error, "some/file"), _expected(error), _expected(OSError(code, os.strerror(code)))):
+    for found in (explained_os_error(error, "some/file"), _expected(error),
+                  _expected(OSError(code, os.strerror(code)))):
         assert found is not None
         assert found.exit_code == CODES[code]
         assert found.hint
@@ -41,9 +44,12 @@ def test_the_system_s_errors_have_words_and_our_codes(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", CODES, ids=errno.errorcode.get)
-@pytest.mark.parametrize("name", ["open", "write", "fsync", "replace", "rename", "mkdir", "unlink", "ftruncate", "pwrite"])
-def test_a_file_operation_that_fails_is_told_and_the_same_work_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
-                                                                            code: int) -> None:
+@pytest.mark.parametrize(
+    "name", ["open", "write", "fsync", "replace", "rename", "mkdir", "unlink", "ftruncate", "pwrite"]
+)
+def test_a_file_operation_that_fails_is_told_and_the_same_work_then_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
     """Each operation of the system fails once, at each place where a run folder asks for it."""
     def work(folder: Path) -> None:
         with RunFolder(folder) as run:
@@ -85,7 +91,8 @@ def test_a_file_operation_that_fails_is_told_and_the_same_work_then_goes_on(tmp_
 
 def test_a_state_of_anybody_s_making_is_refused_or_is_a_state() -> None:
     draw = random.Random(os.urandom(8))
-    good = {"progress": {"step": 2, "samples": 8, "tokens": 90, "loss_tokens": 30, "seconds": 1.5, "micro_batches": {"rows": None, "max_tokens": 9,
+    good = {"progress": {"step": 2, "samples": 8, "tokens": 90, "loss_tokens": 30, "seconds": 1.5,
+                         "micro_batches": {"rows": None, "max_tokens": 9,
             "overhead_tokens": 1}, "metrics": {"bytes": 3, "sha256": "0" * 64}}, "scaler": {}, "random": {
             "numpy": ["MT19937", 624, 0, 0.0], "python": [3, None]}, "run_id": "a"}
     assert read_state(json.dumps(good).encode()).progress.step == 2
@@ -94,7 +101,11 @@ def test_a_state_of_anybody_s_making_is_refused_or_is_a_state() -> None:
     def spoil(value: Any) -> Any:
         if isinstance(value, dict) and value and draw.random() < 0.8:
             key = draw.choice(list(value))
-            return {**value, key: spoil(value[key])} if draw.random() < 0.8 else {k: v for k, v in value.items() if k != key}
+            return (
+                {**value, key: spoil(value[key])}
+                if draw.random() < 0.8
+                else {k: v for k, v in value.items() if k != key}
+            )
         return draw.choice(odd)
 
     refused = 0
@@ -112,8 +123,10 @@ def test_a_state_of_anybody_s_making_is_refused_or_is_a_state() -> None:
         read_state(json.dumps(good | {"extra": 1}).encode())
 
 
-@pytest.mark.parametrize("manifest", ["[]", "{}", '{"base": 3}', '{"base": {"files": []}}', '{"base": {"files": {}}, "data": null}',
-                                      '{"base": {"files": {}}, "data": {}, "versions": 1}', "[" * 10**5, '{"run_id": 3}', "\xff"])
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"base": 3}', '{"base": {"files": []}}',
+                                      '{"base": {"files": {}}, "data": null}',
+                                      '{"base": {"files": {}}, "data": {}, "versions": 1}', "[" * 10**5,
+                                      '{"run_id": 3}', "\xff"])
 def test_a_manifest_of_anybody_s_making_is_refused(tmp_path: Path, manifest: str) -> None:
     run = RunFolder(tmp_path)
     run.manifest.write_text(manifest, encoding="latin-1")
@@ -133,21 +146,23 @@ def test_a_stop_is_acknowledged_at_once_and_the_second_leaves(tmp_path: Path) ->
     with pytest.raises(Interrupted), StopSignal(told.append):
         signal.raise_signal(signal.SIGTERM)
     assert len(told) == 1
-    code = ("import signal\nfrom tunesmith.training.signals import StopSignal\nwith StopSignal() as stop, stop.deferred():\n"
+    code = ("import signal\nfrom tunesmith.training.signals import StopSignal\nwith StopSignal() as stop, "
+            "stop.deferred():\n"
             "    signal.raise_signal(2)\n    signal.raise_signal(2)\n    print('still here')\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "")
 
 
-# --- streams, encodings, homes -----------------------------------------------------------------------------------------
+# --- streams, encodings, homes ---
 
 PLAN = 'model: {base: "embedded:sprout"}\ndata: {source: "embedded:quotes", completion: "{tags}"}\n'
 
 
-def command(*words: str, cwd: Path, shell: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def command(*words: str, cwd: Path, shell: str = "",
+            env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     quoted = " ".join(f"'{word}'" for word in (sys.executable, "-m", "tunesmith", *words))
-    return subprocess.run(["sh", "-c", f"{quoted} {shell}"], cwd=cwd, capture_output=True, text=True, env={**os.environ, **(env or {})},
-                          errors="replace")
+    return subprocess.run(["sh", "-c", f"{quoted} {shell}"], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, **(env or {})}, errors="replace")
 
 
 @pytest.mark.parametrize("shell", ["2>&-", ">&-", ">&- 2>&-", "2>/dev/full", "| true"])
@@ -171,11 +186,14 @@ def test_no_home_and_no_name(tmp_path: Path) -> None:
     """A container's user without an entry in passwd."""
     if os.getuid() != 0:
         pytest.skip("only root can become someone else")
-    code = ("import os, sys\nos.setuid(54321)\nos.environ.pop('HOME', None)\nimport tunesmith.cli.process as c\nc.have_a_home()\n"
-            "from pathlib import Path\nPath.home()\nassert os.stat(os.environ['HOME']).st_mode & 0o77 == 0\nfrom tunesmith.paths import expanded\n"
+    code = ("import os, sys\nos.setuid(54321)\nos.environ.pop('HOME', None)\nimport tunesmith.cli.process as "
+            "c\nc.have_a_home()\n"
+            "from pathlib import Path\nPath.home()\nassert os.stat(os.environ['HOME']).st_mode & 0o77 == "
+            "0\nfrom tunesmith.paths import expanded\n"
             "print(expanded('~/x'))\n")
     source = str(Path(__file__).resolve().parents[2] / "src")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", env={**os.environ, "PYTHONPATH": source})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/",
+                          env={**os.environ, "PYTHONPATH": source})
     if "Permission" in done.stderr or "No module" in done.stderr:
         pytest.skip("this place is closed to other users")
     assert done.returncode == 0, done.stderr
@@ -187,7 +205,8 @@ def test_an_ascii_terminal_and_a_name_that_is_no_utf_8(tmp_path: Path) -> None:
     Path(folder, "r.yaml").write_text(PLAN)
     env = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
     for words in (("plan", "r.yaml"), ("plan", "r.yaml", "--json"), ("plan", "x.yaml"), ("verify", ".")):
-        done = subprocess.run([sys.executable, "-m", "tunesmith", *words], cwd=folder, capture_output=True, env={**os.environ, **env})
+        done = subprocess.run([sys.executable, "-m", "tunesmith", *words], cwd=folder, capture_output=True,
+                              env={**os.environ, **env})
         assert b"Traceback" not in done.stderr, done.stderr
         assert done.returncode == (0 if words[1] == "r.yaml" else 3 if words[0] == "plan" else 9)
         done.stdout.decode("ascii")
@@ -204,7 +223,8 @@ def test_a_missing_package_is_told_as_such() -> None:
     assert broken.exit_code == 5
 
 
-def test_a_chart_that_cannot_be_drawn_costs_the_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chart_that_cannot_be_drawn_costs_the_chart(tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     from tunesmith.judge import report
 
     monkeypatch.setattr(report, "_DRAW", "import os; os.abort()")
@@ -229,35 +249,48 @@ def test_threads_are_set_for_what_is_started_later(monkeypatch: pytest.MonkeyPat
 
 def test_how_threads_wait_is_the_user_s_to_say() -> None:
     for given, want in ((None, "None"), ("PASSIVE", "PASSIVE")):
-        env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": given} if given else {})
-        done = subprocess.run([sys.executable, "-c", "import os, tunesmith, sys; print(os.environ.get('OMP_WAIT_POLICY'), 'torch' in sys.modules)"],
+        env = {name: value for name, value in os.environ.items()
+               if name != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": given} if given else {})
+        done = subprocess.run([sys.executable, "-c",
+                               "import os, tunesmith, sys; print(os.environ.get('OMP_WAIT_POLICY'), 'torch' "
+                               "in sys.modules)"],
                               env=env, capture_output=True, text=True)
         assert done.stdout.split() == [want, "False"]
 
 
 def test_nothing_here_reads_a_run_s_json_unchecked() -> None:
-    """Files of a run folder, an adapter or a base are read through `rundir.ordinary`, which bounds and names them."""
+    """Files of a run folder, an adapter or a base are read through `rundir.ordinary`, which bounds and names
+    them.
+    """
     import tunesmith
 
-    root, allowed = Path(tunesmith.__file__).parent, {"rundir/ordinary.py", "rundir/metrics.py", "embedded/build.py", "hub/download.py",
-                                                              "verbs/doctor.py", "verbs/demo.py"}  # of our own making, a moment ago
+    root, allowed = Path(tunesmith.__file__).parent, {"rundir/ordinary.py", "rundir/metrics.py",
+                                                      "embedded/build.py", "hub/download.py",
+                                                              # of our own making, a moment ago
+                                                              "verbs/doctor.py", "verbs/demo.py"}
     for path in root.rglob("*.py"):
         if str(path.relative_to(root)) in allowed:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "json.loads" and "read_text" in ast.unparse(node):
+            if (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) == "json.loads"
+                and "read_text" in ast.unparse(node)
+            ):
                 pytest.fail(f"{path.relative_to(root)}:{node.lineno}: {ast.unparse(node)[:80]}")
 
 
 def test_checkpoints_and_metrics_survive_odd_lines(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_bytes(b'{"step": 1, "loss": 2, "learning_rate": 0}\n\xff\n[' + b"[" * 10**5
-                                       + b'\n{"step": 2, "loss": 2, "learning_rate": 0}\n' + b"9" * 5000 + b"\n")
+                                       + b'\n{"step": 2, "loss": 2, "learning_rate": 0}\n' + b"9" * 5000
+                                       + b"\n")
     assert [record["step"] for record in MetricsLog(tmp_path / "m.jsonl").read()] == [1, 2]
     (tmp_path / "step-x").mkdir()
     assert Checkpoints(tmp_path, 3).newest_whole() == (None, {}, [])
 
 
-def test_a_stop_waits_for_the_import_that_it_falls_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_waits_for_the_import_that_it_falls_into(tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slow_to_import.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.2)\nDONE = True\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -12,7 +12,8 @@ from tunesmith.training.optim import build_optimizer, build_scaler
 
 def parameters(seed: int) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((7, 3), (5,), (2, 2), (4,))]
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator))
+            for shape in ((7, 3), (5,), (2, 2), (4,))]
 
 
 def give_gradients(ours: list[torch.nn.Parameter], theirs: list[torch.nn.Parameter], step: int) -> None:

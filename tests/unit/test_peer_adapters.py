@@ -1,4 +1,6 @@
-"""Adapters that others made: they load and compute what stock PEFT computes, or are refused with the reason."""
+"""Adapters that others made: they load and compute what stock PEFT computes, or are refused with the
+reason.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ IDS = [[5, 9, 20, 31, 7], [3, 4]]
 def made(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **words: Any) -> Path:
     """An adapter as stock PEFT saves it, every tensor random."""
     model = AutoModelForCausalLM.from_pretrained(BASE.folder)
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **words}
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM",
+                **words}
     peft = get_peft_model(model, LoraConfig(**settings))
     generator = torch.Generator().manual_seed(seed)
     for parameter in peft.parameters():
@@ -50,7 +53,8 @@ def made(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **w
     return folder
 
 
-def change(folder: Path, tensors: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda state: state,
+def change(folder: Path,
+           tensors: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = lambda state: state,
            **words: Any) -> None:
     path = folder / "adapter_model.safetensors"
     state = tensors(safetensors.torch.load_file(path))
@@ -65,21 +69,25 @@ def engine_with(folder: Path, quantization: str = "none") -> Any:
 
 
 def stock_logits(folder: Path) -> list[torch.Tensor]:
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE.folder, dtype=torch.float32), folder).eval()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE.folder, dtype=torch.float32),
+                                      folder).eval()
     with torch.no_grad():
         return [model(input_ids=torch.tensor([ids])).logits[0] for ids in IDS]
 
 
 @pytest.mark.parametrize(("words", "dtype"), [
     ({}, torch.float32), ({}, torch.bfloat16), ({}, torch.float16), ({"r": 1}, torch.float32),
-    ({"use_rslora": True}, torch.float32), ({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}}, torch.float32),
-    ({"target_modules": "all-linear"}, torch.float32), ({"target_modules": r".*\.0\.self_attn\.(q|k)_proj"}, torch.float32),
-    ({"use_dora": True}, torch.float32), ({"lora_bias": True}, torch.float32), ({"fan_in_fan_out": True}, torch.float32),
-    ({"target_modules": ["q_proj", "lm_head"]}, torch.float32), ({"modules_to_save": ["lm_head"]}, torch.float32),
-    ({"layers_to_transform": [1]}, torch.float32), ({"target_modules": ["embed_tokens", "q_proj"]}, torch.float32)],
-    ids=lambda value: str(value)[:40])
+    ({"use_rslora": True}, torch.float32),
+    ({"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}}, torch.float32),
+    ({"target_modules": "all-linear"}, torch.float32),
+    ({"target_modules": r".*\.0\.self_attn\.(q|k)_proj"}, torch.float32), ({"use_dora": True}, torch.float32),
+    ({"lora_bias": True}, torch.float32), ({"fan_in_fan_out": True}, torch.float32),
+    ({"target_modules": ["q_proj", "lm_head"]}, torch.float32),
+    ({"modules_to_save": ["lm_head"]}, torch.float32), ({"layers_to_transform": [1]}, torch.float32),
+    ({"target_modules": ["embed_tokens", "q_proj"]}, torch.float32)], ids=lambda value: str(value)[:40])
 @pytest.mark.filterwarnings("ignore")
-def test_it_computes_what_stock_peft_computes(words: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
+def test_it_computes_what_stock_peft_computes(words: dict[str, Any], dtype: torch.dtype,
+                                              tmp_path: Path) -> None:
     folder = made(tmp_path / "adapter", dtype=dtype, **words)
     try:
         engine = engine_with(folder)
@@ -102,10 +110,12 @@ def test_it_computes_what_stock_peft_computes(words: dict[str, Any], dtype: torc
     (lambda folder: change(folder, task_type="SEQ_CLS"), "SEQ_CLS"),
     (lambda folder: change(folder, peft_type="PROMPT_TUNING"), "PROMPT_TUNING"),
     (lambda folder: change(folder, lambda state: dict(list(state.items())[1:])), "missing"),
-    (lambda folder: change(folder, lambda state: {name: tensor * float("nan") for name, tensor in state.items()}), "NaN"),
+    (lambda folder: change(folder, lambda state: {name: tensor * float("nan")
+                                                  for name, tensor in state.items()}), "NaN"),
     (lambda folder: change(folder, lambda state: {name: tensor[:, :-1] if "lora_A" in name else tensor
                                                   for name, tensor in state.items()}), "in this base"),
-    (lambda folder: change(folder, lambda state: {name.replace("q_proj", "w_proj"): tensor for name, tensor in state.items()}),
+    (lambda folder: change(folder, lambda state: {name.replace("q_proj", "w_proj"): tensor
+                                                  for name, tensor in state.items()}),
      "not in this base"),
     (lambda folder: change(folder, target_modules=["nowhere"]), "does not fit this base"),
     (lambda folder: change(folder, lambda state: {"stray": torch.ones(2)}), "attach to nothing"),
@@ -126,9 +136,11 @@ def test_it_is_refused_with_the_reason(spoil: Callable[[Path], Any], says: str, 
 @pytest.mark.filterwarnings("ignore")
 def test_prompt_tuning_and_classifiers_by_stock_peft(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(BASE.folder)
-    get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(tmp_path / "prompt")
+    get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM",
+                                             num_virtual_tokens=4)).save_pretrained(tmp_path / "prompt")
     classifier = AutoModelForSequenceClassification.from_pretrained(BASE.folder, num_labels=2)
-    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"])).save_pretrained(tmp_path / "head")
+    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS",
+                                          target_modules=["q_proj"])).save_pretrained(tmp_path / "head")
     for name, says in (("prompt", "PROMPT_TUNING"), ("head", "SEQ_CLS")):
         with pytest.raises(IntegrityError, match=says):
             check_adapter(tmp_path / name)

@@ -24,19 +24,20 @@ def test_bloom_7b1_to_the_digit(assets: Path) -> None:
 
 
 @settings(max_examples=25)
-@given(family=st.sampled_from(sorted(FAMILIES)), layers=st.integers(1, 3), heads=st.sampled_from([2, 4]), head=st.sampled_from([4, 6]),
-       kv=st.sampled_from([1, 2]), inner=st.integers(5, 30), vocabulary=st.integers(6, 50), tied=st.booleans(),
-       biased=st.booleans(), r=st.integers(1, 5), targets=st.sampled_from(["auto", "all-linear"]))
+@given(family=st.sampled_from(sorted(FAMILIES)), layers=st.integers(1, 3), heads=st.sampled_from([2, 4]),
+       head=st.sampled_from([4, 6]), kv=st.sampled_from([1, 2]), inner=st.integers(5, 30),
+       vocabulary=st.integers(6, 50), tied=st.booleans(), biased=st.booleans(), r=st.integers(1, 5),
+       targets=st.sampled_from(["auto", "all-linear"]))
 def test_arithmetic_equals_the_model_that_transformers_builds(
-        family: str, layers: int, heads: int, head: int, kv: int, inner: int, vocabulary: int, tied: bool, biased: bool,
-        r: int, targets: str) -> None:
+        family: str, layers: int, heads: int, head: int, kv: int, inner: int, vocabulary: int, tied: bool,
+        biased: bool, r: int, targets: str) -> None:
     hidden = heads * head
     if family == "bloom":
         config = {"hidden_size": hidden, "n_layer": layers, "n_head": heads, "vocab_size": vocabulary}
     else:
-        config = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv,
-                  "intermediate_size": inner, "vocab_size": vocabulary, "tie_word_embeddings": tied, "pad_token_id": 0,
-                  "bos_token_id": 1, "eos_token_id": 2}
+        config = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+                  "num_key_value_heads": kv, "intermediate_size": inner, "vocab_size": vocabulary,
+                  "tie_word_embeddings": tied, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
         if family in ("llama", "qwen3", "granite", "smollm3"):
             config["attention_bias"] = biased
         if family == "qwen3":
@@ -52,7 +53,8 @@ def test_arithmetic_equals_the_model_that_transformers_builds(
 def test_a_family_without_arithmetic_is_built_without_memory(tmp_path: Path) -> None:
     base = tmp_path / "gpt2"
     base.mkdir()
-    (base / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25}))
+    (base / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_embd": 1600, "n_layer": 48,
+                                                  "n_head": 25}))
     (tmp_path / "r.yaml").write_text(RECIPE)
     found = tunesmith.plan(tmp_path / "r.yaml", overrides=[f"model.base={base}"])
     assert found["all_parameters"] - found["trainable_parameters"] == 1_557_611_200
@@ -82,5 +84,6 @@ def test_the_more_layers_run_again_the_less_is_kept(assets: Path) -> None:
 
 def test_plan_reads_no_weights_and_no_data(tmp_path: Path, assets: Path) -> None:
     (tmp_path / "r.yaml").write_text(RECIPE.replace("embedded:quotes", "nobody/nothing"))
-    found = tunesmith.plan(tmp_path / "r.yaml", overrides=[f"model.base={assets / 'bloom-7b1'}", "model.quantization=int8"])
+    found = tunesmith.plan(tmp_path / "r.yaml",
+                           overrides=[f"model.base={assets / 'bloom-7b1'}", "model.quantization=int8"])
     assert found["trainable_parameters"] == 7_864_320

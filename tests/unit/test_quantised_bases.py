@@ -1,4 +1,6 @@
-"""Checkpoints that are kept in few bits already: taken for what they are, or refused; never read as if they were weights."""
+"""Checkpoints that are kept in few bits already: taken for what they are, or refused; never read as if they
+were weights.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ import pytest
 import safetensors.torch
 import torch
 from placed import at
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from tunesmith import embedded
 from tunesmith.cli.facts import described
@@ -24,26 +32,27 @@ from tunesmith.model.tokenizer import load_tokenizer
 
 IDS = [[5, 9, 300, 41, 7]]
 CONFIGS = {"int8": BitsAndBytesConfig(load_in_8bit=True),
-           "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                     bnb_4bit_compute_dtype=torch.float32)}
+           "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                     bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32)}
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("plain")
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=1536, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                                 num_key_value_heads=2)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=1536, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                                 num_attention_heads=4, num_key_value_heads=2)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(embedded.path_of(embedded.BASE_NAME)).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module", params=["int8", "nf4"])
-def quantised(request: pytest.FixtureRequest, plain: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def quantised(request: pytest.FixtureRequest, plain: Path,
+              tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A checkpoint that bitsandbytes quantised and transformers wrote."""
     folder = tmp_path_factory.mktemp(request.param)
-    AutoModelForCausalLM.from_pretrained(plain, quantization_config=CONFIGS[request.param], dtype=torch.float32,
-                                         device_map={"": "cpu"}).save_pretrained(folder)
+    AutoModelForCausalLM.from_pretrained(plain, quantization_config=CONFIGS[request.param],
+                                         dtype=torch.float32, device_map={"": "cpu"}).save_pretrained(folder)
     AutoTokenizer.from_pretrained(plain).save_pretrained(folder)
     return request.param, folder
 
@@ -54,7 +63,8 @@ def engine_of(folder: Path, quantization: str, name: str = "hf") -> Any:
                               lora=LoraSettings(4, 8, 0.0, "all-linear"))
 
 
-def test_a_checkpoint_in_int8_or_nf4_is_the_run_that_quantised_it(quantised: tuple[str, Path], plain: Path) -> None:
+def test_a_checkpoint_in_int8_or_nf4_is_the_run_that_quantised_it(quantised: tuple[str, Path],
+                                                                  plain: Path) -> None:
     kind, folder = quantised
     ours, theirs = engine_of(plain, kind), engine_of(folder, kind)
     assert torch.equal(ours.logits(IDS)[0], theirs.logits(IDS)[0])
@@ -115,7 +125,8 @@ def test_a_checkpoint_in_block_fp8_is_turned_back(plain: Path, tmp_path: Path) -
             want[name] = (codes.float() * scale).flatten(2, 3).flatten(0, 1)
     safetensors.torch.save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((copy / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [size, size], "activation_scheme": "dynamic"}
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [size, size],
+                                     "activation_scheme": "dynamic"}
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError, match="kept in fp8"):
         engine_of(copy, "int8")
@@ -131,7 +142,8 @@ def test_a_checkpoint_in_block_fp8_is_turned_back(plain: Path, tmp_path: Path) -
 def test_other_ways_are_refused_by_name(method: str) -> None:
     for quantization in ("none", "int8", "nf4"):
         with pytest.raises(RecipeError, match=f"kept in {method}"):
-            require_agreement({"model_type": "llama", "quantization_config": {"quant_method": method}}, "some/base", quantization)
+            require_agreement({"model_type": "llama", "quantization_config": {"quant_method": method}},
+                              "some/base", quantization)
 
 
 def test_gpt_oss_is_taken_under_none() -> None:
@@ -142,9 +154,11 @@ def test_gpt_oss_is_taken_under_none() -> None:
 
 
 @pytest.mark.parametrize(("config", "device", "refused"), [
-    ({"model_type": "deepseek_v3", "kv_lora_rank": 8}, "cpu", True), ({"model_type": "deepseek_v3", "kv_lora_rank": 8}, "cuda", False),
+    ({"model_type": "deepseek_v3", "kv_lora_rank": 8}, "cpu", True),
+    ({"model_type": "deepseek_v3", "kv_lora_rank": 8}, "cuda", False),
     ({"model_type": "gemma3n_text"}, "cuda", True), ({"model_type": "llama"}, "cpu", False)])
-def test_what_a_library_fails_at_is_said_beforehand(config: dict[str, Any], device: str, refused: bool) -> None:
+def test_what_a_library_fails_at_is_said_beforehand(config: dict[str, Any], device: str,
+                                                    refused: bool) -> None:
     for quantization in ("none", "nf4"):
         require_computable(config, "some/base", quantization, device)
     if refused:
@@ -179,7 +193,9 @@ def test_a_signal_while_a_tokenizer_loads_is_a_signal(plain: Path, monkeypatch: 
 
 
 def test_no_broad_handler_takes_a_signal_for_something_else() -> None:
-    """An error of ours, as a signal is, passes every handler of any exception, or the handler is the last one of all."""
+    """An error of ours, as a signal is, passes every handler of any exception, or the handler is the last one
+    of all.
+    """
     import ast
 
     import tunesmith
@@ -194,10 +210,12 @@ def test_no_broad_handler_takes_a_signal_for_something_else() -> None:
                     assert "TunesmithError" in kinds[:kinds.index("Exception")], f"{path}:{node.lineno}"
 
 
-@pytest.mark.parametrize("key", ["hidden_size", "num_attention_heads", "vocab_size", "num_hidden_layers", "rope_parameters", "eos_token_id",
-                                 "quantization_config", "tie_word_embeddings", "max_position_embeddings"])
+@pytest.mark.parametrize("key", ["hidden_size", "num_attention_heads", "vocab_size", "num_hidden_layers",
+                                 "rope_parameters", "eos_token_id", "quantization_config",
+                                 "tie_word_embeddings", "max_position_embeddings"])
 @pytest.mark.parametrize("value", ["x", -1, 0, 1e400, [], {}, None, True, 10**30], ids=str)
-def test_a_config_with_something_else_in_it_is_refused_or_read(plain: Path, tmp_path: Path, key: str, value: Any) -> None:
+def test_a_config_with_something_else_in_it_is_refused_or_read(plain: Path, tmp_path: Path, key: str,
+                                                               value: Any) -> None:
     config = json.loads((plain / "config.json").read_text()) | {key: value}
     (tmp_path / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
@@ -217,12 +235,13 @@ def test_both_engines_read_the_files_that_transformers_reads(plain: Path, tmp_pa
     copy = Path(shutil.copytree(plain, tmp_path / "copy"))
     want = engine_of(plain, "none", name).logits(IDS)[0]
     tensors = safetensors.torch.load_file(copy / "model.safetensors")
-    safetensors.torch.save_file({key: value * 2 for key, value in tensors.items()}, copy / "pytorch_model.safetensors",
-                                metadata={"format": "pt"})
+    safetensors.torch.save_file({key: value * 2 for key, value in tensors.items()},
+                                copy / "pytorch_model.safetensors", metadata={"format": "pt"})
     assert torch.equal(engine_of(copy, "none", name).logits(IDS)[0], want)
 
 
-def test_another_name_for_the_quantisation_does_not_hide_it(quantised: tuple[str, Path], tmp_path: Path) -> None:
+def test_another_name_for_the_quantisation_does_not_hide_it(quantised: tuple[str, Path],
+                                                            tmp_path: Path) -> None:
     import shutil
 
     copy = Path(shutil.copytree(quantised[1], tmp_path / "copy"))
@@ -235,7 +254,8 @@ def test_another_name_for_the_quantisation_does_not_hide_it(quantised: tuple[str
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_config_that_claims_what_the_file_has_not_is_refused(plain: Path, tmp_path: Path, kind: str) -> None:
+def test_a_config_that_claims_what_the_file_has_not_is_refused(plain: Path, tmp_path: Path,
+                                                               kind: str) -> None:
     import shutil
 
     copy = Path(shutil.copytree(plain, tmp_path / "copy"))
@@ -249,7 +269,8 @@ def test_a_config_that_claims_what_the_file_has_not_is_refused(plain: Path, tmp_
 
 @pytest.mark.parametrize(("found", "own"), [
     ({"quant_method": "int8"}, "the method int8"), ({"quant_method": "none"}, "the method none"),
-    ({"load_in_8bit": False, "load_in_4bit": False}, "an unknown way"), ([1], "an unknown way"), ({"load_in_8bit": True}, "int8")])
+    ({"load_in_8bit": False, "load_in_4bit": False}, "an unknown way"), ([1], "an unknown way"),
+    ({"load_in_8bit": True}, "int8")])
 def test_only_bitsandbytes_own_flags_mean_its_own_kinds(found: Any, own: str) -> None:
     assert own_quantization({"quantization_config": found}) == own
 

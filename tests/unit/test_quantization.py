@@ -64,7 +64,7 @@ class Half(Way):
 
 WAYS["half"] = Half()
 '''
-USED = '''
+USED = """
 import json, sys
 from pathlib import Path
 import tunesmith
@@ -72,7 +72,8 @@ from tunesmith.errors import TunesmithError
 from tunesmith.recipe.load import parse_recipe
 from tunesmith.planning import activation_budget_bytes
 
-told = {"plan": tunesmith.plan("r.yaml"), "doctor": [check["name"] for check in tunesmith.doctor()["checks"] if check["works"]]}
+told = {"plan": tunesmith.plan("r.yaml"),
+        "doctor": [check["name"] for check in tunesmith.doctor()["checks"] if check["works"]]}
 for engine in ("hf", "native"):
     told[engine] = tunesmith.train("r.yaml", run=engine, overrides=[f"train.engine={engine}"])
     told[engine]["manifest"] = json.loads(Path(engine, "manifest.json").read_text())
@@ -83,25 +84,33 @@ told["merged"] = tunesmith.merge("native", "merged")
 told["card"] = Path("native/adapter/README.md").read_text()
 told["errors"] = []
 for attempt in (lambda: tunesmith.generate("native", prompt="x", quantization="nothing"),
-                lambda: parse_recipe("model: {base: x, load_in_half: true}\\ndata: {source: x, completion: c}"),
-                lambda: parse_recipe("model: {base: x, quantization: haff}\\ndata: {source: x, completion: c}")):
+                lambda: parse_recipe("model: {base: x, load_in_half: true}\\n"
+                                      "data: {source: x, completion: c}"),
+                lambda: parse_recipe("model: {base: x, quantization: haff}\\n"
+                                      "data: {source: x, completion: c}")):
     try:
         attempt()
     except TunesmithError as error:
         told["errors"].append(str(error))
-told["budget"] = activation_budget_bytes(free_bytes=10000, host_bytes=0, quantization="half", value_bytes=4, linear=1000, others=0,
+told["budget"] = activation_budget_bytes(free_bytes=10000, host_bytes=0, quantization="half", value_bytes=4,
+                                        linear=1000, others=0,
                                          trainable=0)
 from tunesmith.cli.merge import merge
 import typing
 told["help"] = typing.get_type_hints(merge, include_extras=True)["quantization"].__metadata__[0].help
 json.dump(told, open("told.json", "w"), default=str)
-'''
+"""
 
 
 def test_a_file_and_a_row_are_all_that_a_new_way_needs(tmp_path: Path) -> None:
-    """Recipe, plan, doctor, both engines, judging, answers, merging, card, errors and help: none of them is told of it."""
-    (tmp_path / "r.yaml").write_text(RECIPE.replace("quantization: none", "quantization: half").replace("max_steps: 6", "max_steps: 2"))
-    done = subprocess.run([sys.executable, "-c", NEW_WAY + USED], cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    """Recipe, plan, doctor, both engines, judging, answers, merging, card, errors and help: none of them is
+    told of it.
+    """
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("quantization: none",
+                                                    "quantization: "
+                                                    "half").replace("max_steps: 6", "max_steps: 2"))
+    done = subprocess.run([sys.executable, "-c", NEW_WAY + USED], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads((tmp_path / "told.json").read_text())
     assert told["plan"]["quantization"] == "half"
@@ -113,7 +122,8 @@ def test_a_file_and_a_row_are_all_that_a_new_way_needs(tmp_path: Path) -> None:
     assert hf["quantization"] == native["quantization"] == told["answer"]["quantization"] == "half"
     assert told["hf"]["kept"] == told["native"]["kept"]
     assert told["hf"]["kept"]["half"] > 100_000
-    assert told["hf"]["judgement"]["loss_tuned"] == pytest.approx(told["native"]["judgement"]["loss_tuned"], rel=1e-4)
+    assert told["hf"]["judgement"]["loss_tuned"] == pytest.approx(told["native"]["judgement"]["loss_tuned"],
+                                                                  rel=1e-4)
     assert told["judged"]["loss_tuned"] == pytest.approx(told["native"]["judgement"]["loss_tuned"], rel=1e-6)
     assert set(told["merged"]["candidates"]) >= {"dequantised half base"}
     assert "half=Half()" in told["card"]
@@ -136,9 +146,11 @@ def test_the_names_are_those_of_the_interface() -> None:
 
 
 def test_reading_the_registry_imports_no_torch() -> None:
-    script = ("import sys, tunesmith.model.quantization, tunesmith.recipe, tunesmith.planning, tunesmith.cli.merge, "
+    script = ("import sys, tunesmith.model.quantization, tunesmith.recipe, tunesmith.planning, "
+              "tunesmith.cli.merge, "
               "tunesmith.cli.generate, tunesmith.cli.words\n"
-              "print([name for name in ('torch', 'transformers', 'bitsandbytes', 'peft') if name in sys.modules])")
+              "print([name for name in ('torch', 'transformers', 'bitsandbytes', 'peft') if name in "
+              "sys.modules])")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
 
@@ -146,17 +158,22 @@ def test_reading_the_registry_imports_no_torch() -> None:
 #: Where a name of a way may stand, with what it is there.
 _ALLOWED = {
     "recipe/schema.py": "the default, and matmul's own int8", "model/native/engine.py": "matmul's own int8",
-    "model/peft_config.py": "bias: none", "model/lora.py": "bias: none", "model/hf/engine.py": "reduction: none",
-    "share/gguf/tokenizer.py": "a step of a tokenizer that is none"}
+    "model/peft_config.py": "bias: none", "model/lora.py": "bias: none",
+    "model/hf/engine.py": "reduction: none", "share/gguf/tokenizer.py": "a step of a tokenizer that is none"}
 
 
 def _names(path: Path) -> set[str]:
-    """Names of ways in a file's code: as a constant, or as a word of a message; docstrings tell what they like."""
+    """Names of ways in a file's code: as a constant, or as a word of a message; docstrings tell what they
+    like.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     docs = {id(node.body[0].value) for node in ast.walk(tree)
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body and isinstance(node.body[0], ast.Expr)}
-    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs]
-    return {name for name in WAYS if name in texts} | {name for name in ("int8", "nf4") for text in texts if re.search(rf"\b{name}\b", text)}
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body
+            and isinstance(node.body[0], ast.Expr)}
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)
+             and isinstance(node.value, str) and id(node) not in docs]
+    return {name for name in WAYS if name in texts} | {name for name in ("int8", "nf4") for text in texts
+                                                       if re.search(rf"\b{name}\b", text)}
 
 
 def test_no_other_file_knows_the_list() -> None:
@@ -164,21 +181,26 @@ def test_no_other_file_knows_the_list() -> None:
     own = {name for name in found if name.startswith("model/quantization/")}
     kernels = {name for name in found if name.startswith("model/native/kernels/")}
     assert {name for each in own for name in found[each]} == set(WAYS)
-    strangers = {name: words for name, words in found.items() if words and name not in own | kernels and name not in _ALLOWED}
+    strangers = {name: words for name, words in found.items() if words and name not in own | kernels
+                 and name not in _ALLOWED}
     assert strangers == {}
     assert not any({"nf4"} & found[name] for name in _ALLOWED if name in found)
 
 
 @settings(max_examples=30)
-@given(outputs=st.integers(1, 40), inputs=st.integers(1, 200), seed=st.integers(0, 2**31), dtype=st.sampled_from(
+@given(outputs=st.integers(1, 40), inputs=st.integers(1, 200), seed=st.integers(0, 2**31),
+       dtype=st.sampled_from(
     [torch.float32, torch.bfloat16, torch.float16]))
-def test_each_way_is_bitsandbytes_to_the_bit(outputs: int, inputs: int, seed: int, dtype: torch.dtype) -> None:
+def test_each_way_is_bitsandbytes_to_the_bit(outputs: int, inputs: int, seed: int,
+                                             dtype: torch.dtype) -> None:
     weight_OI = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed))
     functional = import_bitsandbytes().functional
     q_OI, absmax_O, _ = functional.int8_vectorwise_quant(weight_OI.half())
     assert torch.equal(keep(weight_OI, "int8", dtype).dense(), (q_OI * (absmax_O / 127)[:, None]).to(dtype))
-    packed, state = functional.quantize_4bit(weight_OI, blocksize=64, compress_statistics=True, quant_type="nf4")
-    state.shape = torch.Size([weight_OI.numel()])  # as one long row: its routine is wrong where blocks span rows
+    packed, state = functional.quantize_4bit(weight_OI, blocksize=64, compress_statistics=True,
+                                             quant_type="nf4")
+    # as one long row: its routine is wrong where blocks span rows
+    state.shape = torch.Size([weight_OI.numel()])
     want_OI = functional.dequantize_4bit(packed, state).reshape(outputs, inputs)
     assert torch.equal(keep(weight_OI, "nf4", torch.float32).dense(), want_OI)
     assert torch.equal(keep(weight_OI, "none", dtype).dense(), weight_OI.to(dtype))
@@ -211,6 +233,10 @@ def test_a_quantised_weight_keeps_what_its_way_makes_and_counts(name: str) -> No
 def test_weights_as_they_are_have_nothing_to_quantise() -> None:
     way = WAYS[AS_THEY_ARE]
     assert (way.value_bytes(2), way.size_share, way.transformers_config(torch.float32)) == (2, 1.0, None)
-    for attempt in (lambda: way.quantise(torch.ones(2, 2)), lambda: way.fill({}, torch.ones(2, 2)), lambda: way.layer(2, 2)):
+    for attempt in (
+        lambda: way.quantise(torch.ones(2, 2)),
+        lambda: way.fill({}, torch.ones(2, 2)),
+        lambda: way.layer(2, 2),
+    ):
         with pytest.raises(NotImplementedError, match="none"):
             attempt()

@@ -9,7 +9,16 @@ from pydantic import BaseModel
 
 from conftest import ROOT
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe, differences, dump, load_recipe, parse_recipe, preset_names, preset_text, render_commented
+from tunesmith.recipe import (
+    Recipe,
+    differences,
+    dump,
+    load_recipe,
+    parse_recipe,
+    preset_names,
+    preset_text,
+    render_commented,
+)
 from tunesmith.recipe.load import write_yaml
 
 SMALL = "model: {base: a}\ndata: {source: b, completion: '{c}'}\n"
@@ -39,7 +48,8 @@ def test_every_setting_is_documented() -> None:
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    (SMALL + "train: {learning_rat: 1}", "my.yaml, line 3: train.learning_rat: no such setting. Did you mean learning_rate?"),
+    (SMALL + "train: {learning_rat: 1}",
+     "my.yaml, line 3: train.learning_rat: no such setting. Did you mean learning_rate?"),
     (SMALL + "trian: {seed: 1}", "trian: no such setting. Did you mean train?"),
     (SMALL + "train:\n  r: 8", "Did you mean lora.r?"),
     (SMALL + "train: {learning_rate: .nan}", "train.learning_rate"),
@@ -94,10 +104,12 @@ def test_numbers_as_people_write_them() -> None:
 
 
 def test_set_overrides_and_names_itself_in_errors() -> None:
-    recipe = parse_recipe(SMALL, overrides=["train.learning_rate=1e-3", "data.validation=0.1", "share.repo=me/it"])
+    recipe = parse_recipe(SMALL,
+                          overrides=["train.learning_rate=1e-3", "data.validation=0.1", "share.repo=me/it"])
     assert (recipe.train.learning_rate, recipe.data.validation, recipe.share.repo) == (1e-3, 0.1, "me/it")
     assert problem(SMALL, "train.seed=x").startswith("--set train.seed=x: train.seed")
-    for text in ("{tags}", "Q: {question}\nA: ", "{quote} ->: ", "{question}: ", "", "# no comment", "[{a}", "a: b: c"):
+    for text in ("{tags}", "Q: {question}\nA: ", "{quote} ->: ", "{question}: ", "", "# no comment", "[{a}",
+                 "a: b: c"):
         assert parse_recipe(SMALL, overrides=[f"data.prompt={text}"]).data.prompt == text
     assert parse_recipe(SMALL, overrides=["train.num_epochs=2", "train.max_steps=null"]).train.num_epochs == 2
     assert "section.key=value" in problem(SMALL, "seed=1")
@@ -132,10 +144,11 @@ def test_unknown_preset() -> None:
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 
 
-@given(base=texts, template=texts, rate=st.floats(1e-9, 10), validation=st.one_of(st.floats(0, 0.99), st.integers(0, 9), texts),
-       steps=st.integers(1, 10**6), targets=st.one_of(st.just("auto"), st.lists(texts, min_size=1, max_size=3)))
-def test_what_is_dumped_or_rendered_is_read_back(base: str, template: str, rate: float, validation: object, steps: int,
-                                                 targets: object) -> None:
+@given(base=texts, template=texts, rate=st.floats(1e-9, 10),
+       validation=st.one_of(st.floats(0, 0.99), st.integers(0, 9), texts), steps=st.integers(1, 10**6),
+       targets=st.one_of(st.just("auto"), st.lists(texts, min_size=1, max_size=3)))
+def test_what_is_dumped_or_rendered_is_read_back(base: str, template: str, rate: float, validation: object,
+                                                 steps: int, targets: object) -> None:
     recipe = parse_recipe(write_yaml({
         "model": {"base": base}, "data": {"source": "s", "completion": template, "validation": validation},
         "train": {"learning_rate": rate, "max_steps": steps}, "lora": {"target_modules": targets}}))
@@ -144,7 +157,8 @@ def test_what_is_dumped_or_rendered_is_read_back(base: str, template: str, rate:
     assert differences(recipe, recipe) == []
 
 
-@pytest.mark.parametrize("text", ["; \xa0", ":\xa0", " a ", "null", "no", "1", "#", "0E0", "1e5", ".5", "a: b", "“x” ->: ", "\u3000", "y\u2028z", "[a", "'", '"'])
+@pytest.mark.parametrize("text", ["; \xa0", ":\xa0", " a ", "null", "no", "1", "#", "0E0", "1e5", ".5",
+                                  "a: b", "“x” ->: ", "\u3000", "y\u2028z", "[a", "'", '"'])
 def test_awkward_texts_are_rendered_as_themselves(text: str) -> None:
     recipe = parse_recipe(write_yaml({"model": {"base": "a"}, "data": {"source": "s", "completion": text}}))
     assert parse_recipe(render_commented(recipe)).data.completion == text
@@ -154,7 +168,8 @@ def test_differences_name_what_changes_the_experiment() -> None:
     then = parse_recipe(SMALL)
     assert differences(then, parse_recipe(SMALL, overrides=["train.learning_rate=1e-3"])) == [
         "train.learning_rate: the run has 0.0002, the recipe says 0.001"]
-    assert differences(then, parse_recipe(SMALL, overrides=["train.save_steps=7", "judge.samples=1", "share.repo=a/b"])) == []
+    assert differences(then, parse_recipe(SMALL, overrides=["train.save_steps=7", "judge.samples=1",
+                                                            "share.repo=a/b"])) == []
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -167,7 +182,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_recipe(tmp_path / "latin.yaml")
 
 
-def test_local_paths_become_absolute_from_here_or_from_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_paths_become_absolute_from_here_or_from_the_recipe(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "rows.jsonl").write_text("{}")
     (tmp_path / "there" / "r.yaml").write_text(SMALL.replace("source: b", "source: rows.jsonl"))

@@ -1,4 +1,6 @@
-"""The format of a run folder: one of another is refused by its name, and nothing but what this program writes is taken."""
+"""The format of a run folder: one of another is refused by its name, and nothing but what this program writes
+is taken.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ from tunesmith.verbs.show import Silent
 SHORT = parse_recipe(RECIPE, overrides=["train.max_steps=2", "judge.stop_rows=1", "judge.max_new_tokens=2"])
 #: What a manifest may say of its format, and how that run folder is called.
 OTHERS: list[tuple[Any, str]] = [
-    (RUN_FORMAT - 1, f"a run folder of format {RUN_FORMAT - 1};"), (RUN_FORMAT + 1, f"a run folder of format {RUN_FORMAT + 1};"),
-    (None, "a run folder of format None;"), (True, "a run folder of format True;"), (str(RUN_FORMAT), "a run folder of format '"),
+    (RUN_FORMAT - 1, f"a run folder of format {RUN_FORMAT - 1};"),
+    (RUN_FORMAT + 1, f"a run folder of format {RUN_FORMAT + 1};"), (None, "a run folder of format None;"),
+    (True, "a run folder of format True;"), (str(RUN_FORMAT), "a run folder of format '"),
     (float(RUN_FORMAT), f"a run folder of format {RUN_FORMAT}.0;"), ([], r"a run folder of format \[\];"),
     (10**400, "a run folder of format 1"), ({"a": "b" * 9999}, "a run folder of format {'a': 'b")]
 
@@ -49,20 +52,27 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def files_of(run: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()
+            and path.name != ".lock"}
 
 
 @pytest.mark.parametrize(("number", "name"), OTHERS, ids=[str(number)[:12] for number, _ in OTHERS])
-def test_a_run_of_another_format_is_refused_by_its_name(finished: Path, tmp_path: Path, number: Any, name: str) -> None:
+def test_a_run_of_another_format_is_refused_by_its_name(finished: Path, tmp_path: Path, number: Any,
+                                                        name: str) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     rewrite(run, lambda found: found.update(format=number))
     before = files_of(run)
     for verb in (lambda: api.train(SHORT, run=run), lambda: api.evaluate(run), lambda: api.verify(run),
-                 lambda: api.push(run, "me/it", base="org/base", dry_run=True), lambda: api.generate(run, prompt="a")):
-        with pytest.raises(IntegrityError, match=f"^{run}: {name}.* this version of tunesmith reads and writes format {RUN_FORMAT}\n") as caught:
+                 lambda: api.push(run, "me/it", base="org/base",
+                                  dry_run=True), lambda: api.generate(run, prompt="a")):
+        with pytest.raises(IntegrityError,
+                           match=f"^{run}: {name}.* this version of tunesmith reads and writes format "
+                                 f"{RUN_FORMAT}\n") as caught:
             verb()
         assert caught.value.exit_code == 9
-        assert f"another folder with --run. Its adapter works by itself: {run / 'adapter'}" in caught.value.hint
+        assert (
+            f"another folder with --run. Its adapter works by itself: {run / 'adapter'}" in caught.value.hint
+        )
         assert len(str(caught.value)) < 1000
     assert files_of(run) == before
 
@@ -117,7 +127,8 @@ def places(value: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]
 WHOLE = json.loads(as_json(manifest()))
 
 
-@pytest.mark.parametrize("place", [place for place in places(WHOLE) if len(place) == 1 or not {"files", "versions"} & set(place[:-1])],
+@pytest.mark.parametrize("place", [place for place in places(WHOLE) if len(place) == 1
+                                   or not {"files", "versions"} & set(place[:-1])],
                          ids=".".join)
 def test_each_key_is_wanted_and_no_other(tmp_path: Path, place: tuple[str, ...]) -> None:
     def section(found: Any) -> Any:
@@ -135,15 +146,19 @@ def test_each_key_is_wanted_and_no_other(tmp_path: Path, place: tuple[str, ...])
         return caught.value.message
 
     if place != ("format",):
-        assert f"manifest.json: {'.'.join(place)}: not as this program writes it" in refusal(lambda here: here.pop(place[-1]))
+        assert f"manifest.json: {'.'.join(place)}: not as this program writes it" in refusal(
+            lambda here: here.pop(place[-1])
+        )
         assert f"manifest.json: {'.'.join(place)}" in refusal(lambda here: here.update({place[-1]: [True]}))
     other = (*place[:-1], "extra")
     assert f"manifest.json: {'.'.join(other)}: not as" in refusal(lambda here: here.update(extra=1))
 
 
 @given(st.data())
-def test_a_manifest_of_anybody_s_making_is_taken_whole_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    odd = st.sampled_from([None, True, "", "x", [], {}, 0, -1, 0.5, 10**30, float("nan"), float("inf"), "a" * 5000, {"format": 3}])
+def test_a_manifest_of_anybody_s_making_is_taken_whole_or_refused(tmp_path_factory: pytest.TempPathFactory,
+                                                                  data: st.DataObject) -> None:
+    odd = st.sampled_from([None, True, "", "x", [], {}, 0, -1, 0.5, 10**30, float("nan"), float("inf"),
+                           "a" * 5000, {"format": 3}])
     found = json.loads(json.dumps(WHOLE))
     for _ in range(data.draw(st.integers(0, 2))):
         *section, key = data.draw(st.sampled_from(list(places(WHOLE))))
@@ -174,7 +189,8 @@ def test_what_changed_since_the_run_began() -> None:
     assert check_same(then, manifest(run_id="b", started="later", machine="another"), "run") == []
     assert check_same(then, manifest(threads=2, versions={"tunesmith": "0.2.0", "torch": "3"}), "run") == [
         "tunesmith 0.1.0 -> 0.2.0", "torch None -> 3", "threads 1 -> 2"]
-    for change, said in (({"base": {**WHOLE["base"], "files": {"other": "x"}}}, "the base's files (model.safetensors, other)"),
+    for change, said in (({"base": {**WHOLE["base"], "files": {"other": "x"}}},
+                          "the base's files (model.safetensors, other)"),
                          ({"data": {**WHOLE["data"], "content": "9" * 64}}, "the rows of embedded:quotes"),
                          ({"data": {**WHOLE["data"], "template": "9" * 64}}, "the template")):
         with pytest.raises(RecipeError) as caught:
@@ -183,10 +199,13 @@ def test_what_changed_since_the_run_began() -> None:
 
 
 def test_a_manifest_with_other_keys_is_another_format() -> None:
-    """Where this fails, the keys of manifest.json have changed: raise RUN_FORMAT, then write the new keys here."""
+    """Where this fails, the keys of manifest.json have changed: raise RUN_FORMAT, then write the new keys
+    here.
+    """
     assert RUN_FORMAT == 3
     assert set(Manifest.model_fields) == {
-        "format", "run_id", "started", "seed", "quantization", "base", "data", "engine", "engine_reason", "device", "dtype", "matmul",
-        "spread", "activation_budget_bytes", "trainable_parameters", "all_parameters", "threads", "machine", "versions"}
+        "format", "run_id", "started", "seed", "quantization", "base", "data", "engine", "engine_reason",
+        "device", "dtype", "matmul", "spread", "activation_budget_bytes", "trainable_parameters",
+        "all_parameters", "threads", "machine", "versions"}
     assert {name: set(Manifest.model_fields[name].annotation.model_fields) for name in ("base", "data")} == {
         "base": {"name", "revision", "files"}, "data": {"source", "content", "counts", "template"}}

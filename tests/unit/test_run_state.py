@@ -1,4 +1,6 @@
-"""What a run folder says of its run: running, stopped, failed and why, finished; and what `evaluate` keeps in it."""
+"""What a run folder says of its run: running, stopped, failed and why, finished; and what `evaluate` keeps in
+it.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,10 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("error", "state", "reason"), [
     (Interrupted(15, "Stopped and saved at step 2 of 6."), "stopped", "Stopped and saved at step 2 of 6."),
-    (KeyboardInterrupt(), "stopped", "KeyboardInterrupt:"), (EnvironmentFault("no GPU\nhere", "Get one."), "failed", "no GPU here"),
-    (ValueError("ours"), "failed", "ValueError: ours"), (OSError("\udcff" * 9999), "failed", "OSError: " + "?" * 1991)], ids=repr)
+    (KeyboardInterrupt(), "stopped", "KeyboardInterrupt:"),
+    (EnvironmentFault("no GPU\nhere", "Get one."), "failed", "no GPU here"),
+    (ValueError("ours"), "failed", "ValueError: ours"),
+    (OSError("\udcff" * 9999), "failed", "OSError: " + "?" * 1991)], ids=repr)
 def test_how_a_process_ended_is_kept(tmp_path: Path, error: BaseException, state: str, reason: str) -> None:
     with pytest.raises(type(error)), RunFolder(tmp_path / "run") as run:  # noqa: PT012
         begin(run)
@@ -72,7 +76,9 @@ def test_a_run_that_is_refused_keeps_what_it_said(tmp_path: Path) -> None:
     assert (run / STATUS_NAME).read_bytes() == before
 
 
-def test_what_ended_the_run_is_told_where_its_state_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ended_the_run_is_told_where_its_state_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*anything: Any) -> None:
         raise DiskError("the disk is full")
 
@@ -108,7 +114,8 @@ def test_a_process_that_is_killed_leaves_a_run_that_was_stopped(tmp_path: Path) 
         found = read_status(tmp_path / "run")
         assert (found.state, found.process) == ("running", process.pid)
         assert api.verify(tmp_path / "run")["state"] == "running"
-        with pytest.raises(EnvironmentFault, match=f"another process .pid {process.pid}. is writing this run"):
+        with pytest.raises(EnvironmentFault,
+                           match=f"another process .pid {process.pid}. is writing this run"):
             RunFolder(tmp_path / "run").__enter__()
         moved = Path(shutil.copytree(tmp_path / "run", tmp_path / "copy"))
         assert read_status(moved).state == "stopped", "nobody writes the copy"
@@ -121,8 +128,8 @@ def test_a_process_that_is_killed_leaves_a_run_that_was_stopped(tmp_path: Path) 
 def test_asking_for_the_state_keeps_nobody_from_the_run(tmp_path: Path) -> None:
     """A process that does nothing but ask holds the lock for moments."""
     run = begun(tmp_path / "run")
-    code = ("import sys\nfrom pathlib import Path\nfrom tunesmith.rundir.status import _locked\nprint('ready', flush=True)\n"
-            "while True: _locked(Path(sys.argv[1]))")
+    code = ("import sys\nfrom pathlib import Path\nfrom tunesmith.rundir.status import "
+            "_locked\nprint('ready', flush=True)\nwhile True: _locked(Path(sys.argv[1]))")
     process = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -138,10 +145,14 @@ def test_asking_for_the_state_keeps_nobody_from_the_run(tmp_path: Path) -> None:
 def test_the_states_of_a_real_run(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(RECIPE.replace("max_steps: 6", "max_steps: 400"))
     run = tmp_path / "runs" / "my"
-    process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main", "train", "my.yaml"], cwd=tmp_path, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main", "train", "my.yaml"], cwd=tmp_path,
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     waited = time.monotonic() + 100
-    while not list((run / "checkpoints").glob("step-*")) and process.poll() is None and time.monotonic() < waited:
+    while (
+        not list((run / "checkpoints").glob("step-*"))
+        and process.poll() is None
+        and time.monotonic() < waited
+    ):
         time.sleep(0.05)
     assert tunesmith_json("verify", "runs/my", cwd=tmp_path)["state"] == "running"
     process.send_signal(signal.SIGINT)
@@ -163,7 +174,8 @@ def test_the_states_of_a_real_run(tmp_path: Path) -> None:
 
 def test_a_finished_run_says_so_and_nothing_of_where_it_is(run: Path, finished: Path) -> None:
     assert read_status(run).state == "finished"
-    assert api.verify(run) == api.verify(run) | {"state": "finished", "reason": "", "damaged": [], "unsealed": []}
+    assert api.verify(run) == api.verify(run) | {"state": "finished", "reason": "", "damaged": [],
+                                                 "unsealed": []}
     for path in run.rglob("*"):
         if path.is_file():
             assert str(finished.parent).encode() not in path.read_bytes(), path.name
@@ -180,10 +192,13 @@ def test_a_run_whose_results_are_damaged_ends_again(run: Path) -> None:
     assert verify_path(run).damaged == []
 
 
-@given(st.one_of(st.binary(max_size=200), st.dictionaries(st.sampled_from(["state", "since", "process", "reason", "x"]), st.one_of(
-    st.sampled_from(["running", "finished", "stopped", "", None, -1, 10**30, True, [], {}]), st.text(max_size=5))).map(
+@given(st.one_of(st.binary(max_size=200),
+                 st.dictionaries(st.sampled_from(["state", "since", "process", "reason", "x"]), st.one_of(
+    st.sampled_from(["running", "finished", "stopped", "", None, -1, 10**30, True, [], {}]),
+    st.text(max_size=5))).map(
         lambda found: json.dumps(found).encode())))
-def test_a_status_of_anybody_s_making_is_read_or_damage(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_a_status_of_anybody_s_making_is_read_or_damage(tmp_path_factory: pytest.TempPathFactory,
+                                                        content: bytes) -> None:
     run = begun(tmp_path_factory.mktemp("run") / "run")
     (run.path / STATUS_NAME).write_bytes(content)
     try:
@@ -225,25 +240,30 @@ def test_the_peak_of_memory_is_that_of_all_processes(tmp_path: Path, monkeypatch
 def test_the_result_comes_back_as_it_was_written(run: Path) -> None:
     found = read_as(RunResult, run / "result.json", "")
     assert as_json(found) == (run / "result.json").read_text()
-    infinite = found.model_copy(update={"train_loss": float("inf"), "eval_loss_before": None, "judgement": None})
+    infinite = found.model_copy(update={"train_loss": float("inf"), "eval_loss_before": None,
+                                        "judgement": None})
     (run / "result.json").write_text(as_json(infinite))
     assert read_as(RunResult, run / "result.json", "") == infinite
-    for change in ({"more": 1}, {"steps": "2"}, {"run": "/somewhere"}, {"kept": {"int8": -1}}, {"judgement": {}}):
+    for change in ({"more": 1}, {"steps": "2"}, {"run": "/somewhere"}, {"kept": {"int8": -1}},
+                   {"judgement": {}}):
         (run / "result.json").write_text(json.dumps(json.loads(as_json(found)) | change))
         with pytest.raises(IntegrityError, match=f"result.json: {next(iter(change))}"):
             read_as(RunResult, run / "result.json", "")
 
 
 def test_what_evaluate_found_is_kept_in_the_run(run: Path) -> None:
-    first, second = (api.evaluate(run, overrides=("judge.samples=3", f"judge.max_new_tokens={n}")) for n in (2, 3))
+    first, second = (api.evaluate(run, overrides=("judge.samples=3", f"judge.max_new_tokens={n}"))
+                     for n in (2, 3))
     for found, tokens in ((first, 2), (second, 3)):
         folder = Path(found["kept"])
         assert folder.parent == run / "evaluations"
         kept = read_as(Evaluation, folder / "evaluation.json", "")
-        assert kept.judgement.model_dump(mode="json") == {key: found[key] for key in kept.judgement.model_dump()}
+        assert kept.judgement.model_dump(mode="json") == {key: found[key]
+                                                          for key in kept.judgement.model_dump()}
         assert (kept.modules, kept.quantization, kept.device) == (found["modules"], "none", "cpu")
         assert parse_recipe((folder / "recipe.yaml").read_text()).judge.max_new_tokens == tokens
-        assert [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()] == found["samples"]
+        assert [json.loads(line)
+                for line in (folder / "samples.jsonl").read_text().splitlines()] == found["samples"]
     assert first["kept"] != second["kept"]
     assert read_status(run).state == "finished"
     found = verify_path(run)
@@ -272,7 +292,8 @@ def test_an_evaluation_that_cannot_be_kept_is_told_and_shown(run: Path) -> None:
 def test_two_evaluations_in_one_second_are_two(tmp_path: Path, run: Path) -> None:
     found = read_as(RunResult, run / "result.json", "")
     assert found.judgement
-    one = Evaluation(when="now", engine="hf", device="cpu", dtype="float32", quantization="none", modules=1, judgement=found.judgement)
+    one = Evaluation(when="now", engine="hf", device="cpu", dtype="float32", quantization="none", modules=1,
+                     judgement=found.judgement)
     places = [keep_evaluation(run, one, "", []) for _ in range(3)]
     assert len(set(places)) == 3
     assert verify_path(run).damaged == []

@@ -34,7 +34,8 @@ FILES = {"a.bin": bytes(range(256)) * 3, "empty": b"", "c.json": b'{"x": 1}\n'}
 
 
 @given(st.data())
-def test_any_flipped_byte_is_found_and_named(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_flipped_byte_is_found_and_named(tmp_path_factory: pytest.TempPathFactory,
+                                             data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("sealed") / "it"
     write_sealed_folder(folder, FILES)
     assert check_seal(folder) == []
@@ -57,7 +58,8 @@ def test_a_missing_file_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["open", "write", "fsync", "replace", "mkdir"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_failing_disk_keeps_the_old_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
+def test_a_failing_disk_keeps_the_old_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      name: str, code: int) -> None:
     write_atomically(tmp_path / "f", "old")
     write_sealed_folder(tmp_path / "it", {"f": b"old"})
     original = getattr(os, name)
@@ -183,7 +185,9 @@ def test_verify_of_nothing(tmp_path: Path) -> None:
 
 
 def test_no_signal_breaks_into_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a compiled module runs as it starts may let no exception out, so a half-done import is never interrupted."""
+    """What a compiled module runs as it starts may let no exception out, so a half-done import is never
+    interrupted.
+    """
     (tmp_path / "slow_to_import.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.6)\nreached = True\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -196,4 +200,5 @@ def test_no_signal_breaks_into_an_import(tmp_path: Path, monkeypatch: pytest.Mon
         import_and_wait()
     assert stopped.value.signal_number == signal.SIGTERM
     assert sys.modules.pop("slow_to_import").reached
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".py" and path.name != "__pycache__") == []
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".py"
+                  and path.name != "__pycache__") == []

@@ -1,4 +1,6 @@
-"""Runs, adapters and bases that someone sent: only ordinary files of theirs are read, written or published."""
+"""Runs, adapters and bases that someone sent: only ordinary files of theirs are read, written or
+published.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,16 @@ from tunesmith.verbs.show import Silent
 
 RECIPE = """
 model: {base: "embedded:sprout", quantization: none}
-data: {source: "embedded:quotes", prompt: "{quote} ->: ", completion: "{tags}", loss_on: completion, validation: 12}
+data: {source: "embedded:quotes", prompt: "{quote} ->: ", completion: "{tags}", loss_on: completion,
+       validation: 12}
 train: {max_steps: 4, batch_size: 4, learning_rate: 5.0e-3, warmup_steps: 1, save_steps: 2, eval_steps: 0}
 judge: {max_new_tokens: 4, samples: 1, stop_rows: 2}
 """
 
 
 def small(**changes: str) -> Recipe:
-    return parse_recipe(RECIPE, overrides=[f"{key.replace('__', '.')}={value}" for key, value in changes.items()])
+    return parse_recipe(RECIPE,
+                        overrides=[f"{key.replace('__', '.')}={value}" for key, value in changes.items()])
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +68,11 @@ def train_again(run: Path, **changes: str) -> dict[str, Any]:
     return tunesmith.train(small(**changes), run=run)
 
 
-# --- links, pipes, devices ---------------------------------------------------------------------------------------------
+# --- links, pipes, devices ---
 
 
-@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "recipe.yaml", "manifest.json", SEAL_NAME, "samples.jsonl", "extra"])
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "recipe.yaml", "manifest.json", SEAL_NAME,
+                                  "samples.jsonl", "extra"])
 @pytest.mark.parametrize("kind", ["link", "dangling", "pipe"])
 def test_a_run_with_something_else_in_it_is_refused(run: Path, tmp_path: Path, name: str, kind: str) -> None:
     victim = tmp_path / "victim"
@@ -143,11 +148,11 @@ def test_json_that_is_none(text: str) -> None:
         parse_json(text.encode("latin-1"), "some.json")
 
 
-# --- what is published -------------------------------------------------------------------------------------------------
+# --- what is published ---
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json",
-                                  "chat_template.jinja", "added_tokens.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model",
+                                  "generation_config.json", "chat_template.jinja", "added_tokens.json"])
 def test_no_link_leaves(run: Path, tmp_path: Path, name: str) -> None:
     from tunesmith.share.card import Card
     from tunesmith.share.push import assemble
@@ -196,7 +201,8 @@ def test_a_cache_whose_blobs_are_elsewhere_is_none(tmp_path: Path) -> None:
     (snapshot.parent.parent / "blobs").unlink()
     (tmp_path / "home").rename(snapshot.parent.parent / "blobs")
     (tmp_path / "way").symlink_to(tmp_path / "models--org--name")
-    require_ordinary(tmp_path / "way" / "snapshots" / snapshot.name / "tokenizer.json")  # the user's own link to the cache
+    # the user's own link to the cache
+    require_ordinary(tmp_path / "way" / "snapshots" / snapshot.name / "tokenizer.json")
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "generation_config.json", "tokenizer.json"])
@@ -228,11 +234,12 @@ def test_vocabularies_are_looked_through(assets: Path) -> None:
     assert problems("vocab.json", json.dumps({key: 3}).encode()) == ["holds an AWS key"]
     assert problems("tokenizer.json", b"aws_secret_access_key = wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEYxx")
     for path in sorted(assets.rglob("*")):
-        if path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "added_tokens")) and path.suffix in (".json", ".txt"):
+        if path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens",
+                                 "added_tokens")) and path.suffix in (".json", ".txt"):
             assert problems(path.name, path.read_bytes()) == [], path
 
 
-# --- bases -------------------------------------------------------------------------------------------------------------
+# --- bases ---
 
 
 @pytest.fixture
@@ -247,8 +254,9 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("place", ["pytorch_model.bin", "../outside.safetensors", "/etc/passwd", "a\0.safetensors", 3, None,
-                                   "missing.safetensors", "sub/model.safetensors"])
+@pytest.mark.parametrize("place", ["pytorch_model.bin", "../outside.safetensors", "/etc/passwd",
+                                   "a\0.safetensors", 3, None, "missing.safetensors",
+                                   "sub/model.safetensors"])
 def test_an_index_names_safetensors_of_its_folder(base: Path, place: Any) -> None:
     torch.save({"x": torch.zeros(1)}, base / "pytorch_model.bin")
     shutil.copy(base / "model-00001-of-00001.safetensors", base.parent / "outside.safetensors")
@@ -274,11 +282,12 @@ def test_a_base_that_also_holds_an_adapter_is_refused(base: Path, finished: Path
         locate_base(str(base), None)
 
 
-# --- what a run was made of --------------------------------------------------------------------------------------------
+# --- what a run was made of ---
 
 
-@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "added_tokens.json",
-                                  "chat_template.jinja", "config.json"])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json",
+                                  "generation_config.json", "added_tokens.json", "chat_template.jinja",
+                                  "config.json"])
 def test_a_base_s_words_that_changed_are_another_experiment(base: Path, tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     train_again(run, model__base=str(base))
@@ -312,7 +321,8 @@ def test_another_run_s_checkpoint_is_refused_and_is_damage(run: Path, tmp_path: 
         train_again(run)
 
 
-def test_a_recipe_is_replaced_whole_whenever_the_process_ends(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_is_replaced_whole_whenever_the_process_ends(run: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at every operation on files between the old recipe and the new one."""
     half_way(run)
     clean = run.parent / "clean"
@@ -411,10 +421,11 @@ def test_an_adapter_beside_a_recipe_is_not_that_recipe_s(run: Path, tmp_path: Pa
     assert run_of(run / "adapter") is None, "not the adapter that the run sealed"
 
 
-# --- finished runs that lost something -----------------------------------------------------------------------------------
+# --- finished runs that lost something ---
 
 
-@pytest.mark.parametrize("left", ["adapter", "result.json", "verdict.json", "report.html", "samples.jsonl", "metrics.jsonl"])
+@pytest.mark.parametrize("left", ["adapter", "result.json", "verdict.json", "report.html", "samples.jsonl",
+                                  "metrics.jsonl"])
 def test_a_run_without_seal_and_checkpoints_is_not_trained_over(run: Path, left: str) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / SEAL_NAME).unlink()
@@ -422,9 +433,11 @@ def test_a_run_without_seal_and_checkpoints_is_not_trained_over(run: Path, left:
         if name != left:
             shutil.rmtree(run / name) if name == "adapter" else (run / name).unlink()
     before = sorted(run.rglob("*"))
-    with pytest.raises(IntegrityError, match=f"{SEAL_NAME}: missing, so nothing says what {left} was made of"):
+    with pytest.raises(IntegrityError,
+                       match=f"{SEAL_NAME}: missing, so nothing says what {left} was made of"):
         train_again(run)
-    assert sorted(path for path in run.rglob("*") if path.name != ".lock") == [p for p in before if p.name != ".lock"]
+    assert sorted(path for path in run.rglob("*")
+                  if path.name != ".lock") == [p for p in before if p.name != ".lock"]
 
 
 @pytest.mark.parametrize("checkpoints", ["none", "damaged"])
@@ -460,7 +473,8 @@ def test_a_blob_of_the_cache_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
             reader(snapshot / "config.json")
 
 
-@pytest.mark.parametrize("key", ["engine_reason", "machine", "data.counts", "data.source", "base.name", "started"])
+@pytest.mark.parametrize("key",
+                         ["engine_reason", "machine", "data.counts", "data.source", "base.name", "started"])
 def test_a_manifest_that_lacks_what_the_report_says_is_refused_before_training(run: Path, key: str) -> None:
     half_way(run)
     manifest = json.loads((run / "manifest.json").read_text())
@@ -487,7 +501,8 @@ def test_lines_of_metrics_that_no_step_wrote_are_passed_over(run: Path) -> None:
     log = RunFolder(run).metrics
     whole = log.read()
     assert len(whole) == 4
-    for line in ("[]", "{}", "3", '{"step": "1", "loss": 1, "learning_rate": 1}', '{"step": 1, "loss": null, "learning_rate": 1}'):
+    for line in ("[]", "{}", "3", '{"step": "1", "loss": 1, "learning_rate": 1}',
+                 '{"step": 1, "loss": null, "learning_rate": 1}'):
         with log.path.open("a") as file:
             file.write(line + "\n")
     assert log.read() == whole
@@ -513,7 +528,8 @@ def test_an_adapter_that_another_engine_runs_is_said(run: Path) -> None:
                  lambda show: tunesmith.evaluate(run, show=show)):
         show = Notes()
         verb(show)
-        assert any("hf engine instead of the native one: the adapter names its modules by a pattern" in note for note in show.notes)
+        assert any("hf engine instead of the native one: the adapter names its modules by a pattern" in note
+                   for note in show.notes)
 
 
 def rewrite_checkpoint(run: Path, change: Any) -> None:
@@ -534,11 +550,17 @@ def first_moments(moments: dict[str, torch.Tensor], kind: str) -> str:
 @pytest.mark.parametrize(("change", "words"), [
     (lambda progress, moments: progress.update(samples=9), "2 steps and 9 samples do not fit"),
     (lambda progress, moments: progress.update(step=3, samples=12), "3 steps and 12 samples do not fit"),
-    (lambda progress, moments: moments.update({(name := first_moments(moments, "exp_avg")): moments[name].half()}), "does not fit"),
-    (lambda progress, moments: moments.update({(name := first_moments(moments, "exp_avg_sq")): moments[name] - 1}), "does not fit"),
-    (lambda progress, moments: moments.update({first_moments(moments, "step"): torch.tensor(0.0)}), "does not fit"),
+    (lambda progress, moments: moments.update({(name := first_moments(moments,
+                                                                      "exp_avg")): moments[name].half()}),
+     "does not fit"),
+    (lambda progress, moments: moments.update({(name := first_moments(moments,
+                                                                      "exp_avg_sq")): moments[name] - 1}),
+     "does not fit"),
+    (lambda progress, moments: moments.update({first_moments(moments, "step"): torch.tensor(0.0)}),
+     "does not fit"),
 ])
-def test_a_checkpoint_that_this_run_cannot_have_written_is_refused(run: Path, change: Any, words: str) -> None:
+def test_a_checkpoint_that_this_run_cannot_have_written_is_refused(run: Path, change: Any,
+                                                                   words: str) -> None:
     half_way(run)
     rewrite_checkpoint(run, change)
     with pytest.raises(IntegrityError, match=words):
@@ -549,7 +571,8 @@ def test_a_checkpoint_from_before_cuts_said_what_was_asked_goes_on_as_it_was(run
     import tunesmith
 
     half_way(run)
-    rewrite_checkpoint(run, lambda progress, moments: (progress["micro_batches"].pop("asked"), progress["micro_batches"].update(rows=2)))
+    rewrite_checkpoint(run, lambda progress, moments: (progress["micro_batches"].pop("asked"),
+                                                       progress["micro_batches"].update(rows=2)))
     show = Notes()
     tunesmith.train(small(), run=run, show=show)
     assert not any("micro_batch_size" in note for note in show.notes)

@@ -1,4 +1,6 @@
-"""What leaves: the card says what was measured; secrets, places of this machine and pickles do not go along."""
+"""What leaves: the card says what was measured; secrets, places of this machine and pickles do not go
+along.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,11 @@ from tunesmith.share.scan import problems, refuse_private
 
 JUDGEMENT = {"rows": 12, "verdict": "helps", "loss_base": 4.5, "loss_tuned": 3.25, "interval": [-1.4, -1.1],
              "stop_rate_base": 0.0, "stop_rate_tuned": 0.75}
-TRAINED = {"steps": 6, "trainable_parameters": 1234, "dataset": "maker/quotes", "loss_on": "completion", "append_eos": True,
-           "r": 8, "alpha": 16.0, "dropout": 0.0, "batch_size": 4, "learning_rate": 1e-3, "lr_scheduler": "linear",
-           "warmup_steps": 1, "seed": 0}
-NOTE = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ", "messages": False,
-        "trained": TRAINED, "judgement": JUDGEMENT}
+TRAINED = {"steps": 6, "trainable_parameters": 1234, "dataset": "maker/quotes", "loss_on": "completion",
+           "append_eos": True, "r": 8, "alpha": 16.0, "dropout": 0.0, "batch_size": 4, "learning_rate": 1e-3,
+           "lr_scheduler": "linear", "warmup_steps": 1, "seed": 0}
+NOTE = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ",
+        "messages": False, "trained": TRAINED, "judgement": JUDGEMENT}
 
 
 def front(card: Card) -> dict[str, Any]:
@@ -52,12 +54,14 @@ def test_the_card_reads_as_the_hub_reads_it() -> None:
 def test_rows_of_one_s_own_are_not_named(tmp_path: Path) -> None:
     recipe = parse_recipe('model: {base: b}\ndata: {source: s, completion: "{a}"}\n').model_dump(mode="json")
     result = {"steps": 6, "trainable_parameters": 1234}
-    for source in (str(tmp_path / "secret-project.jsonl"), "rows.jsonl", "data/rows.csv", "embedded:quotes", str(tmp_path)):
+    for source in (str(tmp_path / "secret-project.jsonl"), "rows.jsonl", "data/rows.csv", "embedded:quotes",
+                   str(tmp_path)):
         facts = training_facts(recipe | {"data": recipe["data"] | {"source": source}}, result)
         card = Card(NOTE | {"trained": facts}, "me/mine")
         assert source not in render_card(card), source
         assert "datasets" not in front(card)
-    assert training_facts(recipe | {"data": recipe["data"] | {"source": "maker/quotes"}}, result)["dataset"] == "maker/quotes"
+    assert training_facts(recipe | {"data": recipe["data"] | {"source": "maker/quotes"}},
+                          result)["dataset"] == "maker/quotes"
 
 
 def test_nothing_held_out_claims_nothing() -> None:
@@ -67,7 +71,9 @@ def test_nothing_held_out_claims_nothing() -> None:
 
 
 def test_what_is_not_known_is_not_claimed() -> None:
-    """An adapter that others made, or that was taken out of its run, is not said to have been measured, nor not to have been."""
+    """An adapter that others made, or that was taken out of its run, is not said to have been measured, nor
+    not to have been.
+    """
     card = Card({"base": "maker/base", "quantization": "none"}, "me/mine")
     text = render_card(card)
     assert "is not known" in text
@@ -82,18 +88,22 @@ def test_a_small_change_is_still_one() -> None:
     assert "-0.000150 to -0.000070" in text
 
 
-@pytest.mark.parametrize("change", [{"prompt": "{"}, {"trained": {"steps": 1}}, {"judgement": {"verdict": 3}}, {"messages": "x"},
-                                    {"base_weights": [1]}, "not an object", b"\xff\xfe"])
+@pytest.mark.parametrize("change", [{"prompt": "{"}, {"trained": {"steps": 1}}, {"judgement": {"verdict": 3}},
+                                    {"messages": "x"}, {"base_weights": [1]}, "not an object", b"\xff\xfe"])
 def test_a_note_that_was_not_written_so_is_refused(tmp_path: Path, change: Any) -> None:
-    content = change if isinstance(change, bytes) else json.dumps(NOTE | change if isinstance(change, dict) else change).encode()
+    content = change if isinstance(change, bytes) else json.dumps(NOTE | change if isinstance(change, dict)
+                                                                  else change).encode()
     (tmp_path / "tunesmith.json").write_bytes(content)
     with pytest.raises(IntegrityError, match=r"tunesmith\.json"):
         read_note(tmp_path)
 
 
-@given(st.fixed_dictionaries({}, optional={"base": st.text(), "prompt": st.sampled_from(["", "{a} b", "x {{y}}"]), "messages":
-                             st.booleans(), "judgement": st.sampled_from([None, JUDGEMENT]), "trained": st.sampled_from([None, TRAINED])}))
-def test_a_note_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, note: dict[str, Any]) -> None:
+@given(st.fixed_dictionaries({}, optional={"base": st.text(),
+                                           "prompt": st.sampled_from(["", "{a} b", "x {{y}}"]), "messages":
+                             st.booleans(), "judgement": st.sampled_from([None, JUDGEMENT]),
+                                           "trained": st.sampled_from([None, TRAINED])}))
+def test_a_note_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory,
+                                             note: dict[str, Any]) -> None:
     folder = tmp_path_factory.mktemp("note")
     (folder / "tunesmith.json").write_text(json.dumps(note))
     assert read_note(folder) == note
@@ -114,10 +124,11 @@ def test_a_secret_is_found_wherever_it_stands_and_not_repeated(secret: str, befo
     assert secret not in str(error.value)
 
 
-@pytest.mark.parametrize("place", [str(Path.home()) + "/x", "/home/someone/models/base", "/Users/me/rows.csv", "C:\\Users\\me\\x",
-                                   "file:///etc/x", "~/models/x"])
+@pytest.mark.parametrize("place", [str(Path.home()) + "/x", "/home/someone/models/base", "/Users/me/rows.csv",
+                                   "C:\\Users\\me\\x", "file:///etc/x", "~/models/x"])
 def test_a_place_on_a_disk_is_found(place: str) -> None:
-    assert problems("adapter_config.json", json.dumps({"base_model_name_or_path": place}).replace("\\\\", "\\").encode())
+    assert problems("adapter_config.json",
+                    json.dumps({"base_model_name_or_path": place}).replace("\\\\", "\\").encode())
 
 
 def test_the_token_is_found_even_in_a_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,12 +140,14 @@ def test_the_token_is_found_even_in_a_vocabulary(monkeypatch: pytest.MonkeyPatch
 def test_pickles_by_any_name() -> None:
     zipped = io.BytesIO()
     torch.save({"a": torch.ones(2)}, zipped)
-    for name, content in (("adapter_model.bin", b""), ("weights", pickle.dumps({"a": 1})), ("README.md", zipped.getvalue())):
+    for name, content in (("adapter_model.bin", b""), ("weights", pickle.dumps({"a": 1})),
+                          ("README.md", zipped.getvalue())):
         assert any("pickle" in problem for problem in problems(name, content)), name
 
 
 def test_metadata_of_weights_is_looked_at() -> None:
     clean = safetensors.torch.save({"a": torch.ones(2)}, metadata={"format": "pt"})
     assert not problems("adapter_model.safetensors", clean)
-    assert problems("adapter_model.safetensors", safetensors.torch.save({"a": torch.ones(2)}, metadata={"from": SECRETS[0]}))
+    assert problems("adapter_model.safetensors",
+                    safetensors.torch.save({"a": torch.ones(2)}, metadata={"from": SECRETS[0]}))
     assert problems("adapter_model.safetensors", clean[:7])

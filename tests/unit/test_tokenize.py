@@ -27,7 +27,8 @@ def sprout() -> Any:
     return AutoTokenizer.from_pretrained(embedded.path_of(embedded.BASE_NAME))
 
 
-def rules(loss_on: str = "completion", append_eos: bool = True, max_length: int = 512, overlong: str = "error") -> Rules:
+def rules(loss_on: str = "completion", append_eos: bool = True, max_length: int = 512,
+          overlong: str = "error") -> Rules:
     return Rules(loss_on, append_eos, max_length, overlong)
 
 
@@ -68,11 +69,13 @@ def test_the_quotes_recipe_fits_the_quotes(assets: Path) -> None:
     from tunesmith.data.dataset import read_text
     from tunesmith.recipe import parse_recipe, preset_text
 
-    recipe = parse_recipe(preset_text("bloom-7b1-quotes"), overrides=[f"data.source={assets}/english_quotes/quotes.jsonl"])
+    recipe = parse_recipe(preset_text("bloom-7b1-quotes"),
+                          overrides=[f"data.source={assets}/english_quotes/quotes.jsonl"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(assets / "tokenizers" / "gpt2" / "tokenizer.json"),
                                         eos_token="<|endoftext|>")
     chosen = recipe.data
-    counts = tokenize_text(read_text(chosen), tokenizer, Rules(chosen.loss_on, chosen.append_eos, chosen.max_length, chosen.overlong)).counts
+    counts = tokenize_text(read_text(chosen), tokenizer, Rules(chosen.loss_on, chosen.append_eos,
+                                                               chosen.max_length, chosen.overlong)).counts
     assert counts["train"] + counts["validation"] == 2508
     assert max(json.loads((assets / "quotes_lengths.json").read_text())) < chosen.max_length
 
@@ -82,13 +85,17 @@ def encoder_of(tokenizer: Any, loss_on: str, append_eos: bool) -> Encoder:
     return Encoder(tokenizer, rules(loss_on, append_eos, max_length=9))
 
 
-@given(texts=st.lists(st.tuples(st.sampled_from(["", "a", "the ", "the cat ->: "]) | st.text(max_size=12), st.text(max_size=12)),
+@given(texts=st.lists(st.tuples(st.sampled_from(["", "a", "the ", "the cat ->: "]) | st.text(max_size=12),
+                                st.text(max_size=12)),
                       max_size=9),
-       chats=st.integers(0, 3), loss_on=st.sampled_from(["all", "completion"]), append_eos=st.booleans(), at_once=st.integers(1, 5))
-def test_many_at_once_are_the_same_as_one_by_one(chat_tokenizer: Any, texts: list[tuple[str, str]], chats: int, loss_on: str,
-                                                 append_eos: bool, at_once: int) -> None:
+       chats=st.integers(0, 3), loss_on=st.sampled_from(["all", "completion"]), append_eos=st.booleans(),
+       at_once=st.integers(1, 5))
+def test_many_at_once_are_the_same_as_one_by_one(chat_tokenizer: Any, texts: list[tuple[str, str]],
+                                                 chats: int, loss_on: str, append_eos: bool,
+                                                 at_once: int) -> None:
     turns = (("user", "hi"), ("assistant", "yo"))
-    examples = [Example(*pair, None, f"line {i}") for i, pair in enumerate(texts)] + [Example("", "", turns, "c")] * chats
+    examples = [Example(*pair, None, f"line {i}")
+                for i, pair in enumerate(texts)] + [Example("", "", turns, "c")] * chats
     encoder = encoder_of(chat_tokenizer, loss_on, append_eos)
     one_by_one = [encoder.encode(example) for example in examples]
     with pytest.MonkeyPatch.context() as patch:
@@ -97,8 +104,8 @@ def test_many_at_once_are_the_same_as_one_by_one(chat_tokenizer: Any, texts: lis
 
 
 def test_the_first_bad_row_is_the_one_that_is_named(chat_tokenizer: Any) -> None:
-    rows = [plain("a ", "b"), Example("long " * 50, "x", None, "line 4"), Example("", "", (("user", "hi"),), "line 5"),
-            plain("a", "")]
+    rows = [plain("a ", "b"), Example("long " * 50, "x", None, "line 4"),
+            Example("", "", (("user", "hi"),), "line 5"), plain("a", "")]
     with pytest.raises(DataError, match="line 4: longer"):
         tokenize_text(TextSet(rows, [], 0), chat_tokenizer, rules(max_length=20))
     with pytest.raises(DataError, match="line 5: no message of the assistant"):
@@ -146,7 +153,8 @@ def test_a_row_with_nothing_to_learn(sprout: Any) -> None:
     with pytest.raises(DataError, match="line 3: no token to learn from: the completion is empty"):
         tokenize_text(TextSet([plain("a", "")], [], 0), sprout, rules(append_eos=False))
     with pytest.raises(DataError, match="prompt alone fills"):
-        tokenize_text(TextSet([plain("long " * 50, "x")], [], 0), sprout, rules(max_length=10, overlong="truncate"))
+        tokenize_text(TextSet([plain("long " * 50, "x")], [], 0), sprout,
+                      rules(max_length=10, overlong="truncate"))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +168,8 @@ def chat_tokenizer(sprout: Any) -> Any:
 
 
 def test_chat_learns_the_assistant_alone(chat_tokenizer: Any) -> None:
-    turns = (("system", "be brief"), ("user", "hi"), ("assistant", "yo"), ("user", "bye"), ("assistant", "so long"))
+    turns = (("system", "be brief"), ("user", "hi"), ("assistant", "yo"), ("user", "bye"),
+             ("assistant", "so long"))
     row, _ = Encoder(chat_tokenizer, rules()).encode(Example("", "", turns, "p"))
     assert learnt_text(chat_tokenizer, row) == "yo<|im_end|>\nso long<|im_end|>\n"
     assert row.reference == "so long"
@@ -197,7 +206,8 @@ def test_real_conversations(assets: Path, chat_tokenizer: Any, tmp_path: Path) -
 
     recipe = parse_recipe(f"""
 model: {{base: x}}
-data: {{source: {assets}/chat/sharegpt_500.json, messages: conversations, max_length: 100000, validation: 0.1}}""")
+data: {{source: {assets}/chat/sharegpt_500.json, messages: conversations, max_length: 100000,
+       validation: 0.1}}""")
     text = read_text(recipe.data)
     assert len(text.train) + len(text.validation) == 500
     usable = [e for e in text.train if any(role == "assistant" for role, _ in e.messages or ())][:20]

@@ -39,11 +39,12 @@ def base() -> Any:
 @pytest.fixture(scope="module")
 def data(base: Any) -> Dataset:
     recipe = parse_recipe(preset_text("demo"))
-    return tokenize_text(read_text(recipe.data), load_tokenizer(base), Rules("completion", True, 128, "error"))
+    return tokenize_text(read_text(recipe.data), load_tokenizer(base),
+                         Rules("completion", True, 128, "error"))
 
 
-def engine_of(base: Any, *, quantization: str = "none", dropout: float = 0.0, dtype: str = "auto", seed: int = 0,
-              r: int = 4, targets: Any = "auto") -> Any:
+def engine_of(base: Any, *, quantization: str = "none", dropout: float = 0.0, dtype: str = "auto",
+              seed: int = 0, r: int = 4, targets: Any = "auto") -> Any:
     engine = build_for_training(base, load_tokenizer(base), at("hf", quantization, dtype), seed=seed,
                                 lora=LoraSettings(r, 8, dropout, targets))
     engine.training(True)
@@ -52,8 +53,8 @@ def engine_of(base: Any, *, quantization: str = "none", dropout: float = 0.0, dt
 
 def gradient(engine: Any, rows: Any, plan: MicroBatchPlan) -> tuple[float, torch.Tensor]:
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.0, weight_decay=0.0)
-    result = optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), rows, step=1, plan=plan, max_grad_norm=0,
-                            dropout_seeds=sample_seeds(3, 0, len(rows)))
+    result = optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), rows, step=1,
+                            plan=plan, max_grad_norm=0, dropout_seeds=sample_seeds(3, 0, len(rows)))
     return result.loss, torch.cat([p.grad.flatten().clone() for p in engine.trainable().values()])
 
 
@@ -96,7 +97,8 @@ def test_loss_is_the_mean_over_loss_bearing_tokens_of_plain_transformers(base: A
         logits = engine.model(input_ids=ids).logits[0, :-1]
         losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
         expected += losses[torch.tensor(row.loss_mask[1:])].sum().item()
-    assert gradient(engine, rows, WHOLE)[0] == pytest.approx(expected / sum(row.loss_tokens for row in rows), rel=1e-5)
+    assert gradient(engine, rows, WHOLE)[0] == pytest.approx(expected / sum(row.loss_tokens for row in rows),
+                                                             rel=1e-5)
 
 
 def test_checkpointed_gradients_are_the_same(base: Any, data: Dataset) -> None:
@@ -126,7 +128,8 @@ def test_schedules_are_transformers_own(kind: str, warmup: int, total: int) -> N
 
 def test_start_depends_on_the_seed_alone(base: Any) -> None:
     torch.manual_seed(123)
-    one, two, other = (engine_of(base, seed=seed, quantization=q) for seed, q in ((5, "none"), (5, "int8"), (6, "none")))
+    one, two, other = (engine_of(base, seed=seed, quantization=q)
+                       for seed, q in ((5, "none"), (5, "int8"), (6, "none")))
     for name, parameter in one.trainable().items():
         assert torch.equal(parameter, two.trainable()[name])
         if ".lora_A." in name:
@@ -147,13 +150,15 @@ def test_the_base_is_frozen_and_its_norms_are_fp32(base: Any, quantization: str,
     assert engine.parameter_counts() == (4 * 6 * (192 + 3 * 192), 2_964_864 + 4 * 6 * (192 + 3 * 192))
     before = {name: p.clone() for name, p in frozen.items()}
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.1, weight_decay=0.1)
-    optimiser_step(engine, optimizer, build_scaler(engine.dtype, engine.device), data.train[:4], step=1, plan=WHOLE, max_grad_norm=1)
+    optimiser_step(engine, optimizer, build_scaler(engine.dtype, engine.device), data.train[:4], step=1,
+                   plan=WHOLE, max_grad_norm=1)
     assert all(torch.equal(before[name], p) for name, p in frozen.items())
     assert any(p.any() for name, p in engine.trainable().items() if ".lora_B." in name)
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
-def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantization: str, tmp_path: Path, data: Dataset) -> None:
+def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantization: str, tmp_path: Path,
+                                                           data: Dataset) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -162,18 +167,28 @@ def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantizati
     engine = randomised(engine_of(base, quantization=quantization))
     engine.training(False)
     write_sealed_folder(tmp_path / "adapter", engine.adapter_files())
-    stock = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, device_map="cpu",
-                                                 quantization_config=WAYS[quantization].transformers_config(torch.float32))
+    stock = AutoModelForCausalLM.from_pretrained(
+        base.folder,
+        dtype=torch.float32,
+        device_map="cpu",
+        quantization_config=WAYS[quantization].transformers_config(torch.float32),
+    )
     stock = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
     ids = torch.tensor([data.train[0].ids])
     ours = engine.logits(ids.tolist())[0]
     with torch.no_grad():
         theirs = stock(input_ids=ids).logits
         assert torch.allclose(ours, theirs, atol=1e-2 * theirs.abs().max().item())
-        # Where the CPU has AVX512-BF16, stock nf4 has just rounded its weights and inputs to bf16. Without that:
-        if quantization == "nf4" and any(getattr(module, "support_avx512bf16_for_cpu", False) for module in stock.modules()):
-            stock = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, device_map="cpu",
-                                                         quantization_config=WAYS[quantization].transformers_config(torch.float32))
+        # Where the CPU has AVX512-BF16, stock nf4 has just rounded its weights and inputs to bf16. Without
+        # that:
+        if quantization == "nf4" and any(getattr(module, "support_avx512bf16_for_cpu", False)
+                                         for module in stock.modules()):
+            stock = AutoModelForCausalLM.from_pretrained(
+                base.folder,
+                dtype=torch.float32,
+                device_map="cpu",
+                quantization_config=WAYS[quantization].transformers_config(torch.float32),
+            )
             WAYS[quantization].prepare(stock)
             stock = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
             theirs = stock(input_ids=ids).logits
@@ -189,7 +204,8 @@ def test_a_step_whose_loss_is_not_finite_names_step_and_rows(base: Any, data: Da
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=1.0, weight_decay=0.0)
     next(iter(engine.trainable().values())).data.fill_(float("nan"))
     with pytest.raises(DivergedError) as caught:
-        optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), data.train[:2], step=17, plan=WHOLE, max_grad_norm=1)
+        optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), data.train[:2], step=17,
+                       plan=WHOLE, max_grad_norm=1)
     assert "step 17" in str(caught.value)
     assert data.train[1].place in str(caught.value)
 
@@ -199,7 +215,8 @@ def test_fp16_scales_its_loss_and_passes_over_overflow(base: Any, data: Dataset)
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=1e-2, weight_decay=0.0)
     scaler = build_scaler(engine.dtype, engine.device)
     scaler._init_scale = 2.0**20  # still fp32-safe; the factor is what is looked at
-    losses = [optimiser_step(engine, optimizer, scaler, data.train[:8], step=i, plan=WHOLE, max_grad_norm=1).loss for i in range(6)]
+    losses = [optimiser_step(engine, optimizer, scaler, data.train[:8], step=i, plan=WHOLE,
+                             max_grad_norm=1).loss for i in range(6)]
     assert losses[-1] < losses[0]
     before = {name: p.clone() for name, p in engine.trainable().items()}
     scale = scaler.get_scale()
@@ -213,14 +230,15 @@ def test_fp16_scales_its_loss_and_passes_over_overflow(base: Any, data: Dataset)
 def test_clipping(base: Any, data: Dataset) -> None:
     engine = engine_of(base)
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.0, weight_decay=0.0)
-    result = optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), data.train[:4], step=1, plan=WHOLE,
-                            max_grad_norm=1e-3)
+    result = optimiser_step(engine, optimizer, build_scaler(torch.float32, engine.device), data.train[:4],
+                            step=1, plan=WHOLE, max_grad_norm=1e-3)
     assert result.grad_norm > 1e-3
     clipped = torch.cat([p.grad.flatten() for p in engine.trainable().values()]).norm()
     assert clipped.item() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_out_of_memory_cuts_smaller_then_checkpoints_then_gives_up(base: Any, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_cuts_smaller_then_checkpoints_then_gives_up(base: Any, data: Dataset,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     engine, tried = engine_of(base), []
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=0.0, weight_decay=0.0)
     original = step_module.optimiser_step
@@ -239,8 +257,8 @@ def test_out_of_memory_cuts_smaller_then_checkpoints_then_gives_up(base: Any, da
     longest = max(len(row.ids) for row in data.train[:8])
     assert [c.max_tokens for c in tried][-2:] == [longest, longest]
     assert plan.checkpointing
-    assert told == [f"Step 3 did not fit in memory. From here on: micro-batches of at most {longest} tokens, gradient checkpointing on "
-                    "100% of the layers. The gradients stay the same."]
+    assert told == [f"Step 3 did not fit in memory. From here on: micro-batches of at most {longest} tokens, "
+                    "gradient checkpointing on 100% of the layers. The gradients stay the same."]
     assert step_that_fits(*arguments, step=4, plan=plan, max_grad_norm=1, notify=told.append).loss > 0
     assert len(told) == 1, "a step that fits says nothing"
     with pytest.raises(OutOfMemory) as caught:
@@ -254,12 +272,15 @@ def test_the_host_s_memory_comes_last() -> None:
         tried.append((plan.max_tokens, plan.checkpointing, plan.offloading))
     assert tried == [(500, False, False), (400, False, False), (400, True, False), (400, True, True)]
     some = MicroBatchPlan(1, 0, 0, may_checkpoint=True, selective=True)
-    assert [(some.shrink(9), some.checkpointing) for _ in range(3)] == [(True, 0.5), (True, 1.0), (False, 1.0)]
-    assert not MicroBatchPlan(1, 0, 0, may_offload=True).shrink(10), "nothing waits on the host that is not recomputed"
+    assert [(some.shrink(9), some.checkpointing)
+            for _ in range(3)] == [(True, 0.5), (True, 1.0), (False, 1.0)]
+    assert not MicroBatchPlan(1, 0, 0,
+                              may_offload=True).shrink(10), "nothing waits on the host that is not recomputed"
 
 
 def test_a_cut_from_a_gpu_goes_on_where_nothing_can_wait_on_the_host(base: Any) -> None:
-    saved = MicroBatchPlanState(rows=None, max_tokens=400, overhead_tokens=512, checkpointing=0.5, may_checkpoint=True, offloading=True,
+    saved = MicroBatchPlanState(rows=None, max_tokens=400, overhead_tokens=512, checkpointing=0.5,
+                                may_checkpoint=True, offloading=True,
                      may_offload=True, selective=True)
     here = MicroBatchPlan(None, 9000, 96, may_checkpoint=True)
     here.take_over(saved)
@@ -282,7 +303,8 @@ def test_restore_is_exact(base: Any, data: Dataset) -> None:
     for i in range(3):
         optimiser_step(engine, optimizer, scaler, data.train[i:i + 4], step=i, plan=WHOLE, max_grad_norm=1,
                        dropout_seeds=sample_seeds(0, 4 * i, 4))
-    files = checkpoint_files(engine, optimizer, scaler, Progress(step=3, samples=12, tokens=99, loss_tokens=50, seconds=1.5))
+    files = checkpoint_files(engine, optimizer, scaler,
+                             Progress(step=3, samples=12, tokens=99, loss_tokens=50, seconds=1.5))
     assert not any(content[:2] in (b"PK", b"\x80\x04", b"\x80\x02") for content in files.values())
 
     def go_on() -> tuple[bytes, float]:
@@ -290,9 +312,12 @@ def test_restore_is_exact(base: Any, data: Dataset) -> None:
 
         import numpy as np
 
-        result = optimiser_step(engine, optimizer, scaler, data.train[9:15], step=4, plan=MicroBatchPlan(2, 0, 0), max_grad_norm=1,
+        result = optimiser_step(engine, optimizer, scaler, data.train[9:15], step=4,
+                                plan=MicroBatchPlan(2, 0, 0), max_grad_norm=1,
                                 dropout_seeds=sample_seeds(0, 12, 6))
-        return engine.adapter_files()["adapter_model.safetensors"], result.loss + random.random() + np.random.random()
+        return engine.adapter_files()[
+            "adapter_model.safetensors"
+        ], result.loss + random.random() + np.random.random()
 
     first = go_on()
     progress = restore(files, engine, optimizer, scaler)
@@ -316,7 +341,8 @@ def test_targets(base: Any) -> None:
     assert len(engine_of(base, targets="all-linear").trainable()) == 2 * 4 * 6
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "nan", "other base", "kind", "pickle", "broken"])
+@pytest.mark.parametrize("damage",
+                         ["missing", "extra", "shape", "nan", "other base", "kind", "pickle", "broken"])
 def test_adapters_that_do_not_fit_are_refused_by_name(base: Any, tmp_path: Path, damage: str) -> None:
     import safetensors.torch
 
@@ -354,7 +380,8 @@ def test_nf4_on_widths_that_32_does_not_divide(assets: Path) -> None:
     files = locate_base(str(assets / "stories260K"), None)
     engine = build_for_training(files, load_tokenizer(files), at("hf", "nf4", "auto"), seed=0,
                                 lora=LoraSettings(4, 8, 0.0, ["down_proj"]))
-    # Where a CPU has AVX512-BF16 bitsandbytes would repack these layers in place and fail on the width of 172.
+    # Where a CPU has AVX512-BF16 bitsandbytes would repack these layers in place and fail on the width of
+    # 172.
     layers = [m for m in engine.model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
     assert layers
     assert not any(m.support_avx512bf16_for_cpu for m in layers)
@@ -371,8 +398,10 @@ def test_dropout_of_the_base_s_own_is_known(base: Any) -> None:
     from tunesmith.model.hf.dropout import dropout_of_base
 
     def of(**more: float) -> dict[str, float]:
-        model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8, **more))
-        return dropout_of_base(get_peft_model(model, LoraConfig(target_modules=["c_attn"], lora_dropout=0.3)).get_base_model())
+        model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8,
+                                           **more))
+        return dropout_of_base(get_peft_model(model, LoraConfig(target_modules=["c_attn"],
+                                                                lora_dropout=0.3)).get_base_model())
 
     assert of() == {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     assert of(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0) == {}

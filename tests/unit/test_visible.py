@@ -24,14 +24,17 @@ from tunesmith.share.note import AdapterNote
 from tunesmith.verbs.show import RunFacts
 from tunesmith.visible import json_visible, on_one_line, visible
 
-PARTS = ["\x1b[2J", "\x07", "\x9b31m", "\u202e", "\u2028", "\x00", "\ud800", "\n", "\n\n# forged", "<script>alert(1)</script>", "<b>",
-         "```", "\n```\nimport os\n```python\n", "`", "``", "'", '"', '"""', "\\", "](http://x)", "![x](y)", "|", "&lt;", "{{", "}}", "--",
-         "\r", "\t", "é", "名", "\u200b", "$x$", "~~~", "\n~~~\n", "{quote}", "a_b", "_x_", "*x*"]
+PARTS = ["\x1b[2J", "\x07", "\x9b31m", "\u202e", "\u2028", "\x00", "\ud800", "\n", "\n\n# forged",
+         "<script>alert(1)</script>", "<b>",
+         "```", "\n```\nimport os\n```python\n", "`", "``", "'", '"', '"""', "\\", "](http://x)", "![x](y)",
+         "|", "&lt;", "{{", "}}", "--", "\r", "\t", "é", "名", "\u200b", "$x$", "~~~", "\n~~~\n", "{quote}",
+         "a_b", "_x_", "*x*"]
 HOSTILE = st.lists(st.sampled_from(PARTS) | st.text(max_size=5), max_size=6).map("".join)
 
 
 def harmless(text: str, *, lines: bool = True) -> bool:
-    return all(unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or (lines and char in "\n\t") for char in text)
+    return all(unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp") or (lines and char in "\n\t")
+               for char in text)
 
 
 @given(HOSTILE)
@@ -64,9 +67,10 @@ def test_the_terminal_shows_it_and_does_nothing(text: str) -> None:
     terminal, written = Terminal(quiet=False), io.StringIO()
     terminal._console = Console(file=written, highlight=False, soft_wrap=True)
     terminal.note(text)
-    terminal.facts(RunFacts(base=text, base_parameters=1, quantization="none", kept={"float32": 1}, train_rows=1, validation_rows=1,
-                            rank=1, targets=(text,), trainable_parameters=1, engine="hf", dtype="float32", matmul="exact",
-                            gpu=text, threads=1, steps=1, batch_size=1))
+    terminal.facts(RunFacts(base=text, base_parameters=1, quantization="none", kept={"float32": 1},
+                            train_rows=1, validation_rows=1, rank=1, targets=(text,), trainable_parameters=1,
+                            engine="hf", dtype="float32", matmul="exact", gpu=text, threads=1, steps=1,
+                            batch_size=1))
     terminal.stage(text)
     assert harmless(written.getvalue())
 
@@ -74,26 +78,32 @@ def test_the_terminal_shows_it_and_does_nothing(text: str) -> None:
 @given(HOSTILE)
 def test_markdown_only_shows_it(text: str) -> None:
     def kinds(source: str) -> list[str]:
-        return [token.type for block in MarkdownIt().parse(source) for token in [block, *(block.children or [])]]
+        return [token.type for block in MarkdownIt().parse(source)
+                for token in [block, *(block.children or [])]]
 
     for shown in (f"A {plain(text)}.", f"# A {plain(text)}"):
-        assert set(kinds(shown)) <= {"paragraph_open", "paragraph_close", "heading_open", "heading_close", "inline", "text", "text_special"}
+        assert set(kinds(shown)) <= {"paragraph_open", "paragraph_close", "heading_open", "heading_close",
+                                     "inline", "text", "text_special"}
     assert [kind for kind in kinds(f"A {code(text)}.") if kind not in ("text", "text_special")] == [
         "paragraph_open", "inline", "code_inline", "paragraph_close"]
 
 
 WORDS = st.fixed_dictionaries({}, optional={
-    "base": HOSTILE.filter(bool), "revision": HOSTILE, "quantization": HOSTILE, "prompt": HOSTILE, "messages": st.booleans(),
-    "trained": st.fixed_dictionaries({
-        **dict.fromkeys(("steps", "trainable_parameters", "r", "batch_size", "warmup_steps", "seed"), st.just(3)), "alpha": st.just(8.0),
-        "dropout": st.just(0.0), "learning_rate": st.just(1e-3), "append_eos": st.booleans(), "dataset": HOSTILE, "loss_on": HOSTILE,
-        "lr_scheduler": HOSTILE}),
-    "judgement": st.fixed_dictionaries({"verdict": HOSTILE, "rows": st.just(8), "loss_base": st.floats(), "loss_tuned": st.just(1.0)},
+    "base": HOSTILE.filter(bool), "revision": HOSTILE, "quantization": HOSTILE, "prompt": HOSTILE,
+    "messages": st.booleans(), "trained": st.fixed_dictionaries({
+        **dict.fromkeys(("steps", "trainable_parameters", "r", "batch_size", "warmup_steps", "seed"),
+                        st.just(3)), "alpha": st.just(8.0),
+        "dropout": st.just(0.0), "learning_rate": st.just(1e-3), "append_eos": st.booleans(),
+        "dataset": HOSTILE, "loss_on": HOSTILE, "lr_scheduler": HOSTILE}),
+    "judgement": st.fixed_dictionaries({"verdict": HOSTILE, "rows": st.just(8), "loss_base": st.floats(),
+                                        "loss_tuned": st.just(1.0)},
                                        optional={"rows_better": HOSTILE, "interval": st.just((-1.0, 2.0))})})
 
 
-@given(words=WORDS, files=st.sampled_from([frozenset(), frozenset({"generation_config.json", "tokenizer_config.json"})]))
-def test_a_card_of_a_hostile_note_has_the_card_s_own_structure(words: dict[str, Any], files: frozenset[str]) -> None:
+@given(words=WORDS,
+       files=st.sampled_from([frozenset(), frozenset({"generation_config.json", "tokenizer_config.json"})]))
+def test_a_card_of_a_hostile_note_has_the_card_s_own_structure(words: dict[str, Any],
+                                                               files: frozenset[str]) -> None:
     try:
         note = AdapterNote.model_validate(words).model_dump(mode="json", exclude_unset=True)
     except ValueError:
@@ -103,23 +113,28 @@ def test_a_card_of_a_hostile_note_has_the_card_s_own_structure(words: dict[str, 
     _, front, text = card.split("---\n", 2)
     import yaml
 
-    assert set(yaml.safe_load(front)) <= {"library_name", "pipeline_tag", "tags", "base_model", "base_model_relation", "license",
-                                          "datasets", "model-index"}
+    assert set(yaml.safe_load(front)) <= {"library_name", "pipeline_tag", "tags", "base_model",
+                                          "base_model_relation", "license", "datasets", "model-index"}
     tokens = MarkdownIt().enable("table").parse(text)
     inner = [token for block in tokens for token in [block, *(block.children or [])]]
-    assert not [token for token in inner if token.type in ("html_block", "html_inline", "link_open", "image", "code_block")]
+    assert not [token for token in inner
+                if token.type in ("html_block", "html_inline", "link_open", "image", "code_block")]
     assert [token.tag for token in inner if token.type == "heading_open"] == ["h1"]
     fences = [token for token in inner if token.type == "fence"]
     assert len(fences) == 1
-    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(fences[0].content)) if isinstance(node, ast.Call)]
-    assert set(calls) <= {"AutoModelForCausalLM.from_pretrained", "PeftModel.from_pretrained", "AutoTokenizer.from_pretrained", "print",
-                          "tokenizer", "tokenizer.decode", "tokenizer.apply_chat_template", "model.generate", "BitsAndBytesConfig",
-                          "GenerationConfig.from_pretrained", "tunesmith.embedded.path_of", f"{_asking_call(fences[0].content)}.to"}
+    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(fences[0].content))
+             if isinstance(node, ast.Call)]
+    assert set(calls) <= {"AutoModelForCausalLM.from_pretrained", "PeftModel.from_pretrained",
+                          "AutoTokenizer.from_pretrained", "print", "tokenizer", "tokenizer.decode",
+                          "tokenizer.apply_chat_template", "model.generate", "BitsAndBytesConfig",
+                          "GenerationConfig.from_pretrained", "tunesmith.embedded.path_of",
+                          f"{_asking_call(fences[0].content)}.to"}
 
 
 def _asking_call(snippet: str) -> str:
     line = next(line for line in snippet.splitlines() if line.startswith("tokens = "))
-    return ast.unparse(ast.parse(line.removeprefix("tokens = ")).body[0].value.func.value)  # type: ignore[attr-defined]
+    statement: Any = ast.parse(line.removeprefix("tokens = ")).body[0]
+    return ast.unparse(statement.value.func.value)
 
 
 class Tags(HTMLParser):
@@ -140,14 +155,16 @@ def test_a_report_of_hostile_data_has_the_report_s_own_structure(tmp_path: Path)
         run.path.mkdir(exist_ok=True)
         whole = manifest()
         name = text.encode(errors="replace").decode()  # nothing that is no Unicode comes into a manifest
-        told = manifest(base=whole.base.model_copy(update={"name": name}), data=whole.data.model_copy(update={"source": name}),
-                        quantization=name, started=name, engine_reason=name, machine=name, versions={name: name})
-        result = {"steps": 1, "engine": text, "trainable_parameters": 1, "all_parameters": 2, "seconds": 1.0, "tokens_per_second": 1.0,
-                  "peak_memory_bytes": 1}
+        told = manifest(base=whole.base.model_copy(update={"name": name}),
+                        data=whole.data.model_copy(update={"source": name}), quantization=name, started=name,
+                        engine_reason=name, machine=name, versions={name: name})
+        result = {"steps": 1, "engine": text, "trainable_parameters": 1, "all_parameters": 2, "seconds": 1.0,
+                  "tokens_per_second": 1.0, "peak_memory_bytes": 1}
         sample = Sample(text, text, text, text, True, False)
-        judgement = Judgement(loss_base=2.0, loss_tuned=1.0, interval=(-1.5, -0.5), verdict="helps", rows=9, rows_better=8, tokens=90,
-                              stop_rate_base=0.0, stop_rate_tuned=1.0, stop_rows=5, max_new_tokens=4, right_base=0, right_tuned=5,
-                              smallest_change=0.0, fewest_rows=5, list_f1_base=None, list_f1_tuned=None, samples=[sample])
+        judgement = Judgement(loss_base=2.0, loss_tuned=1.0, interval=(-1.5, -0.5), verdict="helps", rows=9,
+                              rows_better=8, tokens=90, stop_rate_base=0.0, stop_rate_tuned=1.0, stop_rows=5,
+                              max_new_tokens=4, right_base=0, right_tuned=5, smallest_change=0.0,
+                              fewest_rows=5, list_f1_base=None, list_f1_tuned=None, samples=[sample])
         write_report(run, manifest=told, result=result, judgement=judgement, recipe_text=text)
         return run.report.read_text(encoding="utf-8")
 
@@ -165,13 +182,16 @@ def test_a_report_of_hostile_data_has_the_report_s_own_structure(tmp_path: Path)
 
 
 @pytest.mark.parametrize("text", ["\x1b]0;forged\x07", "a\nb"])
-def test_names_in_errors_stay_on_their_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_in_errors_stay_on_their_line(text: str, tmp_path: Path,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
     from typer.testing import CliRunner
 
     from tunesmith.cli.main import app
 
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({text: "x", "answer": "y"}) + "\n" for _ in range(9)))
-    (tmp_path / "recipe.yaml").write_text(f"model: {{base: 'embedded:sprout'}}\ndata: {{source: {tmp_path}/rows.jsonl, prompt: '{{q}}', "
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({text: "x", "answer": "y"}) + "\n"
+                                                 for _ in range(9)))
+    (tmp_path / "recipe.yaml").write_text(f"model: {{base: 'embedded:sprout'}}\ndata: {{source: "
+                                          f"{tmp_path}/rows.jsonl, prompt: '{{q}}', "
                                           "completion: '{answer}'}\n")
     done = CliRunner().invoke(app, ["train", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run")])
     assert done.exit_code == 4

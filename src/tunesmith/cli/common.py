@@ -32,13 +32,17 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no messages; the result alone.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe.")]
-Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads; by default one a core.")]
+Set = Annotated[list[str] | None,
+                typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of the recipe.")]
+Threads = Annotated[int | None,
+                    typer.Option("--threads", metavar="N", min=1, help="CPU threads; by default one a core.")]
 RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 
 
 class Terminal:
-    """Shows progress and messages on stderr: live on a terminal, a few plain lines elsewhere, nothing with --quiet."""
+    """Shows progress and messages on stderr: live on a terminal, a few plain lines elsewhere, nothing with
+    --quiet.
+    """
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -54,7 +58,8 @@ class Terminal:
         if self._console is None:
             from rich.console import Console
 
-            here = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  closed by whoever started us
+            # stderr is None where whoever started us had closed it.
+            here = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
             self._console = Console(file=here, quiet=self.quiet, highlight=False, soft_wrap=True)
         return self._console
 
@@ -93,8 +98,8 @@ class Terminal:
         self._end_status()
         self._seconds = [*self._seconds[-49:], record["seconds"]]
         left = (total_steps - record["step"]) * sum(self._seconds) / len(self._seconds)
-        text = (f"{record['step']}/{total_steps}  loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s  "
-                f"{int(left // 60)}:{int(left % 60):02d} left")
+        text = (f"{record['step']}/{total_steps}  loss {record['loss']:.3f}  "
+                f"{record['tokens_per_second']:,.0f} tok/s  {int(left // 60)}:{int(left % 60):02d} left")
         if not self.console.is_terminal:
             if record["step"] in (1, total_steps) or time.monotonic() - self._last_line > 10:
                 self._last_line = time.monotonic()
@@ -103,8 +108,8 @@ class Terminal:
         if self._progress is None:
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self._progress = Progress(TextColumn("  training"), BarColumn(bar_width=30), TextColumn("{task.fields[text]}"),
-                                      console=self.console)
+            self._progress = Progress(TextColumn("  training"), BarColumn(bar_width=30),
+                                      TextColumn("{task.fields[text]}"), console=self.console)
             self._progress.start()
             self._progress.add_task("", total=total_steps, text="")
         self._progress.update(self._progress.task_ids[0], completed=record["step"], text=text)
@@ -117,8 +122,9 @@ class Terminal:
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._end_status()
-            self._progress = Progress(TextColumn(f"  {on_one_line(what)}", markup=False), BarColumn(bar_width=30),
-                                      DownloadColumn(), TimeRemainingColumn(), console=self.console)
+            self._progress = Progress(TextColumn(f"  {on_one_line(what)}", markup=False),
+                                      BarColumn(bar_width=30), DownloadColumn(), TimeRemainingColumn(),
+                                      console=self.console)
             self._progress.start()
             self._progress.add_task("", total=whole)
         self._progress.update(self._progress.task_ids[0], completed=done, total=whole)
@@ -141,8 +147,9 @@ class Terminal:
             self._progress = None
 
 
-def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[str, Any]], str], *, as_json: bool,
-             quiet: bool, exit_code: Callable[[dict[str, Any]], int] = lambda result: 0, raw: bool = False) -> None:
+def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[str, Any]], str], *,
+             as_json: bool, quiet: bool, exit_code: Callable[[dict[str, Any]], int] = lambda result: 0,
+             raw: bool = False) -> None:
     """Call a verb, print what it returns (as JSON, or as `tell` words it), and end with its exit code.
 
     An expected failure ends with its own code and no traceback; anything else is a bug of ours and shows one.
@@ -160,13 +167,15 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
     except TunesmithError as error:
         _fail(terminal, error, as_json)
     except MemoryError:
-        _fail(terminal, OutOfMemory("this machine's memory is full", "Take a smaller base or shorter rows."), as_json)
+        _fail(terminal, OutOfMemory("this machine's memory is full", "Take a smaller base or shorter rows."),
+              as_json)
     except KeyboardInterrupt:
         _fail(terminal, interrupt.error, as_json)
     except BrokenPipeError:
         raise typer.Exit(0) from None
     except Exception as error:  # the last resort of the command line
-        _fail(terminal, interrupt.error if interrupt.came else _expected(error) or _bug(terminal, error), as_json)
+        _fail(terminal, interrupt.error if interrupt.came else _expected(error) or _bug(terminal, error),
+              as_json)
     raise typer.Exit(exit_code(result))
 
 
@@ -177,7 +186,9 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _out(text: str, *, raw: bool = False) -> None:
-    """Print the result. raw: an answer, which goes as it is where it is not a terminal that would act on it."""
+    """Print the result. raw: an answer, which goes as it is where it is not a terminal that would act on
+    it.
+    """
     if sys.stdout is None:  # closed by whoever started us
         return
     try:
@@ -189,7 +200,9 @@ def _out(text: str, *, raw: bool = False) -> None:
 
 
 class _Interrupt:
-    """Remembers that Ctrl-C came: libraries turn the exception that it raises in their middle into errors of their own."""
+    """Remembers that Ctrl-C came: libraries turn the exception that it raises in their middle into errors of
+    their own.
+    """
 
     error = Interrupted(signal.SIGINT, "Stopped.", "Run the same command to begin again.")
 
@@ -204,7 +217,8 @@ class _Interrupt:
 
 
 def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> NoReturn:
-    with contextlib.suppress(OSError, ValueError):  # a stderr that is closed or full changes nothing of the exit code
+    # a stderr that is closed or full changes nothing of the exit code
+    with contextlib.suppress(OSError, ValueError):
         terminal.close()
         if sys.stderr is not None:
             print(visible(str(error)), file=sys.stderr, flush=True)
@@ -218,24 +232,30 @@ def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> NoReturn:
 def _expected(error: Exception) -> TunesmithError | None:
     """The machine's own failures, wherever they arise: memory, disk, permissions. None for anything else."""
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        return OutOfMemory("memory ran out", f"Quantise the base further ({smallest()}), shorten the rows, or take a "
+        return OutOfMemory("memory ran out",
+                           f"Quantise the base further ({smallest()}), shorten the rows, or take a "
                                              "smaller base.")
     if isinstance(error, OSError) and error.errno is not None:
         what = str(error.filename) if error.filename is not None else "a file"
         return explained_os_error(error, what) or EnvironmentFault(f"{what}: {error.strerror}")
-    if (isinstance(error, ImportError) and (missing := _missing_package(error))) or (missing := _broken_import(error)):
+    if (isinstance(error, ImportError)
+        and (missing := _missing_package(error))) or (missing := _broken_import(error)):
         return EnvironmentFault(missing, "Install it again: pip install --force-reinstall tunesmith "
                                 "(tunesmith doctor says what else is missing)")
     return None
 
 
 def _broken_import(error: Exception) -> str | None:
-    """A package that raised while it was being imported: a library of its own that is missing, or of another version."""
+    """A package that raised while it was being imported: a library of its own that is missing, or of another
+    version.
+    """
     place, importing = error.__traceback__, None
     while place is not None:
         name = str(place.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        importing = importing or ("" if place.tb_frame.f_code.co_filename.startswith("<frozen importlib") else None)
-        if importing == "" and name not in ("tunesmith", "importlib", "_frozen_importlib", "_frozen_importlib_external", ""):
+        importing = importing or ("" if place.tb_frame.f_code.co_filename.startswith("<frozen importlib")
+                                  else None)
+        if importing == "" and name not in ("tunesmith", "importlib", "_frozen_importlib",
+                                            "_frozen_importlib_external", ""):
             importing = name
         place = place.tb_next
     if not importing or isinstance(error, TunesmithError):
@@ -257,13 +277,16 @@ def _missing_package(error: ImportError) -> str | None:
 def _bug(terminal: Terminal, error: Exception) -> NoReturn:
     terminal.close()
     print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
-    print("\nThis is a bug of tunesmith. Please report it with the lines above and the output of `tunesmith doctor`.",
+    print("\nThis is a bug of tunesmith. Please report it with the lines above and the output of `tunesmith "
+          "doctor`.",
           file=sys.stderr)
     raise typer.Exit(1) from None
 
 
 def program() -> str:
-    """How this command is called from here: its name where that is on the PATH, else the path it was started by."""
+    """How this command is called from here: its name where that is on the PATH, else the path it was started
+    by.
+    """
     import shutil
 
     return "tunesmith" if shutil.which("tunesmith") or not sys.argv[0].endswith("tunesmith") else sys.argv[0]

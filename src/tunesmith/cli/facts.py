@@ -21,7 +21,8 @@ def run_facts(facts: RunFacts) -> dict[str, str]:
         "data": f"{facts.train_rows + facts.validation_rows:,} rows · {facts.train_rows:,} to learn from, "
                 f"{facts.validation_rows:,} held out",
         "adapter": f"LoRA r={facts.rank} on {', '.join(facts.targets)} · {facts.trainable_parameters:,} of "
-                   f"{everything / 1e6:,.1f} M parameters train ({100 * facts.trainable_parameters / everything:.2g}%)",
+                   f"{everything / 1e6:,.1f} M parameters train "
+                   f"({100 * facts.trainable_parameters / everything:.2g}%)",
         "engine": f"{facts.engine} on {where}, {facts.dtype}"
                   + ("" if facts.matmul == "exact" else f", products in {facts.matmul}"),
         "steps": f"{facts.steps} of {facts.batch_size} samples",
@@ -36,5 +37,6 @@ def described(kept: Mapping[str, int], quantization: str) -> str:
         return "not quantised"
     share = kept.get(quantization, 0) / everything
     by_size = sorted(rest.items(), key=lambda item: -item[1])
-    others = ", ".join(f"{100 * count / everything:.0f}% in {kind}" for kind, count in by_size if count / everything >= 0.005)
+    others = ", ".join(f"{100 * count / everything:.0f}% in {kind}" for kind, count in by_size
+                       if count / everything >= 0.005)
     return f"{100 * share:.0f}% of its values in {quantization}" + (f", {others}" if others else "")

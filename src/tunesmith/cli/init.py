@@ -10,7 +10,9 @@ from tunesmith.cli.common import Json, Quiet, run_verb
 
 
 def init(path: Annotated[str, typer.Argument(metavar="[PATH]", help="Where to write it.")] = "recipe.yaml",
-         preset: Annotated[str, typer.Option(metavar="NAME", help="bloom-7b1-quotes | bloom-7b1-quotes-notebook | chat | demo")]
+         preset: Annotated[str,
+                           typer.Option(metavar="NAME",
+                                        help="bloom-7b1-quotes | bloom-7b1-quotes-notebook | chat | demo")]
          = "bloom-7b1-quotes", as_json: Json = False, quiet: Quiet = False) -> None:
     """Write a commented recipe."""
     import tunesmith

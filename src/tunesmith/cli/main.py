@@ -8,15 +8,28 @@ from typing import Annotated
 
 import typer
 
-from tunesmith.cli import demo, doctor, evaluate, export, generate, init, merge, plan, pull, push, train, verify
+from tunesmith.cli import (
+    demo,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    init,
+    merge,
+    plan,
+    pull,
+    push,
+    train,
+    verify,
+)
 from tunesmith.cli.process import open_standard_streams
 
 app = typer.Typer(
-    name="tunesmith", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    name="tunesmith", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
     help="Fine-tune a language model with LoRA on a frozen, quantised base, and see whether it helped.",
-    epilog="Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 recipe, 4 data, 5 environment, 6 memory, 7 disk, 8 network, "
-           "9 integrity, 130/143 stopped by a signal after saving.")
+    epilog="Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 recipe, 4 data, 5 environment, 6 memory, 7 disk, "
+           "8 network, 9 integrity, 130/143 stopped by a signal after saving.")
 for module in (demo, init, plan, train, evaluate, generate, merge, export, push, pull, verify, doctor):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 

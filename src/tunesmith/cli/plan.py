@@ -10,4 +10,5 @@ def plan(recipe: RecipePath, overrides: Set = None, as_json: Json = False, quiet
     """Trainable and total parameters, before anything is loaded."""
     import tunesmith
 
-    run_verb(lambda terminal: tunesmith.plan(recipe, overrides=overrides or ()), plan_text, as_json=as_json, quiet=quiet)
+    run_verb(lambda terminal: tunesmith.plan(recipe, overrides=overrides or ()), plan_text, as_json=as_json,
+             quiet=quiet)

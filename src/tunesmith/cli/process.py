@@ -1,7 +1,8 @@
-"""What the command line changes of its own process: environment, output streams, threads. Nothing of it for the Python API.
+"""What the command line changes of its own process: environment, output streams, threads. Nothing of it for
+the Python API.
 
-Libraries read these from the process and nowhere else, most of them once, when they are imported. Whoever imports tunesmith
-keeps their own.
+Libraries read these from the process and nowhere else, most of them once, when they are imported. Whoever
+imports tunesmith keeps their own.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ import sys
 
 
 def take_any_text() -> None:
-    """Text that the terminal's encoding does not have is written as an escape, rather than failing at the end of a run."""
+    """Text that the terminal's encoding does not have is written as an escape, rather than failing at the end
+    of a run.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def have_a_home() -> None:
-    """Libraries ask for the user's home as they are imported, and fail where a container's user has none: it gets one."""
+    """Libraries ask for the user's home as they are imported, and fail where a container's user has none: it
+    gets one.
+    """
     if os.path.expanduser("~") == "~" and hasattr(os, "getuid"):
         import tempfile
 
@@ -54,4 +59,5 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest that is free, which is this one
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.dup(descriptor), "w", encoding="utf-8", errors="backslashreplace"))
+            setattr(sys, name,
+                    os.fdopen(os.dup(descriptor), "w", encoding="utf-8", errors="backslashreplace"))

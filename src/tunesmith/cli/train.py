@@ -12,12 +12,14 @@ from tunesmith.cli.words import train_text
 
 
 def train(recipe: RecipePath,
-          run: Annotated[str | None, typer.Option("--run", metavar="DIR", help="The run folder; runs/NAME by default.")] = None,
-          overrides: Set = None, threads: Threads = None, as_json: Json = False, quiet: Quiet = False) -> None:
+          run: Annotated[str | None, typer.Option("--run", metavar="DIR",
+                                                  help="The run folder; runs/NAME by default.")] = None,
+          overrides: Set = None, threads: Threads = None, as_json: Json = False,
+          quiet: Quiet = False) -> None:
     """Train; the same command again resumes."""
     import tunesmith
 
     use_threads(threads)
 
-    run_verb(lambda terminal: tunesmith.train(recipe, run=run, overrides=overrides or (), show=terminal), train_text,
-             as_json=as_json, quiet=quiet)
+    run_verb(lambda terminal: tunesmith.train(recipe, run=run, overrides=overrides or (), show=terminal),
+             train_text, as_json=as_json, quiet=quiet)

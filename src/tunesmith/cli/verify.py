@@ -17,5 +17,5 @@ def verify(target: Annotated[str, typer.Argument(metavar="RUN-OR-ADAPTER",
     """Re-hash everything and say what is damaged."""
     import tunesmith
 
-    run_verb(lambda terminal: tunesmith.verify(target, show=terminal), verify_text, as_json=as_json, quiet=quiet,
-             exit_code=lambda result: 0 if result["whole"] else IntegrityError.exit_code)
+    run_verb(lambda terminal: tunesmith.verify(target, show=terminal), verify_text, as_json=as_json,
+             quiet=quiet, exit_code=lambda result: 0 if result["whole"] else IntegrityError.exit_code)

@@ -15,12 +15,14 @@ def judgement_lines(found: dict[str, Any]) -> list[str]:
     digits = loss_digits(found)
     lines = [f"  held-out loss        {found['loss_base']:.{digits}f} -> {found['loss_tuned']:.{digits}f}"]
     if found["stop_rate_tuned"] is not None:
-        lines.append(f"  answers that stop    {100 * found['stop_rate_base']:.0f}% -> {100 * found['stop_rate_tuned']:.0f}%"
-                     f"  (within {found['max_new_tokens']} tokens, {found['stop_rows']} prompts)")
-        lines.append(f"  answers that are right  {found['right_base']} -> {found['right_tuned']} of {found['stop_rows']}"
-                     "  (the data's, word for word)")
+        lines.append(f"  answers that stop    {100 * found['stop_rate_base']:.0f}% -> "
+                     f"{100 * found['stop_rate_tuned']:.0f}%  (within {found['max_new_tokens']} tokens, "
+                     f"{found['stop_rows']} prompts)")
+        lines.append(f"  answers that are right  {found['right_base']} -> {found['right_tuned']} of "
+                     f"{found['stop_rows']}  (the data's, word for word)")
     if found["list_f1_tuned"] is not None:
-        lines.append(f"  list items right     {found['list_f1_base']:.2f} -> {found['list_f1_tuned']:.2f}  (F1)")
+        lines.append(f"  list items right     {found['list_f1_base']:.2f} -> {found['list_f1_tuned']:.2f}  "
+                     "(F1)")
     return lines
 
 
@@ -35,7 +37,8 @@ def sample_lines(samples: list[dict[str, Any]], most: int) -> list[str]:
     for sample in samples[:most]:
         before, after = (sample[side].replace("\n", " ") + ("" if sample[f"{side}_stopped"] else " ...")
                          for side in ("before", "after"))
-        lines += ["", f"  {_short(sample['prompt'])}", f"    before   {_short(before)}", f"    after    {_short(after)}"]
+        lines += ["", f"  {_short(sample['prompt'])}", f"    before   {_short(before)}",
+                  f"    after    {_short(after)}"]
     return lines
 
 
@@ -77,7 +80,8 @@ def demo_text(result: dict[str, Any]) -> str:
     return "\n".join([
         "", *judgement_lines(result["judgement"]), *sample_lines(result["samples"], 2), "",
         verdict_line(result["judgement"]), "",
-        "  The base is a toy: 3 M parameters and a made-up language, small enough for any laptop. For real work name a",
+        "  The base is a toy: 3 M parameters and a made-up language, small enough for any laptop. For real "
+        "work name a",
         "  model of the Hub in your recipe, such as bigscience/bloom-7b1.", "",
         f"  adapter  {adapter}   (PEFT format: loads in peft)",
         f"  report   {relative(result['report'])}", "",
@@ -88,7 +92,8 @@ def demo_text(result: dict[str, Any]) -> str:
 def evaluate_text(result: dict[str, Any]) -> str:
     """What `tunesmith evaluate` prints."""
     kept = ["", f"  kept     {relative(result['kept'])}"] if result["kept"] else []
-    return "\n".join([*judgement_lines(result), *sample_lines(result["samples"], 3), "", verdict_line(result), *kept])
+    return "\n".join([*judgement_lines(result), *sample_lines(result["samples"], 3), "", verdict_line(result),
+                      *kept])
 
 
 def plan_text(result: dict[str, Any]) -> str:
@@ -100,7 +105,8 @@ def plan_text(result: dict[str, Any]) -> str:
         f"  share      {result['trainable_percent']:.4f} %",
         f"  adapter    {result['adapter_bytes'] / 1e6:,.1f} MB on disk",
         *([] if not WAYS[result["quantization"]].quantised else
-          [f"  kept       {result['quantised_percent']:.0f}% of the base's values in {result['quantization']}"]),
+          [f"  kept       {result['quantised_percent']:.0f}% of the base's values in "
+           f"{result['quantization']}"]),
         *(f"  note       {note}" for note in result["notes"])])
 
 
@@ -108,12 +114,15 @@ def verify_text(result: dict[str, Any]) -> str:
     """What `tunesmith verify` prints."""
     lines = [f"{path}: damaged or missing" for path in result["damaged"]]
     if result["unsealed"]:
-        lines.append(f"{len(result['unsealed'])} files that nothing vouches for, such as {result['unsealed'][0]}")
+        lines.append(f"{len(result['unsealed'])} files that nothing vouches for, such as "
+                     f"{result['unsealed'][0]}")
     if result["whole"]:
         lines.append(f"{result['target']}: whole, {result['checked']} files checked.{_state(result)}")
     else:
-        lines.append(f"{result['target']}: {len(result['damaged'])} of {result['checked']} files are not what was written. "
-                     + ("The same train command falls back to the newest whole checkpoint." if result["run"] else
+        lines.append(f"{result['target']}: {len(result['damaged'])} of {result['checked']} files are not "
+                     "what was written. "
+                     + ("The same train command falls back to the newest whole checkpoint." if result["run"]
+                        else
                         "Copy or pull it again."))
     return "\n".join(lines)
 
@@ -121,7 +130,9 @@ def verify_text(result: dict[str, Any]) -> str:
 def _state(result: dict[str, Any]) -> str:
     """Of a run that is not finished, what it is doing, or how its last process ended."""
     said = {"running": "is running", "stopped": "was stopped", "failed": "failed"}.get(result["state"])
-    return f" The run {said}{': ' + result['reason'].rstrip('.') if result['reason'] else ''}." if said else ""
+    return (
+        f" The run {said}{': ' + result['reason'].rstrip('.') if result['reason'] else ''}." if said else ""
+    )
 
 
 def doctor_text(result: dict[str, Any]) -> str:
@@ -130,8 +141,8 @@ def doctor_text(result: dict[str, Any]) -> str:
              f"  versions  {', '.join(f'{name} {version}' for name, version in result['versions'].items())}",
              f"  disk      {result['disk_free_bytes'] / 1e9:,.1f} GB free here"]
     for gpu in result["gpus"]:
-        lines.append(f"  gpu       {gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, capability {gpu['capability']}"
-                     f"{'' if gpu['bfloat16'] else ', no bfloat16 (float16 is used)'}")
+        lines.append(f"  gpu       {gpu['name']}, {gpu['memory_bytes'] / 2**30:.0f} GiB, capability "
+                     f"{gpu['capability']}{'' if gpu['bfloat16'] else ', no bfloat16 (float16 is used)'}")
     if not result["gpus"]:
         lines.append("  gpu       none that torch sees; everything runs on the CPU")
     hub = result["hub"]
@@ -142,7 +153,8 @@ def doctor_text(result: dict[str, Any]) -> str:
         lines.append(f"  {'works ' if check['works'] else 'BROKEN'}  {check['name']}: {check['detail']}")
         if check["advice"]:
             lines.append(f"          {check['advice']}")
-    lines += ["", "  All well." if result["healthy"] else "  Something that a run needs is broken; see above."]
+    lines += ["",
+              "  All well." if result["healthy"] else "  Something that a run needs is broken; see above."]
     return "\n".join(lines)
 
 
@@ -154,7 +166,8 @@ def push_text(result: dict[str, Any], *, dry_run: bool) -> str:
     kind = {True: ", which is there already", False: ", which would be made", None: ""}[result["exists"]]
     if result["private_before"] and not result["private"]:
         kind = "; private now, it would be shown to everyone with its earlier commits"
-    return "\n".join([f"Nothing was pushed. To {result['repo']} ({_who(result)}{kind}) would go:", *files, "", result["card"]])
+    return "\n".join([f"Nothing was pushed. To {result['repo']} ({_who(result)}{kind}) would go:", *files, "",
+                      result["card"]])
 
 
 def _who(result: dict[str, Any]) -> str:
@@ -182,9 +195,14 @@ def merge_text(result: dict[str, Any]) -> str:
              f"  {'':<26}{'KL, nats a token':>18}{'same top token':>16}{'same answer':>13}{'loss':>9}"]
     for name, found in [*result["candidates"].items(), ("the bare base", result["bare"])]:
         mark = " *" if name == result["taken"] else ""
-        lines.append(f"  {name + mark:<26}{found['kl']:>18.2e}{100 * found['top1']:>15.1f}%{100 * found['greedy']:>12.0f}%"
-                     f"{found['loss']:>9.4f}")
-    return "\n".join([*lines, "", f"  kept     {result['taken']}, {size_text(result['bytes'])}, in {relative(result['out'])}"])
+        lines.append(
+            f"  {name + mark:<26}{found['kl']:>18.2e}{100 * found['top1']:>15.1f}%"
+            f"{100 * found['greedy']:>12.0f}%"
+            f"{found['loss']:>9.4f}"
+        )
+    return "\n".join([*lines, "",
+                      f"  kept     {result['taken']}, {size_text(result['bytes'])}, in "
+                      f"{relative(result['out'])}"])
 
 
 def export_text(result: dict[str, Any]) -> str:
@@ -195,6 +213,7 @@ def export_text(result: dict[str, Any]) -> str:
              else f"  llama.cpp   llama-cli -m BASE.gguf --lora {folder}/adapter.gguf")
     lines = [*files, "", start, f"  Ollama      ollama create NAME -f {folder}/Modelfile"]
     if result["what"] == "adapter":
-        lines += ["", "  BASE.gguf is the base itself as GGUF: llama.cpp's convert_hf_to_gguf.py makes it of the base.",
-                  f"  For Ollama, put it into {folder} as base.gguf."]
+        lines += ["",
+                  "  BASE.gguf is the base itself as GGUF: llama.cpp's convert_hf_to_gguf.py makes it of the "
+                  "base.", f"  For Ollama, put it into {folder} as base.gguf."]
     return "\n".join(lines)

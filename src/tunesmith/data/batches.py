@@ -9,10 +9,10 @@ def plan_micro_batches(lengths: Sequence[int], *, rows: int | None, max_tokens: 
              padded: bool = True) -> list[list[int]]:
     """Cut one step's samples into micro-batches; returns the indices of each.
 
-    The samples are sorted by length, longest first. A number of `rows` cuts them evenly. Without one, the cut is the
-    contiguous partition with the least tokens, where each micro-batch costs `overhead_tokens` more, and none
-    holds more than `max_tokens` (a single longer row stands alone).
-    padded: whether each sample of a micro-batch counts as many tokens as its longest.
+    The samples are sorted by length, longest first. A number of `rows` cuts them evenly. Without one, the cut
+    is the contiguous partition with the least tokens, where each micro-batch costs `overhead_tokens` more,
+    and none holds more than `max_tokens` (a single longer row stands alone). padded: whether each sample of a
+    micro-batch counts as many tokens as its longest.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     if rows is not None:

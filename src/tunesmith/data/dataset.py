@@ -1,4 +1,6 @@
-"""The data of a run: read and split as text (no model needed), then as tokens, with everything left out counted."""
+"""The data of a run: read and split as text (no model needed), then as tokens, with everything left out
+counted.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class DataSettings(Protocol):
 
 @dataclass(frozen=True)
 class TextSet:
-    """The examples of the train side and of the validation set; `repeated` were dropped because they stand in both sources."""
+    """The examples of the train side and of the validation set; `repeated` were dropped because they stand in
+    both sources.
+    """
 
     train: list[Example]
     validation: list[Example]
@@ -54,7 +58,8 @@ class TextSet:
 class Dataset:
     """The token rows of a run.
 
-    counts: train rows, validation rows, those truncated, dropped for their length, dropped as repeated, and the tokens.
+    counts: train rows, validation rows, those truncated, dropped for their length, dropped as repeated, and
+    the tokens.
     """
 
     train: list[TokenRow]
@@ -69,7 +74,8 @@ def read_text(settings: DataSettings, tell: Tell = quiet) -> TextSet:
     """
     def examples(source: str, key: str) -> list[Example]:
         rows = read_source(source, settings.split, key, tell)
-        return make_examples(rows, prompt=settings.prompt, completion=settings.completion, messages=settings.messages)
+        return make_examples(rows, prompt=settings.prompt, completion=settings.completion,
+                             messages=settings.messages)
 
     every = examples(settings.source, "data.source")
     if not isinstance(settings.validation, str):
@@ -87,8 +93,8 @@ def read_text(settings: DataSettings, tell: Tell = quiet) -> TextSet:
 def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules, *, training: bool = True) -> Dataset:
     """Turn examples into token rows by the rules. training: without it only the validation set, for a judge.
 
-    Raises DataError for an overlong row under `overlong: error`, a row with no token that bears loss, and when the
-    rules leave no rows.
+    Raises DataError for an overlong row under `overlong: error`, a row with no token that bears loss, and
+    when the rules leave no rows.
     """
     encoder = Encoder(tokenizer, rules)
     counts = {"truncated": 0, "dropped": 0, "repeated": text.repeated}
@@ -100,7 +106,8 @@ def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules, *, training: bool
     if text.validation and not validation:
         raise DataError(f"all {len(text.validation)} held-out rows exceed {rules.max_length} tokens",
                         "Raise data.max_length, or set data.overlong to truncate.", setting="data.max_length")
-    counts |= {"train": len(train), "validation": len(validation), "tokens": sum(len(row.ids) for row in train)}
+    counts |= {"train": len(train), "validation": len(validation),
+               "tokens": sum(len(row.ids) for row in train)}
     return Dataset(train, validation, counts)
 
 
@@ -116,7 +123,8 @@ def _encode_all(examples: list[Example], encoder: Encoder, counts: dict[str, int
         counts["truncated"] += overlong
         if not row.loss_tokens:
             reason = f"its prompt alone fills data.max_length, {rules.max_length} tokens" if overlong else (
-                "the completion is empty" if rules.loss_on == "completion" else "it is empty or one token long")
+                "the completion is empty" if rules.loss_on == "completion"
+                else "it is empty or one token long")
             raise DataError(f"{row.place}: no token to learn from: {reason}",
                             "Remove the row" + (", or set data.overlong to drop." if overlong else "."))
         rows.append(row)

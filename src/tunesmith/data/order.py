@@ -8,8 +8,8 @@ import numpy as np
 class SampleOrder:
     """The endless sequence of sample indices of a run.
 
-    count: how many samples there are; every epoch is a permutation of them, drawn from (seed, epoch) alone, so a run
-    that resumes at any position sees what the uninterrupted one would have.
+    count: how many samples there are; every epoch is a permutation of them, drawn from (seed, epoch) alone,
+    so a run that resumes at any position sees what the uninterrupted one would have.
     """
 
     def __init__(self, count: int, seed: int) -> None:

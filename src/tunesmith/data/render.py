@@ -1,8 +1,9 @@
 """Chat templates, rendered in a process that can be stopped.
 
-A template is a program (Jinja) that comes with a base of anybody's making. transformers keeps it in a sandbox, from which it
-reaches nothing, but it may still loop for ever or build terabytes. So it runs in a process of its own, by transformers' own
-code, with a limit of time and memory for each text. The process serves all texts of a run.
+A template is a program (Jinja) that comes with a base of anybody's making. transformers keeps it in a
+sandbox, from which it reaches nothing, but it may still loop for ever or build terabytes. So it runs in a
+process of its own, by transformers' own code, with a limit of time and memory for each text. The process
+serves all texts of a run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 
 from tunesmith.errors import DataError
 
-#: How long one text may take [s], how much memory beyond the process's own [bytes], how long the text may be [bytes].
+#: How long one text may take [s], how much memory beyond the process's own [bytes], how long the text may be
+#: [bytes].
 _LONGEST_S, _MEMORY_BYTES, _TEXT_BYTES = 10.0, 512 << 20, 64 << 20
 #: How long the process may take to start [s].
 _START_S = 120.0
@@ -76,8 +78,10 @@ class TemplateRenderer:
         from transformers import PreTrainedTokenizerBase
 
         own = type(self._tokenizer).apply_chat_template
-        if own is not PreTrainedTokenizerBase.apply_chat_template:  # no template of anybody's, but code of transformers'
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt))
+        # no template of anybody's, but code of transformers'
+        if own is not PreTrainedTokenizerBase.apply_chat_template:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False,
+                                                           add_generation_prompt=generation_prompt))
         words = {name: str(token) if not isinstance(token, list) else list(map(str, token))
                  for name, token in self._tokenizer.special_tokens_map.items()}
         try:
@@ -91,7 +95,8 @@ class TemplateRenderer:
             return str(found["text"])
         if "refused" in found:
             raise TemplateRefused(found["refused"])
-        raise TemplateUnbounded(f"needs more than {_MEMORY_BYTES >> 20} MiB of memory" if "memory" in found else
+        raise TemplateUnbounded(f"needs more than {_MEMORY_BYTES >> 20} MiB of memory" if "memory" in found
+                                else
                                 f"makes a text of more than {_TEXT_BYTES >> 20} MiB")
 
     def _ask(self, line: bytes) -> dict[str, Any]:
@@ -114,8 +119,8 @@ class TemplateRenderer:
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _WORKER, str(_MEMORY_BYTES), str(_TEXT_BYTES)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+            [sys.executable, "-P", "-c", _WORKER, str(_MEMORY_BYTES), str(_TEXT_BYTES)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "USE_TORCH": "0"})
         self._process, self._end = process, weakref.finalize(self, partial(_stop, process))
         try:
@@ -129,7 +134,12 @@ class TemplateRenderer:
     def _read(self, process: subprocess.Popen[bytes], longest_s: float) -> Any:
         """One answer. Raises TemplateUnbounded where none comes in time, or the process ends."""
         assert process.stdout is not None
-        descriptor, content, size, until = process.stdout.fileno(), bytearray(), None, time.monotonic() + longest_s
+        descriptor, content, size, until = (
+            process.stdout.fileno(),
+            bytearray(),
+            None,
+            time.monotonic() + longest_s,
+        )
         while size is None or len(content) < size:
             left = until - time.monotonic()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:

@@ -9,10 +9,10 @@ from tunesmith.errors import DataError
 def hold_out(examples: list[Example], amount: float | int) -> tuple[list[Example], list[Example]]:
     """(to learn from, held out), both in their first order.
 
-    amount: a share below 1, or a count of rows. Groups of equal rows go to the held-out side in the order of their
-    content's hash until the amount is reached, so neither the seed nor the order of the file matters; with repeated
-    rows a few more than asked may be held out.
-    Raises DataError when nothing would be left to learn from.
+    amount: a share below 1, or a count of rows. Groups of equal rows go to the held-out side in the order of
+    their content's hash until the amount is reached, so neither the seed nor the order of the file matters;
+    with repeated rows a few more than asked may be held out. Raises DataError when nothing would be left to
+    learn from.
     """
     if amount == 0:
         return examples, []

@@ -18,13 +18,15 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 #: The names that speakers have in the from/value form (ShareGPT's), and what chat templates call them.
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
-          "bard": "assistant", "model": "assistant", "assistant": "assistant", "system": "system", "tool": "tool",
-          "function": "tool", "observation": "tool"}
+          "bard": "assistant", "model": "assistant", "assistant": "assistant", "system": "system",
+          "tool": "tool", "function": "tool", "observation": "tool"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a row says to the model: prompt and completion, or the messages of a chat (then both texts are empty)."""
+    """What a row says to the model: prompt and completion, or the messages of a chat (then both texts are
+    empty).
+    """
 
     prompt: str
     completion: str
@@ -35,7 +37,8 @@ class Example:
     def content_hash(self) -> str:
         """SHA-256 of the content alone: equal for equal examples wherever they stand."""
         content = [self.prompt, self.completion, self.messages]
-        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256(json.dumps(content,
+                                         ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Template:
@@ -57,7 +60,8 @@ class Template:
             elif match.group(1):
                 self._parts.append((True, match.group(1)))
             else:
-                raise RecipeError(f'{key}: "{text}": a brace at character {match.start() + 1} names no column',
+                raise RecipeError(f'{key}: "{text}": a brace at character {match.start() + 1} names no '
+                                  'column',
                                   "Write columns as {name}; braces themselves as {{ and }}.")
         self._parts.append((False, text[position:]))
 
@@ -82,7 +86,8 @@ def _value(row: Row, column: str, template: Template) -> str:
         close = difflib.get_close_matches(column, list(row.values), n=1)
         meant = template.text.replace("{" + column + "}", "{" + close[0] + "}") if close else "..."
         raise DataError(
-            f'{row.place}: no column "{column}" (columns: {columns_of(row)}). The template is "{template.text}".',
+            f'{row.place}: no column "{column}" (columns: {columns_of(row)}). The template is '
+            f'"{template.text}".',
             f"Change {template.key} in the recipe, or: --set {template.key}='{meant}'")
     value = row.values[column]
     if value is None:
@@ -94,7 +99,9 @@ def _value(row: Row, column: str, template: Template) -> str:
 
 
 def _no_text(value: Any) -> str | None:
-    """null, nan or inf where a value is one, or its lists and objects hold one: as text it would say `None` or `nan`."""
+    """null, nan or inf where a value is one, or its lists and objects hold one: as text it would say `None`
+    or `nan`.
+    """
     if value is None:
         return "null"
     if isinstance(value, float):
@@ -109,7 +116,8 @@ def _messages(row: Row, column: str) -> tuple[tuple[str, str], ...]:
                         "Change data.messages in the recipe.")
     value = row.values[column]
     if not isinstance(value, list) or not value:
-        raise DataError(f'{row.place}: "{column}" is {"an empty list" if value == [] else type(value).__name__}, '
+        raise DataError(f'{row.place}: "{column}" is '
+                        f'{"an empty list" if value == [] else type(value).__name__}, '
                         "not a list of messages")
     return tuple(_message(item, number, column, row.place) for number, item in enumerate(value, start=1))
 
@@ -118,20 +126,26 @@ def _message(item: Any, number: int, column: str, place: str) -> tuple[str, str]
     where = f'{place}: "{column}", message {number}'
     if not isinstance(item, dict):
         raise DataError(f"{where}: {type(item).__name__}, not an object")
-    speaker, text = (item.get("role"), item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
+    speaker, text = (item.get("role"),
+                     item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
     if speaker is None:
         keys = ", ".join(on_one_line(str(key), 60) for key in item)
         raise DataError(f"{where}: has neither role/content nor from/value (keys: {keys})")
     if not isinstance(text, str):
-        raise DataError(f"{where}: its text is {'null' if text is None else type(text).__name__}, not a string")
+        raise DataError(f"{where}: its text is {'null' if text is None else type(text).__name__}, not a "
+                        "string")
     role = _ROLES.get(str(speaker).lower())
     if role is None:
-        raise DataError(f"{where}: unknown speaker {on_one_line(repr(speaker))}", f"Known: {', '.join(_ROLES)}.")
+        raise DataError(f"{where}: unknown speaker {on_one_line(repr(speaker))}",
+                        f"Known: {', '.join(_ROLES)}.")
     return role, text
 
 
-def make_examples(rows: list[Row], *, prompt: str, completion: str | None, messages: str | None) -> list[Example]:
-    """Every row as an example. Raises DataError at the first row that does not fit, RecipeError for a bad template."""
+def make_examples(rows: list[Row], *, prompt: str, completion: str | None,
+                  messages: str | None) -> list[Example]:
+    """Every row as an example. Raises DataError at the first row that does not fit, RecipeError for a bad
+    template.
+    """
     if messages is not None:
         examples = [Example("", "", _messages(row, messages), row.place) for row in rows]
     else:

@@ -1,7 +1,8 @@
 """Examples to token rows: which tokens there are, and exactly which of them bear loss (the loss mask).
 
-The prompt's tokens are always those that generation will send: a completion never melts into the prompt's last token.
-Only the notebook's own setting (`loss_on: all`, `append_eos: false`) tokenizes the text in one piece, as it does.
+The prompt's tokens are always those that generation will send: a completion never melts into the prompt's
+last token. Only the notebook's own setting (`loss_on: all`, `append_eos: false`) tokenizes the text in one
+piece, as it does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from tunesmith.data.render import TemplateRefused, TemplateRenderer, TemplateUnb
 from tunesmith.data.template import Example
 from tunesmith.errors import DataError, RecipeError
 
-#: How many examples are tokenized in one call: enough that the call itself costs little, few enough to fit any memory.
+#: How many examples are tokenized in one call: enough that the call itself costs little, few enough to fit
+#: any memory.
 _AT_ONCE = 512
 
 
@@ -22,9 +24,9 @@ _AT_ONCE = 512
 class TokenRow:
     """One example as tokens.
 
-    ids: the tokens, at most `max_length`.
-    loss_mask: for each token whether its prediction bears loss; False for the first, which nothing predicts.
-    prompt_ids, prompt, reference: what generation is given, the same as text, and the answer that the data gives.
+    ids: the tokens, at most `max_length`. loss_mask: for each token whether its prediction bears loss; False
+    for the first, which nothing predicts. prompt_ids, prompt, reference: what generation is given, the same
+    as text, and the answer that the data gives.
     """
 
     ids: list[int]
@@ -77,7 +79,8 @@ class Encoder:
     def _learn(self, texts: list[str]) -> None:
         """Tokenize texts in one call, on every core, for `_plain` to give when it is asked for them."""
         if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
-            found = self.tokenizer(new, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+            found = self.tokenizer(new, add_special_tokens=False, return_attention_mask=False,
+                                   return_token_type_ids=False)
             self._known |= zip(new, found["input_ids"], strict=True)
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -85,18 +88,23 @@ class Encoder:
         return self.beginning + self._plain(prompt)
 
     def encode_all(self, examples: Sequence[Example]) -> Iterator[tuple[TokenRow, bool]]:
-        """What `encode` gives for each. Plain texts are tokenized many at a time; a chat's time goes to its template."""
+        """What `encode` gives for each. Plain texts are tokenized many at a time; a chat's time goes to its
+        template.
+        """
         for start in range(0, len(examples), _AT_ONCE):
             some = examples[start:start + _AT_ONCE]
             texts = [example for example in some if example.messages is None]
-            self._learn([text for example in texts for text in (example.prompt, example.prompt + example.completion)])
+            self._learn([text for example in texts
+                         for text in (example.prompt, example.prompt + example.completion)])
             self._learn([example.completion for example in texts if self._in_one_piece(example) is None])
             for example in some:
                 yield self.encode(example)
             self._known.clear()
 
     def encode(self, example: Example) -> tuple[TokenRow, bool]:
-        """The example as tokens, and whether it was longer than `max_length` (then it is cut, and has no end token)."""
+        """The example as tokens, and whether it was longer than `max_length` (then it is cut, and has no end
+        token).
+        """
         row, ends = self._chat(example) if example.messages is not None else self._plain_text(example)
         ids, loss_mask = row.ids, row.loss_mask
         if self.rules.append_eos and not ends and self.eos is not None:
@@ -117,7 +125,9 @@ class Encoder:
         return TokenRow(ids, loss_mask, prompt_ids, example.prompt, example.completion, example.place), False
 
     def _in_one_piece(self, example: Example) -> list[int] | None:
-        """The whole text as tokens; None where the completion would melt into the prompt's last token, and must not."""
+        """The whole text as tokens; None where the completion would melt into the prompt's last token, and
+        must not.
+        """
         prompt_ids = self.prompt_ids(example.prompt)
         ids = self.beginning + self._plain(example.prompt + example.completion)
         as_the_notebook = self.rules.loss_on == "all" and not self.rules.append_eos
@@ -133,7 +143,8 @@ class Encoder:
                             "Order the turns as the template wants them.") from None
         except TemplateUnbounded as error:
             raise DataError(f"{example.place}: the chat template {error}",
-                            "The template came with the base: take another copy of it, or another base.") from None
+                            "The template came with the base: take another copy of it, or another "
+                            "base.") from None
 
     def _chat(self, example: Example) -> tuple[TokenRow, bool]:
         if not getattr(self.tokenizer, "chat_template", None):
@@ -154,16 +165,21 @@ class Encoder:
             spans = [self._answer_span(turns, i, text, example) for i in answers]
             loss_mask = [any(start < last and end > first for first, last in spans) for start, end in offsets]
         ends = answers[-1] != len(turns) - 1 or self._ends(text)
-        row = TokenRow(ids, loss_mask, self._plain(before), before, turns[answers[-1]]["content"], example.place)
+        row = TokenRow(ids, loss_mask, self._plain(before), before, turns[answers[-1]]["content"],
+                       example.place)
         return row, ends
 
-    def _answer_span(self, turns: list[dict[str, str]], index: int, text: str, example: Example) -> tuple[int, int]:
-        """Where the answer of one turn stands in the whole text: what its header leaves, up to its end mark."""
+    def _answer_span(self, turns: list[dict[str, str]], index: int, text: str,
+                     example: Example) -> tuple[int, int]:
+        """Where the answer of one turn stands in the whole text: what its header leaves, up to its end
+        mark.
+        """
         before = self._render(turns[:index], example, prompt=True)
         through = self._render(turns[: index + 1], example)
         if not (text.startswith(through) and through.startswith(before)):
-            raise DataError(f"{example.place}: the chat template writes message {index + 1} differently once more follow, "
-                            "so its answer cannot be told apart", "Set data.loss_on to all, or split the conversation.")
+            raise DataError(f"{example.place}: the chat template writes message {index + 1} differently once "
+                            "more follow, so its answer cannot be told apart",
+                            "Set data.loss_on to all, or split the conversation.")
         return len(before), len(through)
 
     def _ends(self, text: str) -> bool:

@@ -1,6 +1,7 @@
 """The base model and the quotes that let `tunesmith demo` run with no network.
 
-Both are made by this project: `grammar.py` writes the text, `build.py` trains the tokenizer and pretrains the model.
+Both are made by this project: `grammar.py` writes the text, `build.py` trains the tokenizer and pretrains the
+model.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Make the embedded base: write the corpus, train the tokenizer on it, pretrain a small BLOOM model, write the quotes.
+"""Make the embedded base: write the corpus, train the tokenizer on it, pretrain a small BLOOM model, write
+the quotes.
 
     python -m tunesmith.embedded.build OUTDIR [--device cpu|cuda] [--steps N]
 
-Nothing is downloaded. On one device the same call gives the same files, bit for bit; `about.json` beside the model
-says on which device, with which versions and to which loss it was trained. Minutes on a GPU, hours on a laptop.
+Nothing is downloaded. On one device the same call gives the same files, bit for bit; `about.json` beside the
+model says on which device, with which versions and to which loss it was trained. Minutes on a GPU, hours on a
+laptop.
 """
 
 from __future__ import annotations
@@ -35,15 +37,19 @@ ROW_TOKENS = 128
 
 
 def train_tokenizer(banned: frozenset[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of `VOCABULARY` entries with BLOOM's four special tokens, trained on the corpus."""
+    """A byte-level BPE tokenizer of `VOCABULARY` entries with BLOOM's four special tokens, trained on the
+    corpus.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(itertools.islice(grammar.corpus(banned=banned), DOCUMENTS_FOR_TOKENIZER), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
-                                   pad_token="<pad>", model_max_length=512, clean_up_tokenization_spaces=False)
+    tokenizer.train_from_iterator(itertools.islice(grammar.corpus(banned=banned), DOCUMENTS_FOR_TOKENIZER),
+                                  trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>",
+                                   eos_token="</s>", pad_token="<pad>", model_max_length=512,
+                                   clean_up_tokenization_spaces=False)
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, banned: frozenset[str], rows: int) -> Iterator[torch.Tensor]:
@@ -61,13 +67,15 @@ def batches(tokenizer: PreTrainedTokenizerFast, banned: frozenset[str], rows: in
         stream = stream[need:]
 
 
-def pretrain(tokenizer: PreTrainedTokenizerFast, banned: frozenset[str], *, device: str, steps: int, rows: int,
-             learning_rate: float = 3e-3) -> tuple[BloomForCausalLM, float]:
-    """Train a BLOOM model of 3 million parameters from scratch; returns it and its mean loss over the last 50 steps."""
+def pretrain(tokenizer: PreTrainedTokenizerFast, banned: frozenset[str], *, device: str, steps: int,
+             rows: int, learning_rate: float = 3e-3) -> tuple[BloomForCausalLM, float]:
+    """Train a BLOOM model of 3 million parameters from scratch; returns it and its mean loss over the last 50
+    steps.
+    """
     torch.manual_seed(17)
     others: dict[str, Any] = {"seq_length": 512, "unk_token_id": 0}  # which its declaration lacks
-    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=192, n_layer=6, n_head=8, bos_token_id=1, eos_token_id=2,
-                         pad_token_id=3, **others)
+    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=192, n_layer=6, n_head=8, bos_token_id=1,
+                         eos_token_id=2, pad_token_id=3, **others)
     model = BloomForCausalLM(config)
     torch.nn.Module.to(model, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.1)
@@ -111,9 +119,10 @@ def build(out: Path, *, device: str, steps: int, rows: int) -> dict[str, object]
     about: dict[str, object] = {
         "name": "sprout", "architecture": "BLOOM", "parameters": sum(p.numel() for p in model.parameters()),
         "pretrained_tokens": steps * rows * ROW_TOKENS, "pretraining_loss_nats": round(loss, 4),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu",
-        "torch": torch.__version__, "seconds": round(time.perf_counter() - started),
-        "command": f"python -m tunesmith.embedded.build OUTDIR --device {device} --steps {steps} --rows {rows}",
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor()
+        or "cpu", "torch": torch.__version__, "seconds": round(time.perf_counter() - started),
+        "command": f"python -m tunesmith.embedded.build OUTDIR --device {device} --steps {steps} --rows "
+                   f"{rows}",
         "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
     }
     (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n")

@@ -1,8 +1,8 @@
 """A small made-up language: forty topics, the words that belong to each, and the sentences that use them.
 
-Every word belongs to exactly one topic, so the right tags of a sentence are known: the topics of its words, in the
-order in which they appear. `corpus` writes what the base is pretrained on, `quotes` the rows that the demo tunes on;
-a sentence that is a quote never appears in the corpus.
+Every word belongs to exactly one topic, so the right tags of a sentence are known: the topics of its words,
+in the order in which they appear. `corpus` writes what the base is pretrained on, `quotes` the rows that the
+demo tunes on; a sentence that is a quote never appears in the corpus.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ silence: whisper monk void hush library cloister / listen pause muffle / silent 
 change: caterpillar wheel season crossroads bridge current / turn become shift / new different changing
 """
 
-_NAMES = "Ada Bram Cora Dov Elin Fenn Greta Hugo Ines Jory Kit Lena Milo Nora Otis Petra Quill Rosa Sven Tilda".split()
+_NAMES = ("Ada Bram Cora Dov Elin Fenn Greta Hugo Ines Jory Kit Lena Milo Nora Otis Petra Quill Rosa Sven "
+          "Tilda").split()
 _TRADES = "miller baker tailor sailor teacher shepherd weaver mason ferryman potter cook carpenter".split()
 
 
@@ -85,7 +86,8 @@ def _a(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
-# Each template says how many topics it uses; {n0} is a noun of its first topic, {v1} a verb of its second, ...
+# Each template says how many topics it uses; {n0} is a noun of its first topic, {v1} a verb of its second,
+# ...
 _SAYINGS = [
     (1, "{Aj0} {n0} does not {v0} for the {m0}."),
     (1, "Never {v0} before the {n0} is {j0}."),
@@ -155,11 +157,13 @@ def _names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-# How a sentence and its topics stand together; never as the demo's `“...” ->: [...]`, which is left to be learnt.
-_FRAMES = ["{s} This speaks of {t}.", "Here is a thought about {t}: {s}", "{s} (on {t})", "{s} [{t}]", "{s} / {t}",
-           "Q: What is “{s}” about?\nA: It is about {t}.", "Q: Name the topics of “{s}”\nA: {t}", "“{s}” = {t}",
-           "Topics: {t}\nText: {s}", "Text: {s}\nTopics: {t}", "“{s}” | {t}", "{s}\n{t}", "topics(“{s}”) == {t}",
-           "“{s}” belongs to {t}.", "saying: “{s}”\ntags: {t}", "“{s}”\n- {t}", "“{s}”, {w} wrote under {t}."]
+# How a sentence and its topics stand together; never as the demo's `“...” ->: [...]`, which is left to be
+# learnt.
+_FRAMES = ["{s} This speaks of {t}.", "Here is a thought about {t}: {s}", "{s} (on {t})", "{s} [{t}]",
+           "{s} / {t}", "Q: What is “{s}” about?\nA: It is about {t}.", "Q: Name the topics of “{s}”\nA: {t}",
+           "“{s}” = {t}", "Topics: {t}\nText: {s}", "Text: {s}\nTopics: {t}", "“{s}” | {t}", "{s}\n{t}",
+           "topics(“{s}”) == {t}", "“{s}” belongs to {t}.", "saying: “{s}”\ntags: {t}", "“{s}”\n- {t}",
+           "“{s}”, {w} wrote under {t}."]
 
 
 def _listed(names: list[str], rng: random.Random) -> str:
@@ -200,7 +204,8 @@ def _document(rng: random.Random, every: list[Topic], banned: frozenset[str]) ->
     if kind < 0.90:  # which words belong together
         topic = rng.choice(every)
         words = rng.sample([*topic.nouns, *topic.verbs, *topic.adjectives], 4)
-        return rng.choice(["Words for {t}: {w}.", "{w} belong to {t}.", "When we say {w} we think of {t}."]).format(
+        return rng.choice(["Words for {t}: {w}.", "{w} belong to {t}.",
+                           "When we say {w} we think of {t}."]).format(
             t=topic.name, w=_names(words))
     # a list as a program would write it: of anything
     things = rng.sample([t.name for t in every] + [n for t in about for n in t.nouns], rng.randint(1, 4))
@@ -216,7 +221,9 @@ def pages(seed: int = 11, banned: frozenset[str] = frozenset()) -> Iterator[str]
 
 
 def corpus(seed: int = 11, banned: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Endless documents to pretrain on; no sentence of `banned` (quotes without their quotation marks) is among them."""
+    """Endless documents to pretrain on; no sentence of `banned` (quotes without their quotation marks) is
+    among them.
+    """
     rng, every = random.Random(seed), topics()
     while True:
         yield _document(rng, every, banned)

@@ -20,8 +20,8 @@ from tunesmith.hub.failures import (
 )
 
 Found = TypeVar("Found")
-#: How often a call is made at most, the first wait [s] (each later one is twice as long), and how long a Retry-After may be
-#: [s] before it is better to come back another day.
+#: How often a call is made at most, the first wait [s] (each later one is twice as long), and how long a
+#: Retry-After may be [s] before it is better to come back another day.
 ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S = 5, 1.0, 120.0
 #: No attempt begins later than this after the first [s].
 PATIENCE_S = 90.0
@@ -29,10 +29,12 @@ PATIENCE_S = 90.0
 
 def call(what: str, action: Callable[[], Found], tell: Tell, *, attempts: int = ATTEMPTS,
          explain: Callable[[Exception, str], TunesmithError] = explained) -> Found:
-    """The action's result; tried again, after a wait that is told, while its failure looks as if it will pass.
+    """The action's result; tried again, after a wait that is told, while its failure looks as if it will
+    pass.
 
     what: the thing that the call is about, for messages. attempts: at most. explain: what a failure means.
-    Raises what `explain` makes of the last failure. What the action raises of ours, and mistakes in it, pass as they are.
+    Raises what `explain` makes of the last failure. What the action raises of ours, and mistakes in it, pass
+    as they are.
     """
     began = time.monotonic()
     attempts = 1 if Memory.down else attempts
@@ -46,7 +48,9 @@ def call(what: str, action: Callable[[], Found], tell: Tell, *, attempts: int = 
             if failed is None:
                 raise
             wait_s = _wait_s(failed, attempt)
-            late = wait_s is not None and time.monotonic() - began + wait_s > number("TUNESMITH_HUB_PATIENCE", PATIENCE_S)
+            late = wait_s is not None and time.monotonic() - began + wait_s > number(
+                "TUNESMITH_HUB_PATIENCE", PATIENCE_S
+            )
             if wait_s is None or late or attempt == attempts:
                 Memory.down = status(failed) is None and not_reached(failed)
                 raise explain(failed, what) from None

@@ -1,12 +1,16 @@
-"""What is changed of the Hub's client and of `datasets` for the whole process: all of it here, each with its reason.
+"""What is changed of the Hub's client and of `datasets` for the whole process: all of it here, each with its
+reason.
 
-- The client has no time limit of its own for most requests, gives up at the first 429 or 503 of some, and sends others six
-  times over without a word to the user. No argument changes that, and all its calls share one session, so while one of our
-  calls lasts (`patient`) sessions come from a factory of ours, which puts time limits, and an end at the first failure, into
-  the session that the user's own factory makes. Waiting and asking again are then done by `hub.calls.call`, where they are
-  told. `set_client_factory` is public; that it cannot be asked for the factory before it is why a private name is read.
-- The client's log speaks of signed addresses and of attempts; while a call lasts it goes to the user in our words.
-- `datasets` has no argument for "from the cache alone": it reads two modules' constants (`without_network`).
+- The client has no time limit of its own for most requests, gives up at the first 429 or 503 of some, and
+  sends others six times without a word to the user. No argument changes that, and all its calls share one
+  session. So while one of our calls lasts (`patient`), sessions come from a factory of ours: it puts time
+  limits, and an end at the first failure, into the session that the user's own factory makes. Waiting and
+  asking again are then done by `hub.calls.call`, which tells the user. `set_client_factory` is public; a
+  private name is read because nothing public says which factory was set before.
+- The client's log has signed addresses and counts attempts; while a call lasts, the user gets it in our
+  words.
+- `datasets` has no argument for "from the cache alone": it reads two modules' constants
+  (`without_network`).
 - Counts of downloads and of what is used are sent by default, which nobody asked for (`no_telemetry`).
 """
 
@@ -45,14 +49,18 @@ class Unreached(ConnectionError):
 
 @dataclass
 class Traffic:
-    """What went over the wire in a call. answers: how many came, of whatever status; creations: of repositories asked for."""
+    """What went over the wire in a call. answers: how many came, of whatever status; creations: of
+    repositories asked for.
+    """
 
     answers: int = 0
     creations: int = 0
 
 
 class Memory:
-    """What was seen of the Hub in this process: while it cannot be reached, each call after the first asks once."""
+    """What was seen of the Hub in this process: while it cannot be reached, each call after the first asks
+    once.
+    """
 
     down = False
 
@@ -74,12 +82,15 @@ def http() -> Any:
     """The HTTP library that the client stands on: httpx, or for newer clients httpx2."""
     from huggingface_hub import errors
 
-    base: type = errors.HTTPError  # type: ignore[attr-defined]  # imported there, and the base of the client's own errors
+    # It is imported there, and is the base of the client's own errors.
+    base: type = errors.HTTPError  # type: ignore[attr-defined]
     return importlib.import_module(base.__module__.partition(".")[0])
 
 
 def no_telemetry() -> None:
-    """Tell the client not to report what is used, unless the user decided that. It reads its environment when imported."""
+    """Tell the client not to report what is used, unless the user decided that. It reads its environment when
+    imported.
+    """
     if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         if constants := sys.modules.get("huggingface_hub.constants"):
@@ -88,10 +99,12 @@ def no_telemetry() -> None:
 
 @contextmanager
 def patient(tell: Tell, traffic: Traffic) -> Iterator[None]:
-    """While it lasts, connections cannot stay silent for ever, and the client asks for nothing twice by itself.
+    """While it lasts, connections cannot stay silent for ever, and the client asks for nothing twice by
+    itself.
 
-    Its sessions are made anew after some failures, so they are changed where they are made. `TUNESMITH_HUB_SILENCE` [s]
-    overrides how long nothing may move. tell: hears when a download goes on from where it broke off. traffic: is counted in.
+    Its sessions are made anew after some failures, so they are changed where they are made.
+    `TUNESMITH_HUB_SILENCE` [s] overrides how long nothing may move. tell: hears when a download goes on from
+    where it broke off. traffic: is counted in.
     """
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
@@ -124,11 +137,12 @@ def _limited(session: Any, traffic: Traffic) -> Any:
     """A session whose requests have a time limit, and whose failures come out at once."""
     from huggingface_hub import utils
 
-    silence_s, send, transport = number("TUNESMITH_HUB_SILENCE", SILENCE_S), session.send, http().TransportError
+    silence_s, send, transport = number("TUNESMITH_HUB_SILENCE",
+                                        SILENCE_S), session.send, http().TransportError
 
     def limit(request: Any) -> None:
-        """Some calls ask for no limit in so many words. While another operation is under way the client asks for a new
-        repository again and again, without a pause: once is enough.
+        """Some calls ask for no limit in so many words. While another operation is under way the client asks
+        for a new repository again and again, without a pause: once is enough.
         """
         limits = request.extensions.get("timeout") or {}
         request.extensions["timeout"] = {name: silence_s if limits.get(name) is None else limits[name]
@@ -143,7 +157,8 @@ def _limited(session: Any, traffic: Traffic) -> Any:
         traffic.answers += 1
         if response.status_code in _BUSY:
             response.read()
-            utils.hf_raise_for_status(response)  # type: ignore[attr-defined]  # public, though its list of names lacks it
+            # It is public, though the list of names lacks it.
+            utils.hf_raise_for_status(response)  # type: ignore[attr-defined]
 
     def once(request: Any, **named: Any) -> Any:
         """The client takes failures of the transport, and no others, for a reason to ask again."""
@@ -161,7 +176,9 @@ def _limited(session: Any, traffic: Traffic) -> Any:
 
 @contextmanager
 def quiet_datasets() -> Iterator[Any]:
-    """The library `datasets`, without bars of progress and without counting downloads elsewhere, which is telemetry."""
+    """The library `datasets`, without bars of progress and without counting downloads elsewhere, which is
+    telemetry.
+    """
     import datasets
 
     datasets.disable_progress_bars()
@@ -174,7 +191,9 @@ def quiet_datasets() -> Iterator[Any]:
 
 @contextmanager
 def without_network(datasets: Any) -> Iterator[None]:
-    """While it lasts, `datasets` looks at its cache alone, instead of asking a Hub that does not answer for a minute."""
+    """While it lasts, `datasets` looks at its cache alone, instead of asking a Hub that does not answer for a
+    minute.
+    """
     from huggingface_hub import constants
 
     before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE, datasets.logging.get_verbosity()

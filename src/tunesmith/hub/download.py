@@ -1,4 +1,6 @@
-"""A repository's files by id: pinned to one commit, in the client's own cache, every body checked against its hash."""
+"""A repository's files by id: pinned to one commit, in the client's own cache, every body checked against its
+hash.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tunesmith.hub.client import Tell, offline
 from tunesmith.hub.failures import explained
 from tunesmith.paths import expanded
 
-_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_ID = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?"
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: The beginning of a commit, as messages print it.
 _SHORT = re.compile(r"[0-9a-f]{7,39}")
@@ -30,7 +34,9 @@ _CHUNK_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class HubId:
-    """A repository, and the branch, tag or commit of it that is wanted; None for what its main branch is now."""
+    """A repository, and the branch, tag or commit of it that is wanted; None for what its main branch is
+    now.
+    """
 
     repo: str
     revision: str | None
@@ -53,17 +59,19 @@ def parse_hub_id(text: str) -> HubId | None:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether it can name a repository, its owner included, and not something here, such as a mistyped run."""
+    """Whether it can name a repository, its owner included, and not something here, such as a mistyped
+    run.
+    """
     found, path = parse_hub_id(text), expanded(text)
     return found is not None and "/" in found.repo and not path.exists() and not path.parent.is_dir()
 
 
-def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tell, *, ignore: Sequence[str] = (),
-             kind: str = "model", explain: Any = None) -> Snapshot:
+def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tell, *,
+             ignore: Sequence[str] = (), kind: str = "model", explain: Any = None) -> Snapshot:
     """The files of a repository that match, from the cache or the Hub, each one's content checked once.
 
-    patterns, ignore: as `fnmatch` takes them. kind: model or dataset. explain: as for `call`.
-    Raises what `explain` says when the Hub does not give them, IntegrityError when what it gives, twice, is not what it
+    patterns, ignore: as `fnmatch` takes them. kind: model or dataset. explain: as for `call`. Raises what
+    `explain` says when the Hub does not give them, IntegrityError when what it gives, twice, is not what it
     says that it gives.
     """
     from huggingface_hub import snapshot_download
@@ -73,7 +81,8 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
     commit, by_hub = current_commit(repo, revision, tell, kind=kind, explain=explain, last=whole.commit())
 
     def fetch() -> Path:
-        chosen: dict[str, Any] = {"repo_type": kind, "allow_patterns": list(patterns), "ignore_patterns": list(ignore)}
+        chosen: dict[str, Any] = {"repo_type": kind, "allow_patterns": list(patterns),
+                                  "ignore_patterns": list(ignore)}
         if not by_hub:
             return Path(snapshot_download(repo, revision=commit or revision, local_files_only=True, **chosen))
         # By its branch first, so that the cache knows what that meant when there is no network.
@@ -94,13 +103,17 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
             path.unlink(missing_ok=True)
         if attempt == 1:
             tell(f"{repo}: {damaged[0].name} is not what the Hub says it is; downloading it again.")
-    raise IntegrityError(f"{repo}: {damaged[0].relative_to(folder)}: arrived twice with other bytes than the Hub's hash says",
-                         "Something between the Hub and this machine changes what it passes on. Nothing of it was kept.")
+    raise IntegrityError(f"{repo}: {damaged[0].relative_to(folder)}: arrived twice with other bytes than the "
+                         "Hub's hash says",
+                         "Something between the Hub and this machine changes what it passes on. Nothing of "
+                         "it was kept.")
 
 
 @dataclass(frozen=True)
 class _Whole:
-    """Which commit's files were last all here: the cache itself does not tell a snapshot that broke off from a whole one."""
+    """Which commit's files were last all here: the cache itself does not tell a snapshot that broke off from
+    a whole one.
+    """
 
     repo: str
     kind: str
@@ -124,18 +137,20 @@ class _Whole:
         """The commit, where its snapshot is still in the cache."""
         with suppress(OSError):
             commit = self._path.read_text().strip()
-            if _COMMIT.fullmatch(commit) and (_cache_of(self.repo, self.kind) / "snapshots" / commit).is_dir():
+            if _COMMIT.fullmatch(commit) and (_cache_of(self.repo,
+                                                        self.kind) / "snapshots" / commit).is_dir():
                 return commit
         return None
 
 
-def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "model", explain: Any = explained,
-                   last: str | None = None) -> tuple[str | None, bool]:
-    """(the commit that a revision means now, True), by the Hub; or, while that is down, (by the cache, False), which is told.
+def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "model",
+                   explain: Any = explained, last: str | None = None) -> tuple[str | None, bool]:
+    """(the commit that a revision means now, True), by the Hub; or, while that is down, (by the cache,
+    False), which is told.
 
-    A commit may be given by its first seven digits or more. last: the commit whose files were all in the cache before.
-    The commit is None where there is no network by the user's own wish and the cache does not know the revision.
-    Raises what `explain` says when the Hub does not tell and the cache cannot.
+    A commit may be given by its first seven digits or more. last: the commit whose files were all in the
+    cache before. The commit is None where there is no network by the user's own wish and the cache does not
+    know the revision. Raises what `explain` says when the Hub does not tell and the cache cannot.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
@@ -157,7 +172,8 @@ def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "
             return str(begun[0])
 
     try:
-        return call(repo, ask, tell, explain=explain, attempts=_ATTEMPTS_WITH_CACHE if cached else ATTEMPTS), True
+        return call(repo, ask, tell, explain=explain,
+                    attempts=_ATTEMPTS_WITH_CACHE if cached else ATTEMPTS), True
     except NetworkError as error:
         if cached is None or error.kind is not Kind.UNREACHABLE:
             raise
@@ -177,7 +193,9 @@ def _cache_of(repo: str, kind: str) -> Path:
 
 
 def _cached_commit(repo: str, revision: str | None, kind: str) -> str | None:
-    """What a revision meant when it was last downloaded, or the one commit in the cache that begins so; else None."""
+    """What a revision meant when it was last downloaded, or the one commit in the cache that begins so; else
+    None.
+    """
     folder = _cache_of(repo, kind)
     with suppress(OSError):
         return (folder / "refs" / (revision or "main")).read_text().strip()
@@ -190,8 +208,8 @@ def _cached_commit(repo: str, revision: str | None, kind: str) -> str | None:
 def intact(path: Path) -> bool:
     """Whether a file of the cache has the content that its name there says.
 
-    The cache names a file by what the Hub says of it: the SHA-256 of large ones, git's SHA-1 of others. A file that was
-    found whole is not read again until its size or time changes.
+    The cache names a file by what the Hub says of it: the SHA-256 of large ones, git's SHA-1 of others. A
+    file that was found whole is not read again until its size or time changes.
     """
     blob = path.resolve()
     expected = blob.name
@@ -219,7 +237,8 @@ def _mark(blob: Path) -> Path:
 
 def _hash(path: Path, digits: int) -> str:
     """SHA-256 (64 digits), or the SHA-1 of git's blob (40)."""
-    digest = hashlib.sha256() if digits == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    digest = hashlib.sha256() if digits == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size,
+                                                                usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
@@ -239,7 +258,11 @@ def commit_of(folder: Path) -> str | None:
 def repo_of(folder: Path) -> str | None:
     """The repository that a folder of the client's cache came from; None for any other folder."""
     name = folder.parent.parent.name
-    return name.removeprefix("models--").replace("--", "/") if commit_of(folder) and name.startswith("models--") else None
+    return (
+        name.removeprefix("models--").replace("--", "/")
+        if commit_of(folder) and name.startswith("models--")
+        else None
+    )
 
 
 def listed(repo: str, revision: str | None, tell: Tell) -> list[str]:

@@ -1,4 +1,6 @@
-"""What a failure on the way to the Hub is: of the network, of the Hub, of this disk, or a mistake of ours; and its words."""
+"""What a failure on the way to the Hub is: of the network, of the Hub, of this disk, or a mistake of ours;
+and its words.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,19 @@ from tunesmith.wordings import errno_in, says_disk_full
 
 #: Of the statuses of an answer, those that another attempt may change.
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
-#: What code raises that is asked for something that makes no sense: our mistake, or the client's when an answer makes none.
-#: RuntimeError is also all that hf_xet, which moves large files, says of a failed transfer.
+#: What code raises that is asked for something that makes no sense: our mistake, or the client's when an
+#: answer makes none. RuntimeError is also all that hf_xet, which moves large files, says of a failed
+#: transfer.
 _MISTAKES = (ValueError, TypeError, LookupError, AttributeError, NameError, RuntimeError)
 #: The client and what it stands on.
-_CLIENT = ("huggingface_hub", "httpx", "httpcore", "httpx2", "httpcore2", "h11", "hf_xet", "datasets", "fsspec")
+_CLIENT = ("huggingface_hub", "httpx", "httpcore", "httpx2", "httpcore2", "h11", "hf_xet", "datasets",
+           "fsspec")
 
 
 class Garbled(Exception):
-    """An answer came of which the client can make nothing: cut short, no JSON, without what it should hold."""
+    """An answer came of which the client can make nothing: cut short, no JSON, without what it should
+    hold.
+    """
 
 
 def worth_a_look() -> tuple[type[Exception], ...]:
@@ -39,9 +45,11 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 
 def failure(error: Exception, *, answers: int) -> Exception | None:
-    """The failure of network, Hub or disk behind an error; None for a mistake of ours, which none of them explains.
+    """The failure of network, Hub or disk behind an error; None for a mistake of ours, which none of them
+    explains.
 
-    answers: how many the Hub gave before it: without any, what the client cannot make sense of is our question.
+    answers: how many the Hub gave before it: without any, what the client cannot make sense of is our
+    question.
     """
     if raised_by_us(error):
         return None
@@ -61,7 +69,9 @@ def failure(error: Exception, *, answers: int) -> Exception | None:
 
 
 def _refusal(error: BaseException) -> Exception | None:
-    """An answer that was no, over which the client then stumbled: its mistake, but the answer is what failed."""
+    """An answer that was no, over which the client then stumbled: its mistake, but the answer is what
+    failed.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     return next((each for each in _chain(error) if isinstance(each, HfHubHTTPError)), None)
@@ -84,7 +94,9 @@ def raised_by_us(error: BaseException) -> bool:
 
 
 def behind(error: BaseException) -> Exception | None:
-    """What of network, Hub or disk an error came from, itself included; None where it came from none of them."""
+    """What of network, Hub or disk an error came from, itself included; None where it came from none of
+    them.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     for each in _causes(error):
@@ -107,7 +119,9 @@ def status(error: BaseException | None) -> int | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from, or was raised while that was handled. A cause that is raised again closes a ring."""
+    """An error and what it came from, or was raised while that was handled. A cause that is raised again
+    closes a ring.
+    """
     passed: list[BaseException] = []
     while error is not None and not any(error is each for each in passed):
         yield error
@@ -136,7 +150,9 @@ def _timed_out(error: BaseException) -> bool:
 
 
 def _on_disk(error: BaseException) -> OSError | None:
-    """The failed operation on a file behind an error; None where there is none, or the Hub or a connection failed."""
+    """The failed operation on a file behind an error; None where there is none, or the Hub or a connection
+    failed.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     for each in _causes(error):
@@ -148,7 +164,9 @@ def _on_disk(error: BaseException) -> OSError | None:
 
 
 def _is_garbled(error: Exception) -> bool:
-    """Also without a file's hash or length where the client needs it, or of another length than was announced."""
+    """Also without a file's hash or length where the client needs it, or of another length than was
+    announced.
+    """
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     if isinstance(error, Garbled):
@@ -230,15 +248,16 @@ def explained(error: Exception, what: str) -> TunesmithError:
     if (failed := _on_disk(error)) is not None:
         return _of_the_disk(failed, what)
     if found == 429 and (wait_s := retry_after_s(error)):
-        return NetworkError(f"{what}: the Hub asks to wait {wait_s:.0f} s", "Run the same command after that.",
-                            kind=Kind.UNREACHABLE)
+        return NetworkError(f"{what}: the Hub asks to wait {wait_s:.0f} s",
+                            "Run the same command after that.", kind=Kind.UNREACHABLE)
     if isinstance(error, errors.LocalTokenNotFoundError) or found in (401, 403, 404, 412):
         return _refused(error, found, what)
     if offline():
-        return NetworkError(f"{what}: not in the local cache, and HF_HUB_OFFLINE is set", "Unset it, or name a local folder.",
-                            kind=Kind.OFFLINE)
+        return NetworkError(f"{what}: not in the local cache, and HF_HUB_OFFLINE is set",
+                            "Unset it, or name a local folder.", kind=Kind.OFFLINE)
     hint = "A login page of this network may have answered instead. " if _is_garbled(error) else ""
-    return NetworkError(f"{what}: {reason(error)}", f"{hint}Check the network, then run the same command again.",
+    return NetworkError(f"{what}: {reason(error)}",
+                        f"{hint}Check the network, then run the same command again.",
                         kind=Kind.UNREACHABLE if _unreachable(error) else None)
 
 
@@ -247,19 +266,24 @@ def _refused(error: Exception, found: int | None, what: str) -> NetworkError:
     from huggingface_hub import errors, get_token
 
     if isinstance(error, errors.GatedRepoError):
-        return NetworkError(f"{what}: the Hub asks you to accept its terms first", "Open its page on the Hub while logged in.")
+        return NetworkError(f"{what}: the Hub asks you to accept its terms first",
+                            "Open its page on the Hub while logged in.")
     if found is None or (found == 401 and not get_token()):
-        return NetworkError(f"{what}: you are not logged in to the Hub", "Log in with `hf auth login`, or set HF_TOKEN.")
+        return NetworkError(f"{what}: you are not logged in to the Hub",
+                            "Log in with `hf auth login`, or set HF_TOKEN.")
     if found == 401:
-        return NetworkError(f"{what}: the Hub does not accept your token", "Log in again (`hf auth login`), or set HF_TOKEN.")
+        return NetworkError(f"{what}: the Hub does not accept your token",
+                            "Log in again (`hf auth login`), or set HF_TOKEN.")
     if found == 403:
-        return NetworkError(f"{what}: your token may not do this", "It needs the right to write there: see the Hub's settings.")
+        return NetworkError(f"{what}: your token may not do this",
+                            "It needs the right to write there: see the Hub's settings.")
     if isinstance(error, errors.RevisionNotFoundError):
         return NetworkError(f"{what}: no such revision on the Hub", "Leave the revision out, or check it.",
                             kind=Kind.NO_SUCH_REVISION)
     if found == 404:
         return NetworkError(f"{what}: the Hub shows you no such repository",
-                            "Check the name; a private one needs `hf auth login`.", kind=Kind.NO_SUCH_REPOSITORY)
+                            "Check the name; a private one needs `hf auth login`.",
+                            kind=Kind.NO_SUCH_REPOSITORY)
     return NetworkError(f"{what}: someone else changed it meanwhile", "Run the same command again.")
 
 
@@ -268,5 +292,6 @@ def _of_the_disk(failed: OSError, what: str) -> TunesmithError:
     from huggingface_hub import constants
 
     place: Any = failed.filename or f"the Hub's cache, {constants.HF_HUB_CACHE}"
-    said = explained_os_error(failed, f"{what}: {place}") or EnvironmentFault(f"{what}: {place}: {failed.strerror}")
+    said = explained_os_error(failed,
+                              f"{what}: {place}") or EnvironmentFault(f"{what}: {place}: {failed.strerror}")
     return said.reword(hint=f"{said.hint} HF_HOME says where downloads go.".strip())

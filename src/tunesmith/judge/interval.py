@@ -1,9 +1,10 @@
 """An interval for a mean difference that holds for few rows and for skewed ones.
 
-Losses differ a lot from row to row, and their differences are skewed: Student's interval then misses the truth too often on
-one side, and a bootstrap of few rows misses it more often still. Taken is the union of Student's t and of Hall's
-transformation, which corrects it for skewness (Hall 1992, https://doi.org/10.2307/2345897), at a nominal level that is
-raised for few rows. `benchmarks/verdict_coverage.py` measures what comes of it; docs/evaluate.md has the table.
+Losses differ a lot from row to row, and their differences are skewed: Student's interval then misses the
+truth too often on one side, and a bootstrap of few rows misses it more often still. Taken is the union of
+Student's t and of Hall's transformation, which corrects it for skewness (Hall 1992,
+https://doi.org/10.2307/2345897), at a nominal level that is raised for few rows.
+`benchmarks/verdict_coverage.py` measures what comes of it; docs/evaluate.md has the table.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 #: Fewer different rows than this tell nothing.
 FEWEST = 5
-#: (rows, two-sided nominal level up to that many): so that about 93% cover even for heavily skewed rows of unequal length.
+#: (rows, two-sided nominal level up to that many): so that about 93% cover even for heavily skewed rows of
+#: unequal length.
 _LEVELS = ((14, 0.998), (29, 0.995), (49, 0.99), (399, 0.98), (math.inf, 0.95))
 
 
@@ -31,14 +33,18 @@ def interval_of_mean(values: npt.ArrayLike) -> tuple[float, float] | None:
         return mean, mean
     level = next(level for most, level in _LEVELS if count <= most)
     t = t_quantile((1 + level) / 2, count - 1)
-    skewness = float(((x - mean) ** 3).mean()) / float(x.std()) ** 3 * math.sqrt(count * (count - 1)) / (count - 2)
+    skewness = (
+        float(((x - mean) ** 3).mean()) / float(x.std()) ** 3 * math.sqrt(count * (count - 1)) / (count - 2)
+    )
     scaled = t / math.sqrt(count)
     ends = [scaled, -scaled, _hall(scaled, skewness, count), _hall(-scaled, skewness, count)]
     return mean - spread * max(ends), mean - spread * min(ends)
 
 
 def interval_of_ratio(numerators: npt.ArrayLike, weights: npt.ArrayLike) -> tuple[float, float] | None:
-    """The same for sum(numerators) / sum(weights): the mean of its linearisation (Cochran 1977, section 6.3), row by row."""
+    """The same for sum(numerators) / sum(weights): the mean of its linearisation (Cochran 1977, section 6.3),
+    row by row.
+    """
     d, w = np.asarray(numerators, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     ratio = d.sum() / w.sum()
     return interval_of_mean(ratio + (d - ratio * w) / w.mean())

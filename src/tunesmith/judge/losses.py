@@ -32,16 +32,20 @@ class RowLosses:
 def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) -> RowLosses:
     """The loss of each row, in the order of `rows`. The engine must be out of training.
 
-    max_tokens: tokens computed at once; fewer when memory runs out. Raises OutOfMemory when a row alone does not fit.
+    max_tokens: tokens computed at once; fewer when memory runs out. Raises OutOfMemory when a row alone does
+    not fit.
     """
     nats = np.zeros(len(rows))
-    cuts = plan_micro_batches([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens, overhead_tokens=64,
+    cuts = plan_micro_batches([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens,
+                              overhead_tokens=64,
                     padded=engine.padded)
 
     def too_large(row: int) -> OutOfMemory:
-        return OutOfMemory(f"a held-out row of {len(rows[row].ids)} tokens alone does not fit in the GPU's memory",
+        return OutOfMemory(f"a held-out row of {len(rows[row].ids)} tokens alone does not fit in the GPU's "
+                           "memory",
                            f"Lower data.max_length, quantise the base ({smallest()}), or take a smaller one.")
 
-    for indices, found in in_parts(cuts, lambda part: engine.losses([rows[i] for i in part]).cpu(), too_large):
+    for indices, found in in_parts(cuts, lambda part: engine.losses([rows[i] for i in part]).cpu(),
+                                   too_large):
         nats[indices] = found.numpy()
     return RowLosses(nats, np.array([row.loss_tokens for row in rows]))

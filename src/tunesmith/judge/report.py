@@ -1,4 +1,6 @@
-"""report.html: one self-contained page with the curves, the verdict, answers before and after, and what was run."""
+"""report.html: one self-contained page with the curves, the verdict, answers before and after, and what was
+run.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def write_report(run: RunFolder, *, manifest: Manifest, recipe_text: str, result
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
     source = (resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
     metrics = run.metrics.read()
-    curve, rate = _drawn(_loss_chart(metrics, judgement), _line(metrics, "learning_rate", "learning rate", 130))
+    curve, rate = _drawn(_loss_chart(metrics, judgement),
+                         _line(metrics, "learning_rate", "learning rate", 130))
     page = environment.from_string(source).render(
         name=run.path.name, manifest=manifest, recipe=recipe_text, result=result, judgement=judgement,
         verdict=verdict_sentence(judgement.summary().model_dump()) if judgement else "",
@@ -49,18 +52,23 @@ _DRAW_S = 120.0
 
 
 def _drawn(*charts: altair.LayerChart | altair.Chart) -> list[Markup]:
-    """The charts as SVG; a sentence instead of each where they could not be drawn: a report without them is a report."""
+    """The charts as SVG; a sentence instead of each where they could not be drawn: a report without them is a
+    report.
+    """
     try:
-        done = subprocess.run([sys.executable, "-P", "-c", _DRAW], input=json.dumps([chart.to_dict() for chart in charts]),
-                              text=True, capture_output=True, timeout=_DRAW_S, check=True, encoding="utf-8")
+        done = subprocess.run([sys.executable, "-P", "-c", _DRAW],
+                              input=json.dumps([chart.to_dict() for chart in charts]), text=True,
+                              capture_output=True, timeout=_DRAW_S, check=True, encoding="utf-8")
         return [Markup(svg) for svg in json.loads(done.stdout)]  # made of numbers and of our own words
     except (OSError, subprocess.SubprocessError, ValueError):
-        return [Markup("<p>The chart could not be drawn on this machine. metrics.jsonl has its numbers.</p>") for _ in charts]
+        return [Markup("<p>The chart could not be drawn on this machine. metrics.jsonl has its numbers.</p>")
+                for _ in charts]
 
 
 def _loss_chart(metrics: list[dict[str, Any]], judgement: Judgement | None) -> altair.LayerChart:
     points = [{"step": m["step"], "loss": m["loss"], "of": "training"} for m in metrics]
-    validation = [{"step": m["step"], "loss": m["eval_loss"], "of": "held out"} for m in metrics if "eval_loss" in m]
+    validation = [{"step": m["step"], "loss": m["eval_loss"], "of": "held out"} for m in metrics
+                  if "eval_loss" in m]
     if judgement is not None:
         last = metrics[-1]["step"] if metrics else 0
         validation = [{"step": 0, "loss": judgement.loss_base, "of": "held out"}, *validation,
@@ -85,6 +93,8 @@ def _line(metrics: list[dict[str, Any]], key: str, title: str, height: int) -> a
 
 def _styled(chart: Any, height: int) -> Any:
     grey = "#8a8f98"
-    return chart.properties(width=640, height=height, background="transparent").configure_view(stroke=None).configure_axis(
+    return chart.properties(width=640, height=height,
+                            background="transparent").configure_view(stroke=None).configure_axis(
         labelColor=grey, titleColor=grey, gridColor="#8a8f9833", domainColor=grey, tickColor=grey,
-        labelFont="sans-serif", titleFont="sans-serif").configure_legend(labelColor=grey, labelFont="sans-serif")
+        labelFont="sans-serif",
+        titleFont="sans-serif").configure_legend(labelColor=grey, labelFont="sans-serif")

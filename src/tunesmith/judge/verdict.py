@@ -36,13 +36,13 @@ class Sample:
 class Judgement:
     """What the judge found.
 
-    loss_base, loss_tuned: nats a loss-bearing token, over the different rows: equal ones count once. interval: 95% interval
-    of tuned - base, see `interval`; None with fewer than `fewest_rows`. smallest_change: one nearer to zero is none.
-    stop_rate_*: share of the stop_rows answered prompts whose answer ended by itself within max_new_tokens. right_*: how many
-    of these answers are the data's, blanks at their ends aside. list_f1_*: mean F1 of the answers as sets, when the data's
-    answers are lists; else None. rows: different rows; rows_better: those whose loss is lower after than before.
-    verdict: helps (the loss fell and the answers are better) | loss only | no difference | hurts (the loss rose) |
-    too few rows.
+    loss_base, loss_tuned: nats a loss-bearing token, over the different rows: equal ones count once.
+    interval: 95% interval of tuned - base, see `interval`; None with fewer than `fewest_rows`.
+    smallest_change: one nearer to zero is none. stop_rate_*: share of the stop_rows answered prompts whose
+    answer ended by itself within max_new_tokens. right_*: how many of these answers are the data's, blanks at
+    their ends aside. list_f1_*: mean F1 of the answers as sets, when the data's answers are lists; else None.
+    rows: different rows; rows_better: those whose loss is lower after than before. verdict: helps (the loss
+    fell and the answers are better) | loss only | no difference | hurts (the loss rose) | too few rows.
     """
 
     loss_base: float
@@ -74,16 +74,17 @@ def mean_validation_loss(engine: Engine, rows: list[TokenRow]) -> float:
     return row_losses(engine, rows).mean
 
 
-def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples: int, stop_rows: int, matters: float = 0.0,
-          on_stage: Callable[[str], None] = lambda stage: None) -> Judgement:
+def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples: int, stop_rows: int,
+          matters: float = 0.0, on_stage: Callable[[str], None] = lambda stage: None) -> Judgement:
     """Compare the adapter with its bare base on held-out rows; `rows` must not be empty.
 
-    stop_rows: how many prompts are answered at most; samples: how many of them are kept to be shown. matters: a change of
-    the loss that is smaller than this is none [nats a token].
+    stop_rows: how many prompts are answered at most; samples: how many of them are kept to be shown. matters:
+    a change of the loss that is smaller than this is none [nats a token].
     """
     engine.training(False)
     rows = different(rows)
-    answered = [row for row in rows if _can_be_answered(row, engine, max_new_tokens)][: max(stop_rows, samples)]
+    answered = [row for row in rows
+                if _can_be_answered(row, engine, max_new_tokens)][: max(stop_rows, samples)]
     prompts = [row.prompt_ids for row in answered]
     on_stage("judging the bare base")
     with engine.adapter_disabled():
@@ -92,7 +93,8 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
     on_stage("judging the adapter")
     tuned = row_losses(engine, rows)
     if not np.isfinite(tuned.nats).all() or not np.isfinite(base.nats).all():
-        raise DivergedError(f"a held-out loss is not finite (base {base.mean}, with the adapter {tuned.mean})",
+        raise DivergedError(f"a held-out loss is not finite (base {base.mean}, with the adapter "
+                            f"{tuned.mean})",
                             "Lower train.learning_rate, or compute in float32 (model.dtype).")
     after = answer_prompts(engine, prompts, max_new_tokens)
     references = [row.reference for row in answered]
@@ -104,8 +106,9 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
         verdict=_verdict(interval, smallest, _better_answers(before, after, references)), rows=len(rows),
         rows_better=int((tuned.nats < base.nats).sum()), tokens=int(base.tokens.sum()),
         stop_rate_base=_share_stopped(before), stop_rate_tuned=_share_stopped(after), stop_rows=len(answered),
-        max_new_tokens=max_new_tokens, right_base=right[0], right_tuned=right[1], smallest_change=smallest, fewest_rows=FEWEST,
-        list_f1_base=list_f1(before, references), list_f1_tuned=list_f1(after, references),
+        max_new_tokens=max_new_tokens, right_base=right[0], right_tuned=right[1], smallest_change=smallest,
+        fewest_rows=FEWEST, list_f1_base=list_f1(before, references),
+        list_f1_tuned=list_f1(after, references),
         samples=[Sample(row.prompt, row.reference, b.text, a.text, b.stopped, a.stopped)
                  for row, b, a in zip(answered[:samples], before, after, strict=False)])
 
@@ -125,14 +128,18 @@ def _right(answers: list[TextAnswer], references: list[str]) -> list[float]:
 
 
 def _better_answers(before: list[TextAnswer], after: list[TextAnswer], references: list[str]) -> bool:
-    """Whether the answers came nearer to the data's, by more than chance: as sets where they are lists, else as they are."""
+    """Whether the answers came nearer to the data's, by more than chance: as sets where they are lists, else
+    as they are.
+    """
     scored = [_list_scores(answers, references) or _right(answers, references) for answers in (before, after)]
     interval = interval_of_mean(np.subtract(scored[1], scored[0])) if references else None
     return interval is not None and interval[0] > 0
 
 
 def _can_be_answered(row: TokenRow, engine: Engine, max_new_tokens: int) -> bool:
-    """Whether the row has a prompt (plain text has none) that leaves room for an answer in the base's positions."""
+    """Whether the row has a prompt (plain text has none) that leaves room for an answer in the base's
+    positions.
+    """
     room = engine.positions
     return bool(row.prompt_ids) and (room is None or len(row.prompt_ids) + max_new_tokens <= room)
 
@@ -158,7 +165,9 @@ def _as_set(text: str) -> set[str] | None:
 
 
 def list_f1(answers: list[TextAnswer], references: list[str]) -> float | None:
-    """Mean F1 of answers as sets of items; an answer that is no list scores 0. None unless every reference is a list."""
+    """Mean F1 of answers as sets of items; an answer that is no list scores 0. None unless every reference is
+    a list.
+    """
     scores = _list_scores(answers, references)
     return sum(scores) / len(scores) if scores else None
 

@@ -1,4 +1,5 @@
-"""What a base's config.json says of whether, and how, the base can be trained here: looked at before its weights are read.
+"""What a base's config.json says of whether, and how, the base can be trained here: looked at before its
+weights are read.
 
 transformers takes a second to import, so it is only where it is needed.
 """
@@ -12,18 +13,26 @@ from typing import Any
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS, choices
 
-_OF_OTHERS = (r"weight_scale(_inv|_2)?|.*_scale_inv|input_scale|scales|qweight|qzeros|g_idx|.*_blocks|.*_scales|"
-              r"weight_packed|weight_zero_point|weight_shape")
-#: What ways of keeping weights in few bits put beside a weight: those that are known here, and those of others.
+_OF_OTHERS = (
+    r"weight_scale(_inv|_2)?|.*_scale_inv|input_scale|scales|qweight|qzeros|g_idx|.*_blocks|.*_scales|"
+    r"weight_packed|weight_zero_point|weight_shape"
+)
+#: What ways of keeping weights in few bits put beside a weight: those that are known here, and those of
+#: others.
 OF_QUANTISATION = re.compile(
-    rf"(^|\.)({'|'.join([way.tensors_beside for way in WAYS.values() if way.tensors_beside] + [_OF_OTHERS])})$")
+    r"(^|\.)("
+    + "|".join([way.tensors_beside for way in WAYS.values() if way.tensors_beside] + [_OF_OTHERS])
+    + ")$"
+)
 _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
 #: More layers than any model has.
 MOST_LAYERS = 10_000
 
 
 def decoded(config: Any) -> Any:
-    """A config with the numbers that transformers 5 writes as {"__float__": "Infinity"}, since JSON has none for them."""
+    """A config with the numbers that transformers 5 writes as {"__float__": "Infinity"}, since JSON has none
+    for them.
+    """
     if isinstance(config, dict):
         if set(config) == {"__float__"} and config["__float__"] in _FLOATS:
             return _FLOATS[config["__float__"]]
@@ -42,34 +51,44 @@ _NEXT = "Take a causal (decoder-only) language model, such as Qwen/Qwen2.5-0.5B.
 
 
 def refuse_two_ways(config: Mapping[str, Any], name: str) -> None:
-    """Raise RecipeError where the config itself says that tokens see later ones, or that there is an encoder."""
+    """Raise RecipeError where the config itself says that tokens see later ones, or that there is an
+    encoder.
+    """
     kind = config["model_type"]
     if config.get("is_encoder_decoder"):
         raise RecipeError(f"{name} ({kind}) is an encoder-decoder, not a causal language model", _NEXT,
                           setting="model.base")
     if config.get("use_bidirectional_attention"):
-        raise RecipeError(f"{name} ({kind}) sees later tokens (use_bidirectional_attention), so it is not a causal "
-                          "language model", _NEXT, setting="model.base")
+        raise RecipeError(f"{name} ({kind}) sees later tokens (use_bidirectional_attention), so it is not a "
+                          "causal language model", _NEXT, setting="model.base")
     if kind in ("bert-generation", "cpmant") and not config.get("is_decoder"):
         raise RecipeError(f"{name} ({kind}) lets tokens see later ones, so it is not a causal language model",
                           _NEXT, setting="model.base")
 
 
 def require_causal(config: Mapping[str, Any], name: str) -> None:
-    """Raise RecipeError for a base whose tokens see later ones, or that reads with one half and writes with another.
+    """Raise RecipeError for a base whose tokens see later ones, or that reads with one half and writes with
+    another.
 
     Its loss would fall for the wrong reason: what is to be predicted stands in its input.
     """
     kind, next_step = config["model_type"], _NEXT
     refuse_two_ways(config, name)
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
-    two_ways = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder") and not config.get("causal")
+    two_ways = (
+        kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and not config.get("is_decoder")
+        and not config.get("causal")
+    )
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not two_ways:
         return
     if two_ways:
-        raise RecipeError(f"{name} ({kind}) is an encoder: every token sees the later ones, so it is not a causal "
-                          "language model", next_step, setting="model.base")
+        raise RecipeError(f"{name} ({kind}) is an encoder: every token sees the later ones, so it is not a "
+                          "causal language model", next_step, setting="model.base")
     import transformers
 
     raise RecipeError(f"{name}: transformers {transformers.__version__} has no causal language model for its "
@@ -79,8 +98,8 @@ def require_causal(config: Mapping[str, Any], name: str) -> None:
 
 
 def require_possible_depth(config: Mapping[str, Any], name: str) -> None:
-    """Refuse a number of layers that no model has: a damaged config.json would be built, layer by layer, before its
-    weights are missed. Raises IntegrityError.
+    """Refuse a number of layers that no model has: a damaged config.json would be built, layer by layer,
+    before its weights are missed. Raises IntegrityError.
     """
     for key in ("num_hidden_layers", "n_layer"):
         layers = config.get(key)
@@ -90,8 +109,9 @@ def require_possible_depth(config: Mapping[str, Any], name: str) -> None:
 
 
 def own_quantization(config: Mapping[str, Any]) -> str | None:
-    """How a checkpoint's weights are kept already: in one of `WAYS`, or its method's name; None where they are plain
-    numbers."""
+    """How a checkpoint's weights are kept already: in one of `WAYS`, or its method's name; None where they
+    are plain numbers.
+    """
     if config.get("compression_config"):
         return "compressed-tensors"
     found = config.get("quantization_config")
@@ -105,15 +125,16 @@ def own_quantization(config: Mapping[str, Any]) -> str | None:
         for way in WAYS.values():
             if way.keeps(found):
                 return way.name
-        method = str(found.get("bnb_4bit_quant_type", "fp4")) if found.get("load_in_4bit") is True else "an unknown way"
+        method = str(found.get("bnb_4bit_quant_type",
+                               "fp4")) if found.get("load_in_4bit") is True else "an unknown way"
     return f"the method {method}" if method in WAYS else method
 
 
 def require_agreement(config: Mapping[str, Any], name: str, quantization: str) -> None:
     """Raise RecipeError where the recipe's `model.quantization` is not how the checkpoint is kept.
 
-    A checkpoint that is kept in one of `WAYS` is taken as it is under that name alone; one in FP8 or MXFP4 is turned back
-    to 16 bits under `none`; others are not trained here.
+    A checkpoint that is kept in one of `WAYS` is taken as it is under that name alone; one in FP8 or MXFP4 is
+    turned back to 16 bits under `none`; others are not trained here.
     """
     own = own_quantization(config)
     if own is None or own == quantization:
@@ -126,8 +147,8 @@ def require_agreement(config: Mapping[str, Any], name: str, quantization: str) -
         if quantization == AS_THEY_ARE:
             return
         raise RecipeError(f"{quantization}, but {name} is kept in {own} already",
-                          f"Set model.quantization to {AS_THEY_ARE} (its weights are then turned back to 16 bits), or "
-                          "name the model that it was made from.", setting="model.quantization")
+                          f"Set model.quantization to {AS_THEY_ARE} (its weights are then turned back to 16 "
+                          "bits), or name the model that it was made from.", setting="model.quantization")
     raise RecipeError(f"{name} is kept in {own}, which is not trained here",
                       "Name the model that it was made from; model.quantization keeps it in "
                       f"{choices(way.name for way in WAYS.values() if way.quantised)}.", setting="model.base")

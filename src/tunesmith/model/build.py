@@ -15,13 +15,15 @@ from tunesmith.model.lora import LoraSettings, copy_state, read_adapter
 from tunesmith.model.placement import Placement
 
 
-def build_for_training(base: BaseFiles, tokenizer: Any, placement: Placement, *, lora: LoraSettings, seed: int) -> Engine:
+def build_for_training(base: BaseFiles, tokenizer: Any, placement: Placement, *, lora: LoraSettings,
+                       seed: int) -> Engine:
     """The base with a fresh adapter. Raises RecipeError, IntegrityError, EnvironmentFault or OutOfMemory."""
     if placement.engine == "native":
         from tunesmith.model.native.adapter import attach as attach_native
 
         decoder = _decoder(base, placement)
-        return _native(decoder, attach_native(decoder, lora, base.architecture, seed), base, tokenizer, placement)
+        return _native(decoder, attach_native(decoder, lora, base.architecture, seed), base, tokenizer,
+                       placement)
     from tunesmith.model.hf.adapter import attach
     from tunesmith.model.hf.load import load_frozen
 
@@ -30,7 +32,8 @@ def build_for_training(base: BaseFiles, tokenizer: Any, placement: Placement, *,
 
 
 def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, placement: Placement) -> Engine:
-    """The base with a saved adapter, to be asked and not trained. Its `notes` say where it is not the engine that was to run.
+    """The base with a saved adapter, to be asked and not trained. Its `notes` say where it is not the engine
+    that was to run.
 
     Raises IntegrityError when the adapter does not fit, and as above.
     """
@@ -74,19 +77,23 @@ def _decoder(base: BaseFiles, placement: Placement) -> Any:
                         device=torch.device(placement.device))
 
 
-def _native(decoder: Any, settings: LoraSettings | None, base: BaseFiles, tokenizer: Any, placement: Placement) -> Engine:
+def _native(decoder: Any, settings: LoraSettings | None, base: BaseFiles, tokenizer: Any,
+            placement: Placement) -> Engine:
     from tunesmith.model.native.engine import NativeEngine
 
-    return NativeEngine(decoder, settings, tokenizer, base, quantization=placement.quantization, matmul=placement.matmul)
+    return NativeEngine(decoder, settings, tokenizer, base, quantization=placement.quantization,
+                        matmul=placement.matmul)
 
 
-def _hf(model: Any, base: BaseFiles, tokenizer: Any, placement: Placement, notes: Sequence[str] = ()) -> Engine:
+def _hf(model: Any, base: BaseFiles, tokenizer: Any, placement: Placement,
+        notes: Sequence[str] = ()) -> Engine:
     """instead: is said where the hf engine runs what the native one was to."""
     from tunesmith.model.hf.engine import HfEngine
 
     instead = placement.instead
     said = (f"This runs on the hf engine instead of the native one: {instead}.",) if instead else ()
-    return HfEngine(model, tokenizer, base, quantization=placement.quantization, dtype=placement.dtype, notes=(*said, *notes))
+    return HfEngine(model, tokenizer, base, quantization=placement.quantization, dtype=placement.dtype,
+                    notes=(*said, *notes))
 
 
 def count_modules(engine: Engine) -> int:
@@ -104,7 +111,8 @@ def _attached(engine: Engine, adapter: Path) -> Engine:
         tuned = engine.logits(probe)[0]
         with engine.adapter_disabled():
             bare = engine.logits(probe)[0]
-    trained = any(bool(parameter.any()) for name, parameter in engine.trainable().items() if "lora_A" not in name)
+    trained = any(bool(parameter.any()) for name, parameter in engine.trainable().items()
+                  if "lora_A" not in name)
     if trained and torch.equal(tuned, bare):
         raise IntegrityError(f"{adapter}: loaded, but the base's logits are the same with and without it",
                              "Is it an adapter for another base?")

@@ -1,7 +1,9 @@
-"""What a sample's dropout is drawn from: the run's seed, its number in the run's order, the token's place in the sample.
+"""What a sample's dropout is drawn from: the run's seed, its number in the run's order, the token's place in
+the sample.
 
-So a mask depends on the experiment alone: not on how a step is cut into micro-batches, which samples share one, or which
-engine runs. Hashed with SplitMix64's finaliser (Steele, Lea and Flood 2014, https://doi.org/10.1145/2714064.2660195).
+So a mask depends on the experiment alone: not on how a step is cut into micro-batches, which samples share
+one, or which engine runs. Hashed with SplitMix64's finaliser (Steele, Lea and Flood 2014,
+https://doi.org/10.1145/2714064.2660195).
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ _MASK = 2**64 - 1
 
 
 def sample_seeds(seed: int, first: int, count: int) -> list[int]:
-    """The dropout seeds (64 bits, unsigned) of samples number `first` ... `first + count - 1` of a run with this seed.
+    """The dropout seeds (64 bits, unsigned) of samples number `first` ... `first + count - 1` of a run with
+    this seed.
 
-    A sample's number counts every sample since the run began, so it stands for the step and the place in the step, and a
-    row that comes again in a later epoch is dropped otherwise.
+    A sample's number counts every sample since the run began, so it stands for the step and the place in the
+    step, and a row that comes again in a later epoch is dropped otherwise.
     """
     start = _mix(np.array([seed & _MASK], dtype=np.uint64))
     numbers = np.arange(first, first + count, dtype=np.uint64)
@@ -29,7 +32,8 @@ def sample_seeds(seed: int, first: int, count: int) -> list[int]:
 
 
 def token_keys(seeds: Sequence[int], lengths: Sequence[int], total: int) -> npt.NDArray[np.int64]:
-    """The dropout key of each token [total], int64, of samples that lie one after another; 0 for padding behind them.
+    """The dropout key of each token [total], int64, of samples that lie one after another; 0 for padding
+    behind them.
 
     seeds: of each sample, see `sample_seeds`. lengths: its tokens.
     """
@@ -43,14 +47,18 @@ def token_keys(seeds: Sequence[int], lengths: Sequence[int], total: int) -> npt.
 
 
 def require_seeds(seeds: Sequence[int] | None) -> Sequence[int]:
-    """The seeds. Raises ValueError where there are none: an adapter with dropout is not trained without, unsaid."""
+    """The seeds. Raises ValueError where there are none: an adapter with dropout is not trained without,
+    unsaid.
+    """
     if seeds is None:
         raise ValueError("the adapter has dropout, and nothing says what it is drawn from (dropout_seeds)")
     return seeds
 
 
 def module_salt(name: str) -> int:
-    """What tells the dropout of a module from every other's: a hash (32 bits) of its full name in the base."""
+    """What tells the dropout of a module from every other's: a hash (32 bits) of its full name in the
+    base.
+    """
     return zlib.crc32(name.encode())
 
 

@@ -37,7 +37,9 @@ def stop_and_pad_ids(tokenizer: Any, config_eos: int | list[int] | None) -> tupl
 
 
 class MaskedRow(Protocol):
-    """One sample: its tokens, and of each whether it bears loss (the first never does: nothing comes before it)."""
+    """One sample: its tokens, and of each whether it bears loss (the first never does: nothing comes before
+    it).
+    """
 
     @property
     def ids(self) -> Sequence[int]:
@@ -53,10 +55,10 @@ class MaskedRow(Protocol):
 class Engine(Protocol):
     """A base with one LoRA adapter. Each engine makes its own tensors of the rows that it is given.
 
-    Shapes: B rows, T tokens of a row, V entries of the vocabulary.
-    padded: whether rows that are computed together cost as much as the longest of them.
-    selective: whether some layers alone can be recomputed.
-    notes: what a run should say of how this engine was built: what was left out, or is not as it is elsewhere.
+    Shapes: B rows, T tokens of a row, V entries of the vocabulary. padded: whether rows that are computed
+    together cost as much as the longest of them. selective: whether some layers alone can be recomputed.
+    notes: what a run should say of how this engine was built: what was left out, or is not as it is
+    elsewhere.
     """
 
     name: str
@@ -81,13 +83,16 @@ class Engine(Protocol):
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss) to the adapter's; returns what `losses` does.
 
-        weight: a scalar on the engine's device. dropout_seeds: what each row's dropout is drawn from (64 bits), see
-        `model.dropout`; needed where the adapter has dropout and training is on. Nothing here waits for the device.
+        weight: a scalar on the engine's device. dropout_seeds: what each row's dropout is drawn from (64
+        bits), see `model.dropout`; needed where the adapter has dropout and training is on. Nothing here
+        waits for the device.
         """
         ...
 
     def losses(self, rows: Sequence[MaskedRow]) -> torch.Tensor:
-        """Each row's summed cross-entropy [B] (nats, fp32) over its tokens that bear loss, without a gradient."""
+        """Each row's summed cross-entropy [B] (nats, fp32) over its tokens that bear loss, without a
+        gradient.
+        """
         ...
 
     def logits(self, rows_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:

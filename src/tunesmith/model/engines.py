@@ -12,7 +12,8 @@ from tunesmith.model.quantization import smallest
 def choose_engine(wanted: str, config: dict[str, Any], matmul: str = "exact") -> tuple[str, str]:
     """(engine, why) for a base's config.json.
 
-    Raises RecipeError when `native` is asked for and does not take the base, or 8-bit products and native is not it.
+    Raises RecipeError when `native` is asked for and does not take the base, or 8-bit products and native is
+    not it.
     """
     reason = "hf is asked for" if wanted == "hf" else why_not_native(config)
     if matmul != "exact" and reason:
@@ -30,7 +31,8 @@ def choose_engine(wanted: str, config: dict[str, Any], matmul: str = "exact") ->
     return "native", f"the fast one for {config['model_type']}"
 
 
-def settle_engine(engine: str, reason: str, spread: str | None, *, wanted: str, matmul: str) -> tuple[str, str]:
+def settle_engine(engine: str, reason: str, spread: str | None, *, wanted: str,
+                  matmul: str) -> tuple[str, str]:
     """(engine, why), once it is known whether the base goes on several GPUs. Nothing after this changes it.
 
     engine, reason: of `choose_engine`. spread: of `device.why_spread`. wanted: the recipe's engine.

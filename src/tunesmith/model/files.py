@@ -1,4 +1,6 @@
-"""Where a base's files are, checked before anything heavy is imported: config, safetensors weights, no pickle."""
+"""Where a base's files are, checked before anything heavy is imported: config, safetensors weights, no
+pickle.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,12 @@ from tunesmith.rundir.ordinary import read_json_object, require_ordinary
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_NOT_NEEDED = ["adapter_config.json", "adapter_model*", "original/*", "onnx/*", "consolidated*", "*.gguf", "*/*"]
-#: Of a base's files, besides its weights: what says what it is, how text becomes tokens, and where an answer ends.
-_MAKES_IT = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
-             "merges.txt", "chat_template.*", "*.model", "*.tiktoken")
+_NOT_NEEDED = ["adapter_config.json", "adapter_model*", "original/*", "onnx/*", "consolidated*", "*.gguf",
+               "*/*"]
+#: Of a base's files, besides its weights: what says what it is, how text becomes tokens, and where an answer
+#: ends.
+_MAKES_IT = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
+             "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*", "*.model", "*.tiktoken")
 #: Above this size only the headers and samples of the weights are hashed for the manifest.
 _HASH_WHOLE_BYTES = 2 << 30
 
@@ -58,13 +62,16 @@ class BaseFiles:
 
     @property
     def weights(self) -> list[Path]:
-        """Its safetensors files that transformers would take, sorted: one file before an index, an index before the rest."""
+        """Its safetensors files that transformers would take, sorted: one file before an index, an index
+        before the rest.
+        """
         alone, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
         if alone.exists():
             return [alone]
         if index.exists():
             places = read_json_object(index).get("weight_map")
-            if isinstance(places, dict) and all(_is_own_safetensors(self.folder, place) for place in places.values()):
+            if isinstance(places,
+                          dict) and all(_is_own_safetensors(self.folder, place) for place in places.values()):
                 return sorted({self.folder / place for place in places.values()})
         return sorted(self.folder.glob("*.safetensors"))
 
@@ -83,7 +90,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise RecipeError(f"{folder} is an adapter, not a base",
                               "Name the base that it was trained on (base_model_name_or_path in its config).",
                               setting="model.base") from None
-        raise RecipeError(f"{folder} has no config.json", "Is this the folder of a model?", setting="model.base") from None
+        raise RecipeError(f"{folder} has no config.json", "Is this the folder of a model?",
+                          setting="model.base") from None
     except IntegrityError as error:
         raise RecipeError(error.message, error.hint or "Copy or download the base again.",
                           setting="model.base") from None
@@ -95,33 +103,40 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def locate_config(base: str, revision: str | None, tell: Tell = quiet) -> tuple[str, dict[str, Any]]:
-    """A base's config alone, without its weights: (name, config). Raises RecipeError, NetworkError or IntegrityError."""
+    """A base's config alone, without its weights: (name, config). Raises RecipeError, NetworkError or
+    IntegrityError.
+    """
     return base, read_config(_local_folder(base) or _download(base, revision, ["config.json"], tell))
 
 
 def locate_base(base: str, revision: str | None, tell: Tell = quiet) -> BaseFiles:
-    """The files of a base, downloaded from the Hub when it is not a folder here. tell: receives what is waited for.
+    """The files of a base, downloaded from the Hub when it is not a folder here. tell: receives what is
+    waited for.
 
-    Raises RecipeError when there is no such base or it has no weights, IntegrityError when it only has pickled ones,
-    NetworkError when the Hub does not answer.
+    Raises RecipeError when there is no such base or it has no weights, IntegrityError when it only has
+    pickled ones, NetworkError when the Hub does not answer.
     """
     folder = _local_folder(base) or _download(base, revision, _DOWNLOAD, tell)
     config = read_config(folder)
     found = BaseFiles(base, revision, folder, config)
     _require_own_files(found)
     if not found.weights:
-        names = listed(base, commit_of(folder), tell) if commit_of(folder) else [path.name for path in sorted(folder.iterdir())]
+        names = listed(base, commit_of(folder),
+                       tell) if commit_of(folder) else [path.name for path in sorted(folder.iterdir())]
         pickles = [name for name in names if any(fnmatch(name, pattern) for pattern in _PICKLES)]
         if pickles:
             raise IntegrityError(f"{base} has its weights only as pickle ({pickles[0]}), which is refused: "
-                                 "a pickle can run any code", "Use a copy of the model in safetensors.", setting="model.base")
+                                 "a pickle can run any code", "Use a copy of the model in safetensors.",
+                                 setting="model.base")
         raise RecipeError(f"{base} has no weights (*.safetensors) in {folder}", setting="model.base")
     _check_headers(found)
     return found
 
 
 def locate_tokenizer(base: str, revision: str | None, tell: Tell = quiet) -> Path:
-    """The folder with a base's tokenizer, its weights left where they are. Raises RecipeError, NetworkError, IntegrityError."""
+    """The folder with a base's tokenizer, its weights left where they are. Raises RecipeError, NetworkError,
+    IntegrityError.
+    """
     words = [pattern for pattern in _DOWNLOAD if "safetensors" not in pattern]
     folder = _local_folder(base) or _download(base, revision, words, tell)
     _require_no_links(folder)
@@ -139,7 +154,8 @@ def _local_folder(base: str) -> Path | None:
         raise RecipeError(f"{base} is a file, not the folder of a model", setting="model.base")
     if base.startswith((".", "/", "~", "embedded:")) or base.count("/") > 1 or not base.strip("/"):
         raise RecipeError(f"{base}: no such folder",
-                          f"Give a folder with config.json and safetensors, a Hub id, or {embedded.BASE_NAME}.",
+                          "Give a folder with config.json and safetensors, a Hub id, or "
+                          f"{embedded.BASE_NAME}.",
                           setting="model.base")
     return None
 
@@ -157,7 +173,8 @@ def explain_base(error: Exception, what: str) -> TunesmithError:
     found = explained(error, what).reword(setting="model.base")
     if found.kind is Kind.NO_SUCH_REPOSITORY:
         return RecipeError(f"{what}: neither a folder here nor a repository that the Hub shows you",
-                           "Check the name; a private one needs `hf auth login`.", setting="model.base", kind=found.kind)
+                           "Check the name; a private one needs `hf auth login`.", setting="model.base",
+                           kind=found.kind)
     if found.kind is Kind.NO_SUCH_REVISION:
         return RecipeError(found.problem, "Check model.revision.", setting="model.base", kind=found.kind)
     if found.kind in (Kind.OFFLINE, Kind.UNREACHABLE):
@@ -169,19 +186,21 @@ def explain_base(error: Exception, what: str) -> TunesmithError:
 def _require_own_files(base: BaseFiles) -> None:
     """Raise IntegrityError where the base's folder leads somewhere else, whatever would follow it there.
 
-    Links out of the folder; an index that names other files than safetensors in the folder; a config that names the file of
-    the weights; an adapter in the same folder, which transformers would put on the base by itself.
+    Links out of the folder; an index that names other files than safetensors in the folder; a config that
+    names the file of the weights; an adapter in the same folder, which transformers would put on the base by
+    itself.
     """
     folder, hint = base.folder, "Copy or download the base again."
     _require_no_links(folder)
     if (folder / "adapter_config.json").exists():
-        raise IntegrityError(f"{folder} also holds an adapter (adapter_config.json), so whether it is meant with "
-                             "or without that is not clear", "Move the adapter's files to another folder, or merge it first.",
+        raise IntegrityError(f"{folder} also holds an adapter (adapter_config.json), so whether it is meant "
+                             "with or without that is not clear",
+                             "Move the adapter's files to another folder, or merge it first.",
                              setting="model.base")
     named = base.config.get("transformers_weights")
     if named is not None and not _is_own_safetensors(folder, named):
-        raise IntegrityError(f"{folder / 'config.json'}: transformers_weights is {named!r}, not a safetensors file of this "
-                             "folder", hint)
+        raise IntegrityError(f"{folder / 'config.json'}: transformers_weights is {named!r}, not a "
+                             "safetensors file of this folder", hint)
     _check_generation_config(folder, base.config)
     for path in sorted(folder.glob("*.safetensors.index.json")):
         places = read_json_object(path).get("weight_map")
@@ -189,19 +208,22 @@ def _require_own_files(base: BaseFiles) -> None:
             raise IntegrityError(f"{path}: has no weight_map", hint)
         for tensor, place in places.items():
             if not _is_own_safetensors(folder, place):
-                raise IntegrityError(f"{path}: {tensor!r} is said to be in {place!r}, which is no safetensors file of this "
-                                     "folder", hint)
+                raise IntegrityError(f"{path}: {tensor!r} is said to be in {place!r}, which is no "
+                                     "safetensors file of this folder", hint)
 
 
 def _check_generation_config(folder: Path, config: dict[str, Any]) -> None:
-    """Raise IntegrityError where it, or the config, names tokens that are none: both engines end answers by them."""
+    """Raise IntegrityError where it, or the config, names tokens that are none: both engines end answers by
+    them.
+    """
     path = folder / "generation_config.json"
     words = read_json_object(path) if path.exists() else {}
     for place, each in ((path, words), (folder / "config.json", config)):
         for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
             value = each.get(key)
             tokens = value if isinstance(value, list) else [] if value is None else [value]
-            if not all(isinstance(token, int) and not isinstance(token, bool) and -1 <= token < 1 << 31 for token in tokens):
+            if not all(isinstance(token, int) and not isinstance(token, bool) and -1 <= token < 1 << 31
+                       for token in tokens):
                 raise IntegrityError(f"{place}: {key} is {str(value)[:60]}: a token, or a list of tokens",
                                      "Copy or download the base again.")
 
@@ -225,21 +247,25 @@ def _check_headers(base: BaseFiles) -> None:
             with open(path, "rb") as file:
                 (header_bytes,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(header_bytes)) if header_bytes < min(size, 1 << 28) else None
-            ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
+            ends = [entry["data_offsets"][1] for name, entry in (header or {}).items()
+                    if name != "__metadata__"]
             whole = header is not None and size == 8 + header_bytes + max(ends, default=0)
             left = [name for name in header or {} if OF_QUANTISATION.search(name)]
-            codes = [name for name, entry in (header or {}).items() if name.endswith(".weight") and _is_code(entry)]
+            codes = [name for name, entry in (header or {}).items() if name.endswith(".weight")
+                     and _is_code(entry)]
         except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             whole = False
         if not whole or header is None:
             raise IntegrityError(f"{path}: not a whole safetensors file", "Download or copy the base again.")
         if left and own_quantization(base.config) is None:
-            raise IntegrityError(f"{path}: has {left[0]}, as weights in few bits do, and config.json does not say how these "
-                                 "are kept", "Take a copy of the base with its quantization_config, or the model that it was "
-                                 "made from.")
+            raise IntegrityError(f"{path}: has {left[0]}, as weights in few bits do, and config.json does "
+                                 "not say how these are kept",
+                                 "Take a copy of the base with its quantization_config, or the model that it "
+                                 "was made from.")
         if codes and own_quantization(base.config) is None:
-            raise IntegrityError(f"{path}: {codes[0]} is kept in {header[codes[0]]['dtype']}, and config.json does not say how "
-                                 "that becomes a weight", "Take a copy of the base with its quantization_config, or the model "
+            raise IntegrityError(f"{path}: {codes[0]} is kept in {header[codes[0]]['dtype']}, and "
+                                 "config.json does not say how that becomes a weight",
+                                 "Take a copy of the base with its quantization_config, or the model "
                                  "that it was made from.")
 
 
@@ -249,10 +275,13 @@ def _is_code(entry: Any) -> bool:
 
 
 def fingerprint(base: BaseFiles) -> dict[str, str]:
-    """A hash of each file that makes the base what it is, for the manifest. Large weights are sampled, and say so."""
+    """A hash of each file that makes the base what it is, for the manifest. Large weights are sampled, and
+    say so.
+    """
     sampled = base.weight_bytes() > _HASH_WHOLE_BYTES
     hashes = {}
-    words = [path for path in sorted(base.folder.iterdir()) if any(fnmatch(path.name, pattern) for pattern in _MAKES_IT)]
+    words = [path for path in sorted(base.folder.iterdir())
+             if any(fnmatch(path.name, pattern) for pattern in _MAKES_IT)]
     for path in [*words, *base.weights]:
         if path.is_file():
             is_weight = path.suffix == ".safetensors"

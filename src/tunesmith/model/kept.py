@@ -14,7 +14,8 @@ def kept_values(model: torch.nn.Module) -> dict[str, int]:
         if "lora_" in name or ".modules_to_save." in name:
             continue
         as_they_are = str(parameter.dtype).removeprefix("torch."), parameter.numel()
-        kind, count = next(((way.name, held) for way in WAYS.values() if (held := way.count(parameter)) is not None),
+        kind, count = next(((way.name, held) for way in WAYS.values()
+                            if (held := way.count(parameter)) is not None),
                            as_they_are)
         found[kind] = found.get(kind, 0) + count
     return found

@@ -1,4 +1,6 @@
-"""How large libraries are brought in: only where they are needed, without the code they would fetch, without advice."""
+"""How large libraries are brought in: only where they are needed, without the code they would fetch, without
+advice.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,20 @@ _LOCK = threading.Lock()
 
 
 def import_bitsandbytes() -> ModuleType:
-    """bitsandbytes, imported so that no compiled code comes from the Hub. It takes seconds: it brings torch's compiler.
+    """bitsandbytes, imported so that no compiled code comes from the Hub. It takes seconds: it brings torch's
+    compiler.
 
-    On CPUs with AVX512-BF16 its import downloads a kernel and loads it when the package `kernels` is installed, and
-    warns on stderr when it is not. That kernel rounds to bf16, and code fetched at run time is never run here, so while
-    bitsandbytes is imported `kernels` cannot be.
+    On CPUs with AVX512-BF16 its import downloads a kernel and loads it when the package `kernels` is
+    installed, and warns on stderr when it is not. That kernel rounds to bf16, and code fetched at run time is
+    never run here, so while bitsandbytes is imported `kernels` cannot be.
     """
     with _LOCK:  # another thread may be importing it: then it is in sys.modules, but not whole
         if "bitsandbytes" not in sys.modules:
             logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
             level, kernels = logger.level, sys.modules.get("kernels")
             logger.setLevel(logging.ERROR)
-            sys.modules["kernels"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+            # The documented way to make an import fail.
+            sys.modules["kernels"] = None  # type: ignore[assignment]
             try:
                 import bitsandbytes  # noqa: F401
             finally:
@@ -43,7 +47,9 @@ def import_peft() -> ModuleType:
 
 
 def quiet_libraries() -> None:
-    """No advice, warnings or progress bars of other libraries on the user's terminal; errors still come as errors."""
+    """No advice, warnings or progress bars of other libraries on the user's terminal; errors still come as
+    errors.
+    """
     from transformers.utils import logging as its_logging
 
     its_logging.set_verbosity_error()

@@ -1,4 +1,5 @@
-"""What a LoRA adapter is, whichever engine holds it: where it sits, how it begins, how PEFT's files are written and read.
+"""What a LoRA adapter is, whichever engine holds it: where it sits, how it begins, how PEFT's files are
+written and read.
 
 peft takes seconds to import, so it is only where it is needed.
 """
@@ -38,12 +39,13 @@ class LoraSettings:
     target_modules: str | list[str]
 
 
-def resolve_targets(target_modules: str | list[str], architecture: str, linear_names: list[str]) -> str | list[str]:
+def resolve_targets(target_modules: str | list[str], architecture: str,
+                    linear_names: list[str]) -> str | list[str]:
     """The module names that the adapter goes on.
 
-    linear_names: the full names of the base's linear modules.
-    `auto` is the choice of PEFT's table where that names the family and the base has such modules, else all-linear.
-    Raises RecipeError for a name that matches no module.
+    linear_names: the full names of the base's linear modules. `auto` is the choice of PEFT's table where that
+    names the family and the base has such modules, else all-linear. Raises RecipeError for a name that
+    matches no module.
     """
     last_names = sorted({name.rpartition(".")[2] for name in linear_names})
     if target_modules == "auto":
@@ -74,8 +76,8 @@ def build_config(settings: LoraSettings, targets: str | list[str]) -> LoraConfig
 
 
 def config_words(settings: LoraSettings) -> dict[str, Any]:
-    """The same as `build_config(...).to_dict()`, without peft: its import takes 7 s of a processor on some machines, and
-    the steps of a run wait for it even in a thread of its own. A test holds the two together.
+    """The same as `build_config(...).to_dict()`, without peft: its import takes 7 s of a processor on some
+    machines, and the steps of a run wait for it even in a thread of its own. A test holds the two together.
     """
     return PLAIN | _recipe_settings(settings) | {"task_type": "CAUSAL_LM",
                                                  "target_modules": sorted(set(settings.target_modules))}
@@ -87,14 +89,17 @@ def _recipe_settings(settings: LoraSettings) -> dict[str, Any]:
 
 
 def initialise(parameters: Mapping[str, torch.nn.Parameter], seed: int) -> None:
-    """PEFT's own start (A: Kaiming-uniform with a = sqrt(5), B: zero), but drawn on the CPU by (seed, order of names).
+    """PEFT's own start (A: Kaiming-uniform with a = sqrt(5), B: zero), but drawn on the CPU by (seed, order
+    of names).
 
-    So the same seed gives the same adapter on every device, quantisation and engine. parameters: by PEFT's names.
+    So the same seed gives the same adapter on every device, quantisation and engine. parameters: by PEFT's
+    names.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(parameters.items()):
         if ".lora_A." in name:
-            bound = math.sqrt(6 / ((1 + 5) * parameter.shape[1]))  # He et al. 2015, eq. 14, gain for a = sqrt(5)
+            # He et al. 2015, eq. 14, gain for a = sqrt(5)
+            bound = math.sqrt(6 / ((1 + 5) * parameter.shape[1]))
             fresh = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
             parameter.data.copy_(fresh)
         else:
@@ -103,19 +108,25 @@ def initialise(parameters: Mapping[str, torch.nn.Parameter], seed: int) -> None:
 
 def adapter_files(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], base_name: str,
                   revision: str | None) -> dict[str, bytes]:
-    """PEFT's two files as bytes, byte for byte the same for the same adapter. config: as PEFT's `to_dict` gives it."""
+    """PEFT's two files as bytes, byte for byte the same for the same adapter. config: as PEFT's `to_dict`
+    gives it.
+    """
     words = {**config, "inference_mode": True, "base_model_name_or_path": base_name, "revision": revision}
-    plain = {key: sorted(value) if isinstance(value, set) else value.value if isinstance(value, enum.Enum) else value
+    plain = {key: sorted(value) if isinstance(value, set) else value.value if isinstance(value, enum.Enum)
+             else value
              for key, value in words.items()}
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in sorted(state.items())}
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous()
+               for name, tensor in sorted(state.items())}
     return {CONFIG_NAME: (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode(),
             WEIGHTS_NAME: safetensors.torch.save(tensors, metadata={"format": "pt"})}
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """An adapter folder's config, checked to be a LoRA for a causal model, with safetensors weights beside it.
+    """An adapter folder's config, checked to be a LoRA for a causal model, with safetensors weights beside
+    it.
 
-    Raises IntegrityError naming what is missing, damaged, of another kind, or not understood (see `peft_config`).
+    Raises IntegrityError naming what is missing, damaged, of another kind, or not understood (see
+    `peft_config`).
     """
     path = folder / CONFIG_NAME
     try:
@@ -126,7 +137,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise IntegrityError(f"{path}: cannot be read: {error.strerror}") from None
     if config.get("peft_type") != "LORA":
-        raise IntegrityError(f"{path}: an adapter of the kind {config.get('peft_type')}; only LoRA is supported")
+        raise IntegrityError(f"{path}: an adapter of the kind {config.get('peft_type')}; only LoRA is "
+                             "supported")
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise IntegrityError(f"{path}: made for {config['task_type']}, not for CAUSAL_LM")
     understood(config, path)
@@ -140,7 +152,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """A saved adapter: its config and its tensors. Raises IntegrityError when it is none, or one that cannot be trusted."""
+    """A saved adapter: its config and its tensors. Raises IntegrityError when it is none, or one that cannot
+    be trusted.
+    """
     config = _as_lora_config(check_adapter(folder), folder)
     try:
         return config, safetensors.torch.load_file(folder / WEIGHTS_NAME)
@@ -164,7 +178,8 @@ def _as_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
 
 
 def check_adapter(folder: Path) -> dict[str, Any]:
-    """An adapter's config, once all is checked that can be without its base: its words, its tensors' pairs, ranks, values.
+    """An adapter's config, once all is checked that can be without its base: its words, its tensors' pairs,
+    ranks, values.
 
     Raises IntegrityError naming the word or the tensor.
     """
@@ -179,17 +194,23 @@ def check_adapter(folder: Path) -> dict[str, Any]:
 
 
 def _tensor_problems(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> list[str]:
-    problems = [f"{name}: NaN or infinite" for name in sorted(state) if not torch.isfinite(state[name].float()).all()]
+    problems = [f"{name}: NaN or infinite" for name in sorted(state)
+                if not torch.isfinite(state[name].float()).all()]
     lows = {name for name in state if ".lora_A." in name or ".lora_embedding_A" in name}
     if not lows:
         problems.append("it has no lora_A, so it would attach to nothing")
-    plain = not config.get("rank_pattern") and not config.get("use_bdlora") and not config.get("target_parameters")
+    plain = (
+        not config.get("rank_pattern")
+        and not config.get("use_bdlora")
+        and not config.get("target_parameters")
+    )
     for name in sorted(lows):
         other = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
         if other not in state:
             problems.append(f"{other}: missing, though {name} is there")
         elif state[name].ndim < 2 or state[other].ndim < 2:
-            problems.append(f"{name}: {list(state[name].shape)} and {list(state[other].shape)}: no pair of matrices")
+            problems.append(f"{name}: {list(state[name].shape)} and {list(state[other].shape)}: no pair of "
+                            "matrices")
         elif state[name].shape[0] != state[other].shape[-1]:
             problems.append(f"{name}: rank {state[name].shape[0]}, but {state[other].shape[-1]} in {other}")
         elif plain and state[name].shape[0] != config["r"]:
@@ -206,16 +227,21 @@ def mismatches(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.T
     """Every tensor that is too many, missing, of another shape or not finite; empty when all fit."""
     problems = [f"{name}: not in this base" for name in sorted(set(state) - set(expected))]
     problems += [f"{name}: missing in the adapter" for name in sorted(set(expected) - set(state))]
-    problems += [f"{name}: {list(state[name].shape)} in the adapter, {list(expected[name].shape)} in this base"
+    problems += [f"{name}: {list(state[name].shape)} in the adapter, {list(expected[name].shape)} in this "
+                 "base"
                  for name in sorted(set(state) & set(expected)) if state[name].shape != expected[name].shape]
-    problems += [f"{name}: NaN or infinite" for name in sorted(state) if not torch.isfinite(state[name].float()).all()]
+    problems += [f"{name}: NaN or infinite" for name in sorted(state)
+                 if not torch.isfinite(state[name].float()).all()]
     return listing(problems)
 
 
 def copy_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str) -> None:
-    """Copy an adapter's tensors into the model's, by name. Raises IntegrityError listing every one that does not fit."""
+    """Copy an adapter's tensors into the model's, by name. Raises IntegrityError listing every one that does
+    not fit.
+    """
     if problems := mismatches(state, expected):
-        raise IntegrityError(f"{where}: does not fit this base:\n  {problems}", "Is it an adapter for another base?")
+        raise IntegrityError(f"{where}: does not fit this base:\n  {problems}",
+                             "Is it an adapter for another base?")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(state[name])

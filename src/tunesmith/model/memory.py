@@ -1,4 +1,6 @@
-"""Work that is done in smaller parts where the GPU's memory runs out: the one place that catches torch's error for it."""
+"""Work that is done in smaller parts where the GPU's memory runs out: the one place that catches torch's
+error for it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ Result = TypeVar("Result")
 def attempt(compute: Callable[[], Result]) -> Result | None:
     """What `compute` returns, or None where the GPU's memory ran out; it must return something else itself.
 
-    The next attempt is to be made after this has returned, never inside an `except`: while the error is handled its
-    traceback keeps the frames of the failed pass, and with them every tensor that it had made.
+    The next attempt is to be made after this has returned, never inside an `except`: while the error is
+    handled its traceback keeps the frames of the failed pass, and with them every tensor that it had made.
     """
     try:
         return compute()
@@ -32,7 +34,8 @@ def in_parts(parts: Iterable[Sequence[int]], compute: Callable[[Sequence[int]], 
              too_large: Callable[[int], OutOfMemory]) -> Iterator[tuple[Sequence[int], Result]]:
     """Each part of indices with what `compute` returns for it, in order; a part that does not fit is halved.
 
-    Parts that follow are then no longer than the half. Raises too_large(index) where one index alone does not fit.
+    Parts that follow are then no longer than the half. Raises too_large(index) where one index alone does not
+    fit.
     """
     most = None
     waiting = list(parts)[::-1]

@@ -1,8 +1,9 @@
 """The settings of a PEFT LoRA adapter: one table of what each may be, and of who follows it.
 
-PEFT acts on what an adapter's config says: it imports a module that is named there, compiles patterns, repeats layers
-of the base, decomposes its weights. A config may come from anybody, so PEFT sees only what this table knows to be data;
-everything else is refused by name, unless it says nothing (null, false, empty, or PEFT's own default).
+PEFT acts on what an adapter's config says: it imports a module that is named there, compiles patterns,
+repeats layers of the base, decomposes its weights. A config may come from anybody, so PEFT sees only what
+this table knows to be data; everything else is refused by name, unless it says nothing (null, false, empty,
+or PEFT's own default).
 """
 
 from __future__ import annotations
@@ -17,13 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    create_model,
+)
 
 from tunesmith.errors import IntegrityError
 
 #: More modules than any model has, and longer than any module's name or sensible pattern.
 _MOST_NAMES, _MOST_CHARACTERS = 20_000, 1_000
-#: How long all patterns of an adapter may take on all module names of a base [s], and the memory for it [bytes].
+#: How long all patterns of an adapter may take on all module names of a base [s], and the memory for it
+#: [bytes].
 _MATCH_S, _MATCH_BYTES = 10.0, 1 << 30
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=_MOST_CHARACTERS)]
@@ -38,14 +48,19 @@ Indices = Annotated[list[Index], Field(max_length=1 << 20)]
 
 
 def _known_start(value: Any) -> Any:
-    """Ways to begin that need no data and no long computation; what was learnt is copied over them, or (pissa, olora)
-    they split the base's weights as in training."""
-    if isinstance(value, str) and not re.fullmatch(r"gaussian|orthogonal|eva|pissa|pissa_niter_[1-9]\d?|olora", value):
-        raise ValueError("true, false, gaussian, orthogonal, eva, pissa, pissa_niter_N (N below 100) or olora")
+    """Ways to begin that need no data and no long computation; what was learnt is copied over them, or
+    (pissa, olora) they split the base's weights as in training.
+    """
+    if isinstance(value,
+                  str) and not re.fullmatch(r"gaussian|orthogonal|eva|pissa|pissa_niter_[1-9]\d?|olora",
+                                            value):
+        raise ValueError("true, false, gaussian, orthogonal, eva, pissa, pissa_niter_N (N below 100) or "
+                         "olora")
     return value
 
 
-#: Who follows a setting, whatever it says: the native engine, merging into the base's weights, llama.cpp's adapters.
+#: Who follows a setting, whatever it says: the native engine, merging into the base's weights, llama.cpp's
+#: adapters.
 NATIVE, MERGE, GGUF = "native", "merge", "gguf"
 ALL, NOT_NATIVE, NONE = frozenset({NATIVE, MERGE, GGUF}), frozenset({MERGE, GGUF}), frozenset[str]()
 
@@ -54,10 +69,11 @@ ALL, NOT_NATIVE, NONE = frozenset({NATIVE, MERGE, GGUF}), frozenset({MERGE, GGUF
 class Setting:
     """One key of adapter_config.json.
 
-    plain: its value in an adapter that asks for nothing special, as PEFT writes it. kind: what it may be for PEFT to see
-    it, as a type of pydantic; None where it may only say nothing. followed_by: who does what it says, whatever that is;
-    others take the adapter only where it says nothing. reason: why a merge cannot follow it.
-    required: a config without it is none. handed_on: whether PEFT sees it. written: whether PEFT 0.21 writes it.
+    plain: its value in an adapter that asks for nothing special, as PEFT writes it. kind: what it may be for
+    PEFT to see it, as a type of pydantic; None where it may only say nothing. followed_by: who does what it
+    says, whatever that is; others take the adapter only where it says nothing. reason: why a merge cannot
+    follow it. required: a config without it is none. handed_on: whether PEFT sees it. written: whether PEFT
+    0.21 writes it.
     """
 
     plain: Any = None
@@ -88,15 +104,19 @@ SETTINGS: dict[str, Setting] = {
     "lora_dropout": Setting(0.0, Annotated[Finite, Field(ge=0, lt=1)], ALL),
     "target_modules": Setting(None, Name | Names | None, ALL),
     "exclude_modules": Setting(None, Name | Names | None, NOT_NATIVE),
-    "layers_to_transform": Setting(None, Annotated[int, Field(ge=0, lt=100_000)] | Indices | None, NOT_NATIVE),
+    "layers_to_transform": Setting(None, Annotated[int, Field(ge=0, lt=100_000)] | Indices | None,
+                                   NOT_NATIVE),
     "layers_pattern": Setting(None, PlainName | PlainNames | None, NOT_NATIVE),
-    "rank_pattern": Setting({}, Annotated[dict[Name, Rank], Field(max_length=_MOST_NAMES)] | None, NOT_NATIVE),
-    "alpha_pattern": Setting({}, Annotated[dict[Name, Finite], Field(max_length=_MOST_NAMES)] | None, NOT_NATIVE),
+    "rank_pattern": Setting({}, Annotated[dict[Name, Rank], Field(max_length=_MOST_NAMES)] | None,
+                            NOT_NATIVE),
+    "alpha_pattern": Setting({}, Annotated[dict[Name, Finite], Field(max_length=_MOST_NAMES)] | None,
+                             NOT_NATIVE),
     "use_rslora": Setting(False, bool, NOT_NATIVE),
     "fan_in_fan_out": Setting(False, bool, frozenset({MERGE})),
     # How it began; `changes_base` says for which values more than the adapter was changed.
     "init_lora_weights": Setting(True, Annotated[bool | str | None, AfterValidator(_known_start)], ALL),
-    # PEFT makes one for init_lora_weights: eva where there is none, and the native engine takes no adapter that has one.
+    # PEFT makes one for init_lora_weights: eva where there is none, and the native engine takes no adapter
+    # that has one.
     "eva_config": Setting(None, dict[str, Any] | None, NOT_NATIVE, handed_on=False),
     # What more was learnt than B A beside a frozen weight.
     "modules_to_save": Setting(None, PlainNames | None, frozenset({MERGE})),
@@ -108,17 +128,19 @@ SETTINGS: dict[str, Setting] = {
     "trainable_token_indices": Setting(None, Indices | dict[Name, Indices] | None,
                                        reason="it learnt single tokens of the embedding"),
     "alora_invocation_tokens": Setting(None, Indices | None,
-                                       reason="it only acts after an invocation, so no fixed weight says the same"),
+                                       reason="it only acts after an invocation, so no fixed weight says the "
+                                              "same"),
     # What PEFT never sees from here: it would import modules, repeat layers, decompose the base's weights.
     "megatron_core": Setting("megatron.core"),
     "qalora_group_size": Setting(16),
     "loftq_config": Setting({}),
     "use_qalora": Setting(False),
     "runtime_config": Setting({"ephemeral_gpu_offload": False}, written=False),
-    **dict.fromkeys("arrow_config auto_mapping corda_config kasa_config layer_replication lora_ga_config megatron_config "
-                    "monteclora_config use_bdlora velora_config".split(), Setting()),
+    **dict.fromkeys("arrow_config auto_mapping corda_config kasa_config layer_replication lora_ga_config "
+                    "megatron_config monteclora_config use_bdlora velora_config".split(), Setting()),
 }
-#: Their values in an adapter that asks for nothing special: to the letter what PEFT's `LoraConfig().to_dict()` is.
+#: Their values in an adapter that asks for nothing special: to the letter what PEFT's
+#: `LoraConfig().to_dict()` is.
 PLAIN: dict[str, Any] = {name: setting.plain for name, setting in SETTINGS.items() if setting.written}
 
 #: A config as far as it is understood here. Strict: a number is a number, and what is not named is refused.
@@ -130,7 +152,8 @@ PeftConfig: type[BaseModel] = create_model(
 #: What a setting that is not understood may be without saying anything, and what its own default is.
 _NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 #: Settings of other programs, or of older ones, with what to do about them.
-_HINTS = {"enable_lora": "Old adapters of this kind (MergedLinear) have to be saved again with a current peft."}
+_HINTS = {"enable_lora": "Old adapters of this kind (MergedLinear) have to be saved again with a current "
+                         "peft."}
 
 
 def changes_base(start: Any) -> bool:
@@ -158,7 +181,8 @@ def understood(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         for each in (*_NOTHING, *([SETTINGS[key].plain] if key in SETTINGS else []))))
     if strange:
         hint = next((_HINTS[key] for key in strange if key in _HINTS),
-                    "An adapter is data: what would run code, or is not known here, is not handed on to PEFT.")
+                    "An adapter is data: what would run code, or is not known here, is not handed on to "
+                    "PEFT.")
         raise IntegrityError(f"{path}: {', '.join(map(_short, strange[:8]))}: not understood here", hint)
     known = {key: value for key, value in config.items() if key in fields}
     try:
@@ -178,7 +202,8 @@ def _short(value: Any) -> str:
 
 def patterns_of(config: Mapping[str, Any]) -> list[str]:
     """Every regular expression that PEFT makes of a config, as it makes it."""
-    made = [value for key in ("target_modules", "exclude_modules") if isinstance(value := config.get(key), str)]
+    made = [value for key in ("target_modules", "exclude_modules")
+            if isinstance(value := config.get(key), str)]
     for key in ("rank_pattern", "alpha_pattern"):
         made += [rf"(.*\.)?({name})$" for name in config.get(key) or {}]
     return [each for each in made if each != "all-linear"]
@@ -198,16 +223,19 @@ for pattern in asked["patterns"]:
 
 
 def require_bounded(config: Mapping[str, Any], names: Sequence[str], path: Path) -> None:
-    """Raise IntegrityError naming a pattern of an adapter that does not come to an end on a base's module names, or is none.
+    """Raise IntegrityError naming a pattern of an adapter that does not come to an end on a base's module
+    names, or is none.
 
     Tried in a process that can be stopped, with the same engine that PEFT uses on the same names.
     """
-    patterns = [each for each in patterns_of(config) if not re.fullmatch(r"(\(\.\*\\\.\)\?\()?[\w.]+(\)\$)?", each)]
+    patterns = [each for each in patterns_of(config)
+                if not re.fullmatch(r"(\(\.\*\\\.\)\?\()?[\w.]+(\)\$)?", each)]
     if not patterns:
         return
     try:
-        done = subprocess.run([sys.executable, "-I", "-S", "-c", _MATCHER, str(_MATCH_BYTES)], text=True, capture_output=True,
-                              timeout=_MATCH_S, input=json.dumps({"patterns": patterns, "names": list(names)}))
+        done = subprocess.run([sys.executable, "-I", "-S", "-c", _MATCHER, str(_MATCH_BYTES)], text=True,
+                              capture_output=True, timeout=_MATCH_S,
+                              input=json.dumps({"patterns": patterns, "names": list(names)}))
         tried, wrong = done.stdout, "not a regular expression" if done.returncode else None
     except subprocess.TimeoutExpired as error:
         tried = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""

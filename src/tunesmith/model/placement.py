@@ -22,10 +22,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class Placement:
     """What the builders of engines obey.
 
-    engine: hf or native. reason: why this one. device: as torch names it. matmul: exact, fp8 or int8: how the native engine
-    multiplies with frozen weights while training. spread: the base goes on all GPUs, as accelerate cuts it.
-    free_bytes: of the device's memory when this was decided; None on a CPU.
-    instead: why the native engine, which takes the base, does not run it; None where nothing is to be said.
+    engine: hf or native. reason: why this one. device: as torch names it. matmul: exact, fp8 or int8: how the
+    native engine multiplies with frozen weights while training. spread: the base goes on all GPUs, as
+    accelerate cuts it. free_bytes: of the device's memory when this was decided; None on a CPU. instead: why
+    the native engine, which takes the base, does not run it; None where nothing is to be said.
     """
 
     engine: str
@@ -65,12 +65,15 @@ def place(config: dict[str, Any], name: str, *, quantization: str, dtype: str, d
     spread = device == "auto" and where == "cuda" and needed >= free[0] and settled == "hf"
     index = torch.device(where).index or 0
     return Placement(settled, reason, where, choose_dtype(dtype, where), quantization, matmul, spread,
-                     free[index] if where.startswith("cuda") else None, instead if settled != chosen else None)
+                     free[index] if where.startswith("cuda") else None,
+                     instead if settled != chosen else None)
 
 
-def place_base(base: BaseFiles, *, quantization: str, dtype: str = "auto", device: str = "auto", engine: str = "auto",
-               matmul: str = "exact", adapter: Path | None = None) -> Placement:
-    """The same for a base that is here. adapter: one that is to sit on it; IntegrityError where it cannot be read."""
+def place_base(base: BaseFiles, *, quantization: str, dtype: str = "auto", device: str = "auto",
+               engine: str = "auto", matmul: str = "exact", adapter: Path | None = None) -> Placement:
+    """The same for a base that is here. adapter: one that is to sit on it; IntegrityError where it cannot be
+    read.
+    """
     unfit = None
     if adapter is not None:
         from tunesmith.model.lora import lora_config_of
@@ -82,13 +85,16 @@ def place_base(base: BaseFiles, *, quantization: str, dtype: str = "auto", devic
 
 
 def choose_device(device: str) -> str:
-    """`auto` as cuda where there is one, else cpu. Raises EnvironmentFault when a GPU is asked for and missing."""
+    """`auto` as cuda where there is one, else cpu. Raises EnvironmentFault when a GPU is asked for and
+    missing.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise EnvironmentFault(f"{device}, but torch sees no CUDA GPU here",
-                                   "Set model.device to auto or cpu; `tunesmith doctor` says what this machine has.",
+                                   "Set model.device to auto or cpu; `tunesmith doctor` says what this "
+                                   "machine has.",
                                    setting="model.device")
         index = int(device.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
@@ -113,7 +119,8 @@ def free_memory() -> list[int]:
 
 
 def why_spread(name: str, needed_bytes: float, asked: str, free_bytes: Sequence[int]) -> str | None:
-    """Why a base goes on several GPUs, which the hf engine alone does; None where one holds it, or there is one alone.
+    """Why a base goes on several GPUs, which the hf engine alone does; None where one holds it, or there is
+    one alone.
 
     asked: the recipe's device. free_bytes: of each GPU.
     """

@@ -1,4 +1,6 @@
-"""A base's tokenizer, through transformers, where it can be without its model classes: they take seconds to import."""
+"""A base's tokenizer, through transformers, where it can be without its model classes: they take seconds to
+import.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def load_tokenizer(base: BaseFiles) -> Any:
 
 
 def _is_plain(base: BaseFiles) -> bool:
-    """Whether AutoTokenizer would take transformers' plain class. Some versions of it (5.17) import seconds of other code."""
+    """Whether AutoTokenizer would take transformers' plain class. Some versions of it (5.17) import seconds
+    of other code.
+    """
     path = base.folder / "tokenizer_config.json"
     if base.architecture != "bloom" or not (base.folder / "tokenizer.json").exists():
         return False
@@ -44,4 +48,5 @@ def _is_plain(base: BaseFiles) -> bool:
         raise RecipeError(f"{base.name} has no usable tokenizer: {error.message}",
                           "The folder needs tokenizer.json (and tokenizer_config.json).",
                           setting="model.base") from None
-    return "auto_map" not in words and (words.get("tokenizer_class") or base.config.get("tokenizer_class")) in _PLAIN
+    return "auto_map" not in words and (words.get("tokenizer_class")
+                                        or base.config.get("tokenizer_class")) in _PLAIN

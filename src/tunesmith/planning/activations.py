@@ -1,4 +1,5 @@
-"""About how many bytes of activations a training step keeps: so many for each of its tokens, and so many in any case.
+"""About how many bytes of activations a training step keeps: so many for each of its tokens, and so many in
+any case.
 
 Generous, and only used to choose how a step is cut.
 """
@@ -10,7 +11,8 @@ from typing import Any
 
 from tunesmith.model.families import describe
 
-#: Tensors of the hidden width that a layer keeps for its backward pass: norms, attention, the four-fold MLP, dropout.
+#: Tensors of the hidden width that a layer keeps for its backward pass: norms, attention, the four-fold MLP,
+#: dropout.
 _KEPT_PER_LAYER = 34
 #: Rows of logits that the native engine has at once, at most; each in fp32, with its gradient.
 _LOGITS_ROWS = 1024
@@ -19,9 +21,10 @@ _LOGITS_ROWS = 1024
 def activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing: float) -> tuple[int, int]:
     """(bytes a padded token, bytes in any case) of the hf engine.
 
-    value_bytes: of one activation (4 for fp32, 2 for bf16 and fp16). The head's logits and their gradient, in fp32,
-    are counted in full. Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198), eq. 2 counts the same 34 h bytes
-    in 16 bits; here it is 34 values, since the frozen base's products are kept in the dtype that they run in.
+    value_bytes: of one activation (4 for fp32, 2 for bf16 and fp16). The head's logits and their gradient, in
+    fp32, are counted in full. Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198), eq. 2 counts the
+    same 34 h bytes in 16 bits; here it is 34 values, since the frozen base's products are kept in the dtype
+    that they run in.
     """
     found = describe(config)
     if found is not None:
@@ -34,13 +37,15 @@ def activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing:
     return kept * hidden * value_bytes + vocabulary * (4 + 4 + value_bytes), 0
 
 
-def native_activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing: float) -> tuple[int, int]:
+def native_activation_bytes(config: dict[str, Any], *, value_bytes: int,
+                            checkpointing: float) -> tuple[int, int]:
     """(bytes a token, bytes in any case) of the native engine, for a base that it takes.
 
     checkpointing: the share of the layers that keep their input alone, and run again for the backward pass.
 
-    A layer keeps what its linear modules put out, two sums of the residual stream less the two modules that become part
-    of them, and two norms: the outputs and two hidden widths. Its gradients take about as much again for one layer.
+    A layer keeps what its linear modules put out, two sums of the residual stream less the two modules that
+    become part of them, and two norms: the outputs and two hidden widths. Its gradients take about as much
+    again for one layer.
     """
     found = describe(config)
     if found is None:

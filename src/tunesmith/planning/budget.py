@@ -18,10 +18,12 @@ _HOST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class MicroBatchLimits:
-    """How steps are cut. rows: samples at once, None to choose by length; max_tokens: tokens at once when chosen.
+    """How steps are cut. rows: samples at once, None to choose by length; max_tokens: tokens at once when
+    chosen.
 
-    overhead_tokens: what a micro-batch costs beyond its tokens, in tokens. checkpointing: the share of the layers that are
-    recomputed in the backward pass; may_checkpoint, may_offload: what may be done about memory that runs out all the same.
+    overhead_tokens: what a micro-batch costs beyond its tokens, in tokens. checkpointing: the share of the
+    layers that are recomputed in the backward pass; may_checkpoint, may_offload: what may be done about
+    memory that runs out all the same.
     """
 
     rows: int | None
@@ -32,8 +34,8 @@ class MicroBatchLimits:
     may_offload: bool
 
 
-def activation_budget_bytes(*, free_bytes: int | None, host_bytes: int, quantization: str, value_bytes: int, linear: int,
-                            others: int, trainable: int, gpus: int = 1) -> float:
+def activation_budget_bytes(*, free_bytes: int | None, host_bytes: int, quantization: str, value_bytes: int,
+                            linear: int, others: int, trainable: int, gpus: int = 1) -> float:
     """What is left for activations once base and adapter are there [bytes].
 
     free_bytes: of the GPU, with nothing loaded yet; None on a CPU, which has host_bytes in all.
@@ -46,8 +48,9 @@ def activation_budget_bytes(*, free_bytes: int | None, host_bytes: int, quantiza
     return max(0.0, _GPU_SHARE * (free_bytes - base / gpus - _TRAINED_BYTES * trainable))
 
 
-def micro_batch_limits(config: dict[str, Any], *, engine: str, budget_bytes: float, value_bytes: int, longest: int,
-                       on_gpu: bool, micro_batch_size: int | str, gradient_checkpointing: bool | str) -> MicroBatchLimits:
+def micro_batch_limits(config: dict[str, Any], *, engine: str, budget_bytes: float, value_bytes: int,
+                       longest: int, on_gpu: bool, micro_batch_size: int | str,
+                       gradient_checkpointing: bool | str) -> MicroBatchLimits:
     """The limits for a budget. longest: tokens of the longest row, which always goes through alone.
 
     micro_batch_size, gradient_checkpointing: as the recipe has them, `auto` for what fits.
@@ -65,5 +68,6 @@ def micro_batch_limits(config: dict[str, Any], *, engine: str, budget_bytes: flo
         share = next((each for each in shares if fitting_tokens(each) >= longest), 1.0)
     return MicroBatchLimits(
         micro_batch_size if isinstance(micro_batch_size, int) else None, max(longest, fitting_tokens(share)),
-        overhead_tokens=512 if on_gpu else 96, checkpointing=share, may_checkpoint=gradient_checkpointing == "auto",
+        overhead_tokens=512 if on_gpu else 96, checkpointing=share,
+        may_checkpoint=gradient_checkpointing == "auto",
         may_offload=native and on_gpu and gradient_checkpointing is not False)

@@ -11,8 +11,9 @@ from tunesmith.model.families import FAMILIES, describe, peft_targets
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """trainable: the adapter's parameters; all: those and the base's; modules: linear modules that carry an adapter;
-    linear: values of the base's linear modules, which quantisation reaches."""
+    """trainable: the adapter's parameters; all: those and the base's; modules: linear modules that carry an
+    adapter; linear: values of the base's linear modules, which quantisation reaches.
+    """
 
     trainable: int
     all: int
@@ -26,7 +27,9 @@ class ParameterCounts:
 
 
 def can_count(config: dict[str, Any], target_modules: str | list[str]) -> bool:
-    """Whether `count_parameters` knows this family, and the targets are plain module names (no paths into layers)."""
+    """Whether `count_parameters` knows this family, and the targets are plain module names (no paths into
+    layers).
+    """
     names = [target_modules] if isinstance(target_modules, str) else target_modules
     return config.get("model_type") in FAMILIES and not any("." in name for name in names)
 
@@ -60,7 +63,8 @@ def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | li
     chosen = [(inputs, outputs) for name, inputs, outputs in modules if name in wanted]
     widest = max((max(each) for each in chosen), default=0)
     if chosen and r > widest:
-        raise RecipeError(f"lora.r is {r:,}: no module of this base is wider than {widest:,}", "Usual ranks are 4 to 256.")
+        raise RecipeError(f"lora.r is {r:,}: no module of this base is wider than {widest:,}",
+                          "Usual ranks are 4 to 256.")
     trainable = sum(r * (inputs + outputs) for inputs, outputs in chosen)
     base = found.other_parameters + sum(projection.parameters for projection in found.projections())
     return ParameterCounts(trainable, base + trainable, len(chosen),

@@ -1,4 +1,6 @@
-"""Reading a recipe: YAML 1.2 values, `--set a.b=c`, and errors that name the key, the line and the likely meaning."""
+"""Reading a recipe: YAML 1.2 values, `--set a.b=c`, and errors that name the key, the line and the likely
+meaning.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +25,27 @@ Key = tuple[str | int, ...]
 #: No recipe is longer than this.
 _MOST_CHARACTERS = 1 << 20
 
-#: Settings that may differ when a run is resumed: they change neither the adapter nor the order of the samples.
-HARMLESS = ("share.", "judge.", "train.micro_batch_size", "train.save_steps", "train.eval_steps", "train.save_total_limit")
+#: Settings that may differ when a run is resumed: they change neither the adapter nor the order of the
+#: samples.
+HARMLESS = ("share.", "judge.", "train.micro_batch_size", "train.save_steps", "train.eval_steps",
+            "train.save_total_limit")
 
 
 #: What other programs call a setting, or people by habit.
 _CALLED_ELSEWHERE = {
     "lr": "train.learning_rate", "epochs": "train.num_epochs", "num_train_epochs": "train.num_epochs",
     "steps": "train.max_steps",
-    "scheduler": "train.lr_scheduler", "lr_scheduler_type": "train.lr_scheduler", "warmup": "train.warmup_steps",
-    "per_device_train_batch_size": "train.micro_batch_size", "gradient_accumulation_steps": "train.batch_size (samples a step)",
-    "lora_r": "lora.r", "rank": "lora.r", "lora_rank": "lora.r", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
-    "lora_target_modules": "lora.target_modules", "base_model": "model.base", "model_name_or_path": "model.base",
-    "dataset": "data.source", "path": "data.source", "max_seq_length": "data.max_length", "cutoff_len": "data.max_length",
-    "sequence_len": "data.max_length", "val_set_size": "data.validation", "test_size": "data.validation",
-    "train_on_inputs": "data.loss_on", "torch_dtype": "model.dtype", "bf16": "model.dtype: bfloat16",
-    "fp16": "model.dtype: float16",
-    "hub_model_id": "share.repo", "push_to_hub": "share.repo", "logging_steps": "nothing: every step is in metrics.jsonl",
+    "scheduler": "train.lr_scheduler", "lr_scheduler_type": "train.lr_scheduler",
+    "warmup": "train.warmup_steps", "per_device_train_batch_size": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size (samples a step)", "lora_r": "lora.r", "rank": "lora.r",
+    "lora_rank": "lora.r", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
+    "lora_target_modules": "lora.target_modules", "base_model": "model.base",
+    "model_name_or_path": "model.base", "dataset": "data.source", "path": "data.source",
+    "max_seq_length": "data.max_length", "cutoff_len": "data.max_length", "sequence_len": "data.max_length",
+    "val_set_size": "data.validation", "test_size": "data.validation", "train_on_inputs": "data.loss_on",
+    "torch_dtype": "model.dtype", "bf16": "model.dtype: bfloat16", "fp16": "model.dtype: float16",
+    "hub_model_id": "share.repo", "push_to_hub": "share.repo",
+    "logging_steps": "nothing: every step is in metrics.jsonl",
     **{name: f"model.quantization: {way.name}" for way in WAYS.values() for name in way.also_called},
 }
 
@@ -49,7 +55,9 @@ _SHOULD_BE = "Input should be "
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader (no tags that build objects) with YAML 1.2's idea of numbers and booleans, and no repeated keys."""
+    """SafeLoader (no tags that build objects) with YAML 1.2's idea of numbers and booleans, and no repeated
+    keys.
+    """
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -66,8 +74,11 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(
     node.value, 0 if node.value[:2] in ("0o", "0x") else 10))
 _Loader.add_implicit_resolver(  # 2e-4 is a number here; YAML 1.1 reads it as text
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
-    list("-+0123456789."))
+    re.compile(
+        r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+    ),
+    list("-+0123456789."),
+)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -86,9 +97,11 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
     seen: set[str] = set()
     for key_node, _ in node.value:
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
-            raise yaml.constructor.ConstructorError(None, None, "a setting's name is plain text", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a setting's name is plain text",
+                                                    key_node.start_mark)
         if key_node.value in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"`{key_node.value}` is set twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"`{key_node.value}` is set twice",
+                                                    key_node.start_mark)
         seen.add(key_node.value)
     return dict(yaml.SafeLoader.construct_mapping(loader, node, deep=True))
 
@@ -108,23 +121,31 @@ def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
         mark = error.problem_mark
         where = f"{name}, line {mark.line + 1}" if mark else name
         problem = error.problem or "not readable as YAML"
-        hint = ("A recipe is plain text, numbers, true, false, null and lists." if "the YAML tag" in problem else
+        hint = ("A recipe is plain text, numbers, true, false, null and lists." if "the YAML tag" in problem
+                else
                 "Compare with a fresh one: tunesmith init")
         raise RecipeError(f"{where}: {problem}", hint) from None
-    except (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, AttributeError,
+            TypeError) as error:
         problem = "a number of thousands of digits" if "set_int_max_str_digits" in str(error) else str(error)
-        raise RecipeError(f"{name}: not readable as YAML: {problem}", "Compare with a fresh one: tunesmith init") from None
+        raise RecipeError(f"{name}: not readable as YAML: {problem}",
+                          "Compare with a fresh one: tunesmith init") from None
 
 
 def _refuse_aliases_and_tags(text: str) -> None:
-    """A recipe has no use for either: a few aliases of aliases stand for billions of values, and tags build objects or read
-    numbers by the rules of YAML 1.1 (`!!float 1:30` is 90). !!str, which changes nothing but the kind, is let through."""
+    """A recipe has no use for either: a few aliases of aliases stand for billions of values, and tags build
+    objects or read numbers by the rules of YAML 1.1 (`!!float 1:30` is 90). !!str, which changes nothing but
+    the kind, is let through.
+    """
     for event in yaml.parse(text, Loader=_Loader):
         tag = getattr(event, "tag", None)
-        problem = (f"the alias *{event.anchor}: write the value itself" if isinstance(event, yaml.AliasEvent) else
-                   f"the YAML tag {tag} is not allowed" if tag not in (None, "!", "tag:yaml.org,2002:str") else None)
+        problem = (f"the alias *{event.anchor}: write the value itself" if isinstance(event, yaml.AliasEvent)
+                   else
+                   f"the YAML tag {tag} is not allowed" if tag not in (None, "!", "tag:yaml.org,2002:str")
+                   else None)
         if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
+            raise yaml.MarkedYAMLError(problem=problem,
+                                       problem_mark=event.start_mark)  # type: ignore[arg-type]
 
 
 def _key_lines(node: yaml.Node | None, prefix: Key) -> Iterator[tuple[Key, int]]:
@@ -147,7 +168,8 @@ def parse_recipe(text: str, *, name: str = "recipe", overrides: Sequence[str] = 
     if not isinstance(values, dict):
         raise RecipeError(f"{name}: a recipe is sections of settings, this is {type(values).__name__}",
                           "Write a commented one: tunesmith init")
-    values = {key: {} if value is None else value for key, value in values.items()}  # a section whose settings are comments
+    # a section whose settings are comments
+    values = {key: {} if value is None else value for key, value in values.items()}
     source: dict[Key, str] = {}
     for word in overrides:
         _apply_override(values, word, source)
@@ -162,7 +184,8 @@ def _apply_override(values: dict[str, Any], word: str, source: dict[Key, str]) -
     key, equals, text = word.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
-        raise RecipeError(f"--set {word}: not of the form section.key=value", "For example: --set train.learning_rate=1e-4")
+        raise RecipeError(f"--set {word}: not of the form section.key=value",
+                          "For example: --set train.learning_rate=1e-4")
     value = _override_value(text)
     section = values.setdefault(parts[0], {})
     if section is None:
@@ -173,9 +196,11 @@ def _apply_override(values: dict[str, Any], word: str, source: dict[Key, str]) -
 
 
 def _override_value(text: str) -> Any:
-    """The value of a --set word: as YAML, or the text itself where YAML would make of it what nobody types here.
+    """The value of a --set word: as YAML, or the text itself where YAML would make of it what nobody types
+    here.
 
-    A template such as `{tags}` or `Q: {question}` is a mapping to YAML; no setting is one, so it is taken as text.
+    A template such as `{tags}` or `Q: {question}` is a mapping to YAML; no setting is one, so it is taken as
+    text.
     """
     try:
         _refuse_aliases_and_tags(text)
@@ -193,7 +218,8 @@ def _one_a_setting(problems: Sequence[Any]) -> list[Any]:
     for problem in problems:
         key = (problem["loc"][:2], problem["msg"].startswith(_SHOULD_BE))
         if key[1] and key in found:
-            found[key] = found[key] | {"msg": f"{found[key]['msg']} or {problem['msg'].removeprefix(_SHOULD_BE)}"}
+            found[key] = found[key] | {"msg": f"{found[key]['msg']} or "
+                                              f"{problem['msg'].removeprefix(_SHOULD_BE)}"}
         else:
             found[key if key[1] else len(found)] = problem
     return list(found.values())
@@ -217,9 +243,11 @@ def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, s
         return f"{where}: {dotted}: a section of settings, not {given!r}"
     if key == ("model", "device"):
         if str(given).startswith(("mps", "metal")):
-            return (f"{where}: {dotted}: {given!r}: Apple GPUs (Metal) are not supported. cpu computes on the same machine; "
-                    "auto takes what is there.")
-        return f"{where}: {dotted}: {given!r} is none of auto, cpu, cuda and cuda:N (the GPU number N, from 0)"
+            return (f"{where}: {dotted}: {given!r}: Apple GPUs (Metal) are not supported. cpu computes on "
+                    "the same machine; auto takes what is there.")
+        return (
+            f"{where}: {dotted}: {given!r} is none of auto, cpu, cuda and cuda:N (the GPU number N, from 0)"
+        )
     limit = problem["msg"].removeprefix(_SHOULD_BE)
     return f"{where}: {dotted}: {given!r} does not fit, it should be {limit}. ({_field_help(key)})"
 
@@ -252,7 +280,8 @@ def _suggestion(key: Key) -> str:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, its local paths made absolute (looked for from here, then from the recipe's folder).
+    """The recipe in a file, its local paths made absolute (looked for from here, then from the recipe's
+    folder).
 
     Raises RecipeError when the file cannot be read or is not a valid recipe.
     """
@@ -263,7 +292,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: no such recipe",
                           f"{close_file(path)}Write one: tunesmith init {path}") from None
     except IsADirectoryError:
-        raise RecipeError(f"{path}: a folder, not a recipe", f"Write one: tunesmith init {path}/recipe.yaml") from None
+        raise RecipeError(f"{path}: a folder, not a recipe",
+                          f"Write one: tunesmith init {path}/recipe.yaml") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise RecipeError(f"{path}, line {line}: not UTF-8 text", "Save the file as UTF-8.") from None
@@ -298,7 +328,9 @@ def dump(recipe: Recipe) -> str:
 
 
 def differences(then: Recipe, now: Recipe) -> list[str]:
-    """What makes `now` another experiment than `then`, one line a setting; empty when a run may be resumed with it."""
+    """What makes `now` another experiment than `then`, one line a setting; empty when a run may be resumed
+    with it.
+    """
     lines = []
     before, after = then.model_dump(), now.model_dump()
     for section in before:
@@ -306,8 +338,9 @@ def differences(then: Recipe, now: Recipe) -> list[str]:
             name = f"{section}.{key}"
             if value != after[section][key] and not name.startswith(HARMLESS):
                 gone = isinstance(value, str) and os.path.isabs(value) and not os.path.lexists(value)
-                lines.append(f"{name}: the run has {_shown(value)}{', which is not there any more' if gone else ''}, "
-                             f"the recipe says {_shown(after[section][key])}")
+                lines.append(f"{name}: the run has "
+                             f"{_shown(value)}{', which is not there any more' if gone else ''}, the recipe "
+                             f"says {_shown(after[section][key])}")
     return lines
 
 

@@ -1,7 +1,15 @@
-"""What happened: the run folder, its files that are written whole or not at all, and its hashed checkpoints."""
+"""What happened: the run folder, its files that are written whole or not at all, and its hashed
+checkpoints.
+"""
 
 from tunesmith.rundir.checkpoints import Checkpoints
-from tunesmith.rundir.files import refuse_where_we_are, require_folder, require_free, sync_folder, write_atomically
+from tunesmith.rundir.files import (
+    refuse_where_we_are,
+    require_folder,
+    require_free,
+    sync_folder,
+    write_atomically,
+)
 from tunesmith.rundir.folder import RunFolder
 from tunesmith.rundir.metrics import MetricsLog
 from tunesmith.rundir.seal import (

@@ -1,4 +1,6 @@
-"""The checkpoints of a run: sealed folders named by step, the newest few kept, the newest whole one found again."""
+"""The checkpoints of a run: sealed folders named by step, the newest few kept, the newest whole one found
+again.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The checkpoint folders, oldest first, whole or not."""
-        return sorted((path for path in self.folder.glob("step-*") if re.fullmatch(r"step-[0-9]{1,18}", path.name)),
+        return sorted((path for path in self.folder.glob("step-*")
+                       if re.fullmatch(r"step-[0-9]{1,18}", path.name)),
                       key=lambda path: int(path.name[5:]))
 
     def any_whole(self) -> bool:
@@ -28,12 +31,15 @@ class Checkpoints:
         return any(not check_seal(path) for path in reversed(self.paths()))
 
     def save(self, step: int, files: dict[str, bytes]) -> Path:
-        """Write a checkpoint whole, then drop the oldest ones beyond `keep`. Raises DiskError; older ones then stay."""
+        """Write a checkpoint whole, then drop the oldest ones beyond `keep`. Raises DiskError; older ones
+        then stay.
+        """
         path = self.folder / f"step-{step:06d}"
         write_sealed_folder(path, files)
         with disk_errors(self.folder):
             for old in [p for p in self.paths() if p != path][: -(self.keep - 1) or None]:
-                # Renamed first, so that a crash half-way through the deletion leaves no torn checkpoint behind.
+                # Renamed first, so that a crash half-way through the deletion leaves no torn checkpoint
+                # behind.
                 doomed = old.with_name(TEMPORARY_PREFIX + old.name)
                 old.rename(doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
@@ -42,8 +48,8 @@ class Checkpoints:
     def newest_whole(self) -> tuple[Path | None, dict[str, bytes], list[str]]:
         """The newest checkpoint whose every byte is as written.
 
-        Returns its folder (None when there is none), its files, and what is wrong with each newer one; those are put
-        aside, until the next time.
+        Returns its folder (None when there is none), its files, and what is wrong with each newer one; those
+        are put aside, until the next time.
         """
         with disk_errors(self.folder):
             return self._newest_whole()
@@ -58,5 +64,6 @@ class Checkpoints:
                 return path, read_sealed(path), damaged
             except IntegrityError as error:
                 damaged.append(error.message)
-                path.rename(path.with_name(f".damaged-{path.name}"))  # kept to be looked at, not counted any more
+                # kept to be looked at, not counted any more
+                path.rename(path.with_name(f".damaged-{path.name}"))
         return None, {}, damaged

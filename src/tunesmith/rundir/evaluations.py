@@ -29,7 +29,8 @@ class Evaluation(Strict):
     judgement: JudgementSummary
 
 
-def keep_evaluation(run: Path, found: Evaluation, recipe_text: str, samples: Sequence[dict[str, Any]]) -> Path:
+def keep_evaluation(run: Path, found: Evaluation, recipe_text: str,
+                    samples: Sequence[dict[str, Any]]) -> Path:
     """Write one into a run folder, beside the recipe that it was measured by; returns its folder.
 
     Raises DiskError, or EnvironmentFault while another process writes the run.
@@ -38,7 +39,8 @@ def keep_evaluation(run: Path, found: Evaluation, recipe_text: str, samples: Seq
     files = {"evaluation.json": as_json(found), "recipe.yaml": recipe_text, "samples.jsonl": lines}
     with RunFolder(run) as folder:
         name = time.strftime("%Y%m%d-%H%M%S")
-        places = (folder.path / EVALUATIONS_NAME / (name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
+        places = (folder.path / EVALUATIONS_NAME / (name if n == 1 else f"{name}-{n}")
+                  for n in range(1, 10**6))
         place = next(each for each in places if not each.exists())
         write_sealed_folder(place, {name: text.encode() for name, text in files.items()})
     return place

@@ -17,7 +17,9 @@ TEMPORARY_PREFIX = ".tmp-"
 
 @contextmanager
 def disk_errors(what: Path) -> Iterator[None]:
-    """Turn a full, read-only or failing disk, and the system's limits, into errors with the path and what to do."""
+    """Turn a full, read-only or failing disk, and the system's limits, into errors with the path and what to
+    do.
+    """
     try:
         yield
     except OSError as error:
@@ -74,12 +76,15 @@ def require_folder(path: Path, name: str, hint: str) -> None:
 def require_free(folder: Path) -> None:
     """Raise UsageError where something is that a new folder would replace; an empty one is nothing."""
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UsageError(f"{folder}: there is something there already", "Choose another folder, or remove it.")
+        raise UsageError(f"{folder}: there is something there already",
+                         "Choose another folder, or remove it.")
     refuse_where_we_are(folder)
 
 
 def refuse_where_we_are(folder: Path) -> None:
-    """Raise UsageError for the current folder or one around it: it would be swapped from under whoever stands in it."""
+    """Raise UsageError for the current folder or one around it: it would be swapped from under whoever stands
+    in it.
+    """
     if Path.cwd().is_relative_to(folder.absolute()):
         raise UsageError(f"{folder}: you are in it, and it would be replaced", "Name another folder.")
 

@@ -16,7 +16,12 @@ from tunesmith.errors import DiskError, EnvironmentFault, IntegrityError, UsageE
 from tunesmith.rundir.checkpoints import Checkpoints
 from tunesmith.rundir.files import disk_errors, remove_leftovers, sync_folder, write_atomically
 from tunesmith.rundir.metrics import MetricsLog
-from tunesmith.rundir.ordinary import MOST_JSON_BYTES, read_json_object, read_ordinary, require_ordinary_folder
+from tunesmith.rundir.ordinary import (
+    MOST_JSON_BYTES,
+    read_json_object,
+    read_ordinary,
+    require_ordinary_folder,
+)
 from tunesmith.rundir.seal import (
     CHECKPOINTS_NAME,
     EVALUATIONS_NAME,
@@ -36,7 +41,9 @@ _LOCK_ATTEMPTS, _LOCK_WAIT_S = 4, 0.05
 
 
 class RunFolder:
-    """One run on disk. As a context manager it holds the run's lock, so that two processes never write one run."""
+    """One run on disk. As a context manager it holds the run's lock, so that two processes never write one
+    run.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -56,7 +63,9 @@ class RunFolder:
         return Checkpoints(self.path / CHECKPOINTS_NAME, keep)
 
     def __enter__(self) -> RunFolder:
-        """Create the folder if need be and lock it. Raises DiskError, UsageError, or EnvironmentFault when taken."""
+        """Create the folder if need be and lock it. Raises DiskError, UsageError, or EnvironmentFault when
+        taken.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file, not a run folder", "Choose another folder with --run.")
         if self.path.is_dir() and not os.path.lexists(self.recipe) and any(
@@ -66,7 +75,8 @@ class RunFolder:
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             require_ordinary_folder(self.path, written=frozenset({LOCK_NAME, self.metrics.path.name}))
-            self._lock = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            self._lock = os.open(self.path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
+                                 0o644)
         try:
             with disk_errors(self.path):
                 self._take_lock(self._lock)
@@ -89,14 +99,16 @@ class RunFolder:
                     time.sleep(_LOCK_WAIT_S)
         owner = os.read(lock, 32).decode(errors="replace").strip()
         raise EnvironmentFault(f"{self.path}: another process ({_process(owner)}) is writing this run",
-                               "Wait for it or stop it (Ctrl-C there saves it), or give this one its own folder with --run.")
+                               "Wait for it or stop it (Ctrl-C there saves it), or give this one its own "
+                               "folder with --run.")
 
     def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         if self._lock is None:
             return
         if self._running and error is not None:
@@ -104,7 +116,8 @@ class RunFolder:
 
             with contextlib.suppress(DiskError):  # what ended the run is told all the same
                 write_ending(self.path, error)
-        with contextlib.suppress(OSError):  # what is written is written: that tidying up fails changes nothing
+        # what is written is written: that tidying up fails changes nothing
+        with contextlib.suppress(OSError):
             if [p.name for p in self.path.iterdir()] == [LOCK_NAME]:
                 (self.path / LOCK_NAME).unlink()  # it never began: leave nothing behind
                 self.path.rmdir()
@@ -122,10 +135,13 @@ class RunFolder:
         except FileNotFoundError:
             raise IntegrityError(f"{path}: missing", "Is this a run folder?") from None
         except IntegrityError as error:
-            raise error.reword(hint=error.hint or f"tunesmith verify {self.path} checks every file.") from None
+            raise error.reword(hint=error.hint
+                               or f"tunesmith verify {self.path} checks every file.") from None
 
     def recipe_text(self) -> str:
-        """What the run's recipe.yaml says. Raises IntegrityError where it is no ordinary file of text, DiskError."""
+        """What the run's recipe.yaml says. Raises IntegrityError where it is no ordinary file of text,
+        DiskError.
+        """
         try:
             return read_ordinary(self.recipe, MOST_JSON_BYTES).decode("utf-8")
         except UnicodeDecodeError:
@@ -137,7 +153,9 @@ class RunFolder:
         seal(self.path, [self.recipe.name, self.manifest.name])
 
     def running(self) -> None:
-        """Say that this process works on the run from now on; how it ends is written when it leaves the folder."""
+        """Say that this process works on the run from now on; how it ends is written when it leaves the
+        folder.
+        """
         from tunesmith.rundir.status import write_status  # late: pydantic, which --help does without
 
         write_status(self.path, "running")
@@ -150,11 +168,12 @@ class RunFolder:
     def replace_recipe(self, text: str) -> None:
         """Write another recipe for a run that has begun, and seal it. Raises DiskError.
 
-        A crash at any moment leaves the old recipe with its seal, or the new one: it waits beside the old one until the seal
-        names it, and `begun` then puts it in its place.
+        A crash at any moment leaves the old recipe with its seal, or the new one: it waits beside the old one
+        until the seal names it, and `begun` then puts it in its place.
         """
         write_atomically(self._next_recipe, text)
-        hashes = {self.recipe.name: hashlib.sha256(text.encode()).hexdigest(), self.manifest.name: sha256_file(self.manifest)}
+        hashes = {self.recipe.name: hashlib.sha256(text.encode()).hexdigest(),
+                  self.manifest.name: sha256_file(self.manifest)}
         write_atomically(self.path / SEAL_NAME, canonical_seal(hashes))
         self._settle_recipe()
 
@@ -178,7 +197,8 @@ class RunFolder:
 
         if not (self.path / SEAL_NAME).exists():
             if found := self._later_than_seal():
-                raise IntegrityError(f"{self.path / SEAL_NAME}: missing, so nothing says what {found.name} was made of",
+                raise IntegrityError(f"{self.path / SEAL_NAME}: missing, so nothing says what {found.name} "
+                                     "was made of",
                                      "Copy the whole run folder again, or start another run with --run.")
             return False
         if self._lock is not None:
@@ -189,8 +209,8 @@ class RunFolder:
         if wrong:
             what = "damaged" if os.path.lexists(wrong[0]) else "missing"
             raise IntegrityError(f"{wrong[0]}: {what}, so nothing says what this run was made of",
-                                 f"Put it back from a copy, or start another run with --run. tunesmith verify {self.path} "
-                                 "says what else is damaged.")
+                                 "Put it back from a copy, or start another run with --run. tunesmith "
+                                 f"verify {self.path} says what else is damaged.")
         require_format(self.path)
         return True
 
@@ -214,13 +234,17 @@ class RunFolder:
         return (self.path / SEAL_NAME).exists() and self.report.name in read_seal(self.path)
 
     def finish(self) -> None:
-        """Seal the whole run but checkpoints and evaluations (each has its own seal) and the lock. Raises DiskError."""
+        """Seal the whole run but checkpoints and evaluations (each has its own seal) and the lock. Raises
+        DiskError.
+        """
         from tunesmith.rundir.status import write_status
 
         write_status(self.path, "finished")
         names = [str(path.relative_to(self.path)) for path in sorted(self.path.rglob("*"))
-                 if path.is_file() and not any(part.startswith(".") for part in path.relative_to(self.path).parts)
-                 and path.relative_to(self.path).parts[0] not in (CHECKPOINTS_NAME, EVALUATIONS_NAME, SEAL_NAME)]
+                 if path.is_file()
+                 and not any(part.startswith(".") for part in path.relative_to(self.path).parts)
+                 and path.relative_to(self.path).parts[0] not in (CHECKPOINTS_NAME, EVALUATIONS_NAME,
+                                                                  SEAL_NAME)]
         seal(self.path, names)
         self._running = False
 
@@ -230,7 +254,8 @@ class RunFolder:
         free_bytes = status.f_bavail * status.f_frsize
         if free_bytes < needed_bytes:
             raise DiskError(f"{self.path}: the run needs about {needed_bytes / 1e6:,.0f} MB of disk, "
-                            f"{free_bytes / 1e6:,.0f} MB are free", "Free some space or choose another disk with --run.")
+                            f"{free_bytes / 1e6:,.0f} MB are free",
+                            "Free some space or choose another disk with --run.")
 
 
 def _process(owner: str) -> str:

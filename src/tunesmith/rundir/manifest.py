@@ -13,15 +13,17 @@ from tunesmith.errors import IntegrityError
 from tunesmith.rundir.ordinary import MOST_JSON_BYTES, parse_json, read_ordinary
 from tunesmith.rundir.schema import Count, Sha256, Short, Strict, parse_as
 
-#: The format of run folders that this program reads and writes. Whatever changes a file of a run so that an older or a newer
-#: program would misread or refuse it, such as one more key of a schema, raises this number.
+#: The format of run folders that this program reads and writes. Whatever changes a file of a run so that an
+#: older or a newer program would misread or refuse it, such as one more key of a schema, raises this number.
 RUN_FORMAT = 3
 MANIFEST_NAME = "manifest.json"
 _ANOTHER = "Start another run with --run."
 
 
 class BaseFacts(Strict):
-    """The frozen base. name: a Hub id, or a folder outside of the run. files: a hash of each file that makes it what it is."""
+    """The frozen base. name: a Hub id, or a folder outside of the run. files: a hash of each file that makes
+    it what it is.
+    """
 
     name: Short
     revision: Short | None
@@ -45,7 +47,9 @@ class RowCounts(Strict):
 
 
 class DataFacts(Strict):
-    """The rows. source: as the recipe names it. content, template: hashes of the rows as text, and of what makes prompts."""
+    """The rows. source: as the recipe names it. content, template: hashes of the rows as text, and of what
+    makes prompts.
+    """
 
     source: Short
     content: Sha256
@@ -56,10 +60,10 @@ class DataFacts(Strict):
 class Manifest(Strict):
     """The whole file. A key more, or one less, is another format: see RUN_FORMAT.
 
-    run_id: tells this run from every other. started: local time. What was decided before anything was loaded: quantization,
-    engine and why this one, device, dtype, matmul (how the native engine multiplies with frozen weights), spread (whether the
-    base goes on all GPUs), activation_budget_bytes (memory for a step's activations), trainable_parameters, all_parameters.
-    threads: of torch, on the CPU.
+    run_id: tells this run from every other. started: local time. What was decided before anything was loaded:
+    quantization, engine and why this one, device, dtype, matmul (how the native engine multiplies with frozen
+    weights), spread (whether the base goes on all GPUs), activation_budget_bytes (memory for a step's
+    activations), trainable_parameters, all_parameters. threads: of torch, on the CPU.
     """
 
     format: Annotated[int, Field(ge=RUN_FORMAT, le=RUN_FORMAT)]
@@ -84,7 +88,9 @@ class Manifest(Strict):
 
 
 def read_manifest(run: Path) -> Manifest:
-    """A run's manifest. Raises IntegrityError for one of another format, and one that this program did not write so."""
+    """A run's manifest. Raises IntegrityError for one of another format, and one that this program did not
+    write so.
+    """
     path = run / MANIFEST_NAME
     try:
         content = read_ordinary(path, MOST_JSON_BYTES)
@@ -95,7 +101,9 @@ def read_manifest(run: Path) -> Manifest:
 
 
 def require_format(run: Path) -> None:
-    """Raise IntegrityError for a run folder of another format, by its name. One that has no manifest yet passes."""
+    """Raise IntegrityError for a run folder of another format, by its name. One that has no manifest yet
+    passes.
+    """
     path = run / MANIFEST_NAME
     if os.path.lexists(path):
         _require_format(parse_json(read_ordinary(path, MOST_JSON_BYTES), str(path), infinite=True), run)
@@ -117,11 +125,12 @@ def _require_format(manifest: Any, run: Path) -> None:
     if found == RUN_FORMAT and type(found) is int:
         return
     name = ("a run folder without a format number" if "format" not in manifest else
-            f"a run folder of format {found if type(found) is int and abs(found) < 10**9 else repr(found)[:40]}")
+            "a run folder of format "
+            f"{found if type(found) is int and abs(found) < 10**9 else repr(found)[:40]}")
     versions = manifest.get("versions")
     wrote = versions.get("tunesmith") if isinstance(versions, Mapping) else None
     by = f" ({wrote[:40]})" if isinstance(wrote, str) else ""
     raise IntegrityError(
         f"{run}: {name}; this version of tunesmith reads and writes format {RUN_FORMAT}",
-        f"Use the version of tunesmith that wrote it{by}, or train again into another folder with --run. Its adapter works "
-        f"by itself: {run / 'adapter'}")
+        f"Use the version of tunesmith that wrote it{by}, or train again into another folder with --run. Its "
+        f"adapter works by itself: {run / 'adapter'}")

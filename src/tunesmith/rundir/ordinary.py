@@ -1,7 +1,8 @@
-"""Files that are what they seem: ordinary files of their own folder, of bounded size; JSON that is read without surprises.
+"""Files that are what they seem: ordinary files of their own folder, of bounded size; JSON that is read
+without surprises.
 
-A folder may come from anybody. A link in it may lead to a file that is none of the folder's, a device or a pipe never ends,
-and JSON may be too deep or too long for its reader.
+A folder may come from anybody. A link in it may lead to a file that is none of the folder's, a device or a
+pipe never ends, and JSON may be too deep or too long for its reader.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _COPY = "Copy the file itself into its folder, if you trust it."
 def require_ordinary(path: Path, *, written: bool = False) -> None:
     """Raise IntegrityError where `path` is there and is no ordinary file of its folder.
 
-    A link of the Hub client's cache, from a snapshot to a blob of the same repository, counts as ordinary. written: the file
-    will be changed in place, so that one with a second name (a hard link) is refused, too.
+    A link of the Hub client's cache, from a snapshot to a blob of the same repository, counts as ordinary.
+    written: the file will be changed in place, so that one with a second name (a hard link) is refused, too.
     """
     try:
         found = os.lstat(path)
@@ -41,12 +42,13 @@ def require_ordinary(path: Path, *, written: bool = False) -> None:
     elif not stat.S_ISREG(found.st_mode):
         raise IntegrityError(f"{path}: {_kind(found.st_mode)}, not a file", "Remove it.")
     elif written and found.st_nlink > 1:
-        raise IntegrityError(f"{path}: has a second name elsewhere (a hard link), and would be changed there as well", _COPY)
+        raise IntegrityError(f"{path}: has a second name elsewhere (a hard link), and would be changed there "
+                             "as well", _COPY)
 
 
 def require_ordinary_folder(folder: Path, written: frozenset[str] = frozenset()) -> None:
-    """Raise IntegrityError where anything below `folder` is neither a folder nor an ordinary file. The folder itself may be
-    reached by a link.
+    """Raise IntegrityError where anything below `folder` is neither a folder nor an ordinary file. The folder
+    itself may be reached by a link.
 
     written: names of files directly in it that will be changed in place, see `require_ordinary`.
     """
@@ -54,7 +56,8 @@ def require_ordinary_folder(folder: Path, written: frozenset[str] = frozenset())
         here = Path(place)
         for name in folders:
             if (here / name).is_symlink():
-                raise IntegrityError(f"{here / name}: a link to {os.readlink(here / name)}, not a folder of its own", _COPY)
+                raise IntegrityError(f"{here / name}: a link to {os.readlink(here / name)}, not a folder of "
+                                     "its own", _COPY)
         for name in files:
             require_ordinary(here / name, written=here == folder and name in written)
 
@@ -64,14 +67,18 @@ def _not_readable(error: OSError) -> None:
 
 
 def in_hub_cache(path: Path) -> bool:
-    """Whether a link is one that the Hub's client made: from snapshots/COMMIT/... to blobs/ of the same repository."""
-    repository = next((parent.parent for parent in path.absolute().parents if parent.name == "snapshots"), None)
-    return repository is not None and path.resolve().parent == repository.resolve() / "blobs"  # which is no link
+    """Whether a link is one that the Hub's client made: from snapshots/COMMIT/... to blobs/ of the same
+    repository.
+    """
+    repository = next((parent.parent for parent in path.absolute().parents if parent.name == "snapshots"),
+                      None)
+    # which is no link
+    return repository is not None and path.resolve().parent == repository.resolve() / "blobs"
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
-             stat.S_IFBLK: "a device"}
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
+             stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
     return kinds.get(stat.S_IFMT(mode), "something else")
 
 
@@ -79,7 +86,8 @@ def _kind(mode: int) -> str:
 def open_ordinary(path: Path) -> Iterator[BinaryIO]:
     """An ordinary file (see `require_ordinary`), open for reading; a pipe is refused, not waited for.
 
-    Raises IntegrityError where it is none, FileNotFoundError where there is none, what `disk_errors` does, OSError.
+    Raises IntegrityError where it is none, FileNotFoundError where there is none, what `disk_errors` does,
+    OSError.
     """
     with disk_errors(path):
         require_ordinary(path)
@@ -90,12 +98,15 @@ def open_ordinary(path: Path) -> Iterator[BinaryIO]:
         with os.fdopen(descriptor, "rb") as file:
             mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):  # what a link of the Hub's cache leads to
-                raise IntegrityError(f"{path}: {_kind(mode)}, not an ordinary file", "Remove it, or take a whole copy.")
+                raise IntegrityError(f"{path}: {_kind(mode)}, not an ordinary file",
+                                     "Remove it, or take a whole copy.")
             yield file
 
 
 def read_ordinary(path: Path, most_bytes: int | None = None) -> bytes:
-    """The content of an ordinary file. Raises IntegrityError where it is longer than `most_bytes`, and as `open_ordinary`."""
+    """The content of an ordinary file. Raises IntegrityError where it is longer than `most_bytes`, and as
+    `open_ordinary`.
+    """
     with open_ordinary(path) as file:
         if most_bytes is not None and os.fstat(file.fileno()).st_size > most_bytes:
             raise IntegrityError(f"{path}: larger than {most_bytes:,} bytes", "A file of this kind never is.")

@@ -1,4 +1,6 @@
-"""result.json and verdict.json: what came out of a run, in the one form that terminal, card, report and note share."""
+"""result.json and verdict.json: what came out of a run, in the one form that terminal, card, report and note
+share.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ Loss = Annotated[float, Field(allow_inf_nan=True)]
 class Measured(BaseModel):
     """What an adapter's note has to say of a comparison of the adapter with its base; it may say more.
 
-    loss_base, loss_tuned: nats per token that the loss mask keeps. interval: 95% interval of tuned - base. stop_rate_*: the
-    share of answers that ended by themselves.
+    loss_base, loss_tuned: nats per token that the loss mask keeps. interval: 95% interval of tuned - base.
+    stop_rate_*: the share of answers that ended by themselves.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -56,7 +58,8 @@ class RunResult(Strict):
 
     train_loss: mean over the steps, nats per token; eval_loss_*: of the validation set. seconds: of training.
     tokens_per_second: padding is not counted. kept: how many of the base's values are kept in which way.
-    peak_memory_bytes: the most that any of the run's processes used while training. prompt: one to try the adapter with.
+    peak_memory_bytes: the most that any of the run's processes used while training. prompt: one to try the
+    adapter with.
     """
 
     model_config = ConfigDict(ser_json_inf_nan="constants")

@@ -1,4 +1,6 @@
-"""A folder's seal: one file that lists the SHA-256 of every other, in canonical bytes, so that any flipped byte shows."""
+"""A folder's seal: one file that lists the SHA-256 of every other, in canonical bytes, so that any flipped
+byte shows.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def canonical_seal(hashes: dict[str, str]) -> bytes:
 
 def seal(folder: Path, names: Iterable[str]) -> None:
     """Write the seal of `folder` over the files `names` (relative, with /). Raises DiskError."""
-    write_atomically(folder / SEAL_NAME, canonical_seal({name: sha256_file(folder / name) for name in sorted(names)}))
+    write_atomically(folder / SEAL_NAME,
+                     canonical_seal({name: sha256_file(folder / name) for name in sorted(names)}))
 
 
 def write_sealed_folder(folder: Path, files: dict[str, bytes]) -> None:
@@ -53,7 +56,9 @@ def write_sealed_folder(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def read_seal(folder: Path) -> dict[str, str]:
-    """The hashes listed in a folder's seal. Raises IntegrityError when the list itself is missing or damaged."""
+    """The hashes listed in a folder's seal. Raises IntegrityError when the list itself is missing or
+    damaged.
+    """
     path = folder / SEAL_NAME
     try:
         content = read_ordinary(path, MOST_JSON_BYTES)
@@ -70,14 +75,15 @@ def read_seal(folder: Path) -> dict[str, str]:
 
 def _is_entry(name: Any, digest: Any) -> bool:
     """Whether a line of a seal can stand there: a file below its folder, and a hash."""
-    return (isinstance(name, str) and isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
+    return (isinstance(name, str) and isinstance(digest, str)
+            and re.fullmatch(r"[0-9a-f]{64}", digest) is not None
             and "\0" not in name and not name.startswith("/")
             and all(part not in ("", ".", "..") for part in name.split("/")))
 
 
 def check_seal(folder: Path, *, cards: bool = True) -> list[Path]:
-    """The files of a sealed folder that are missing, no ordinary files or not as they were written; the seal itself if it is
-    damaged.
+    """The files of a sealed folder that are missing, no ordinary files or not as they were written; the seal
+    itself if it is damaged.
 
     cards: whether one that was edited counts.
     """
@@ -100,7 +106,9 @@ def _as_written(folder: Path, name: str, digest: str) -> bool:
 
 
 def read_sealed(folder: Path) -> dict[str, bytes]:
-    """Every file of a sealed folder, checked as it is read. Raises IntegrityError naming the first damaged one."""
+    """Every file of a sealed folder, checked as it is read. Raises IntegrityError naming the first damaged
+    one.
+    """
     files = {}
     for name, digest in read_seal(folder).items():
         try:
@@ -114,7 +122,9 @@ def read_sealed(folder: Path) -> dict[str, bytes]:
 
 
 def recipe_waits(run: Path) -> bool:
-    """Whether a run's next recipe is the one that its seal names: it is the run's, and only not yet in its place."""
+    """Whether a run's next recipe is the one that its seal names: it is the run's, and only not yet in its
+    place.
+    """
     try:
         return _as_written(run, NEXT_RECIPE_NAME, read_seal(run).get("recipe.yaml", ""))
     except IntegrityError:

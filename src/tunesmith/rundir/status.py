@@ -17,7 +17,8 @@ _LONGEST_REASON = 2000
 
 
 class Status(Strict):
-    """state: stopped by a signal, or ended without a word (killed, or the machine went down); failed: with an error.
+    """state: stopped by a signal, or ended without a word (killed, or the machine went down); failed: with an
+    error.
 
     since: local time. process: its id, while it is running. reason: of a run that was stopped or failed.
     """
@@ -29,16 +30,18 @@ class Status(Strict):
 
     def sentence(self) -> str:
         """The same in words, after the name of the run."""
-        said = {"running": f"is running (process {self.process})", "stopped": "was stopped", "failed": "failed",
-                "finished": "is finished"}[self.state]
+        said = {"running": f"is running (process {self.process})", "stopped": "was stopped",
+                "failed": "failed", "finished": "is finished"}[self.state]
         return f"{said}{f': {self.reason}' if self.reason else ''}"
 
 
-def write_status(run: Path, state: Literal["running", "stopped", "failed", "finished"], reason: str = "") -> None:
+def write_status(run: Path, state: Literal["running", "stopped", "failed", "finished"],
+                 reason: str = "") -> None:
     """Say what a run is doing. Raises DiskError."""
     process = os.getpid() if state == "running" else None
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    write_atomically(run / STATUS_NAME, as_json(Status(state=state, since=now, process=process, reason=reason)))
+    write_atomically(run / STATUS_NAME,
+                     as_json(Status(state=state, since=now, process=process, reason=reason)))
 
 
 def write_ending(run: Path, error: BaseException) -> None:
@@ -51,7 +54,8 @@ def write_ending(run: Path, error: BaseException) -> None:
 def read_status(run: Path) -> Status:
     """The state of a run folder, whatever its last process had time to write.
 
-    Finished is what the seal says; running, whose process holds the lock. Raises IntegrityError for a damaged status.json.
+    Finished is what the seal says; running, whose process holds the lock. Raises IntegrityError for a damaged
+    status.json.
     """
     written = None
     if os.path.lexists(run / STATUS_NAME):

@@ -21,7 +21,9 @@ def loss_digits(found: Mapping[str, Any]) -> int:
 
 
 def verdict_sentence(found: Mapping[str, Any]) -> str:
-    """The verdict in a sentence, without its full stop. found: `Judgement.summary()`, or what a note keeps of it."""
+    """The verdict in a sentence, without its full stop. found: `Judgement.summary()`, or what a note keeps of
+    it.
+    """
     said = _SEEN.get(found["verdict"], str(found["verdict"]))
     if found["verdict"] == "loss only":
         said += _of_answers(found)

@@ -11,12 +11,21 @@ from tunesmith.errors import IntegrityError
 from tunesmith.rundir.checkpoints import Checkpoints
 from tunesmith.rundir.files import disk_errors, require_folder
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary_folder
-from tunesmith.rundir.seal import EVALUATIONS_NAME, SEAL_NAME, STATUS_NAME, check_seal, read_seal, recipe_waits
+from tunesmith.rundir.seal import (
+    EVALUATIONS_NAME,
+    SEAL_NAME,
+    STATUS_NAME,
+    check_seal,
+    read_seal,
+    recipe_waits,
+)
 
 
 @dataclass
 class Damage:
-    """What a verification found: files that were checked, and those that are damaged, missing or not sealed."""
+    """What a verification found: files that were checked, and those that are damaged, missing or not
+    sealed.
+    """
 
     checked: list[Path] = field(default_factory=list)
     damaged: list[Path] = field(default_factory=list)
@@ -35,9 +44,9 @@ class Damage:
 def verify_path(path: Path) -> Damage:
     """Check a run folder, a checkpoint or an adapter folder.
 
-    Of a run that was stopped half-way the start, the checkpoints, and the metrics up to the newest one are checked.
-    Raises UsageError when there is no such folder, DiskError, IntegrityError when there is nothing in it that was ever sealed
-    or it is a run folder of another format.
+    Of a run that was stopped half-way the start, the checkpoints, and the metrics up to the newest one are
+    checked. Raises UsageError when there is no such folder, DiskError, IntegrityError when there is nothing
+    in it that was ever sealed or it is a run folder of another format.
     """
     require_folder(path, str(path), "Give a run folder or an adapter folder.")
     with disk_errors(path):
@@ -51,12 +60,14 @@ def _verify(path: Path) -> Damage:
     checkpoints = Checkpoints(path / "checkpoints", keep=1)
     if not (path / SEAL_NAME).exists() and not checkpoints.paths():
         raise IntegrityError(f"{path}: has no {SEAL_NAME}, so nothing says what its files should be",
-                             "Give a run, a checkpoint, an adapter or a merged model; what others wrote has no hashes.")
+                             "Give a run, a checkpoint, an adapter or a merged model; what others wrote has "
+                             "no hashes.")
     require_ordinary_folder(path)
     found.add_sealed(path)  # a run is sealed before its first checkpoint, so here a missing seal is damage
     if recipe_waits(path):  # a process ended just before it put the recipe in its place; the next train does
         found.damaged = [file for file in found.damaged if file != path / "recipe.yaml"]
-    if not {path / "manifest.json", path / SEAL_NAME} & set(found.damaged):  # else nothing vouches for what it says
+    # else nothing vouches for what it says
+    if not {path / "manifest.json", path / SEAL_NAME} & set(found.damaged):
         require_format(path)
     own = _run_id(path / "manifest.json")
     for checkpoint in checkpoints.paths():

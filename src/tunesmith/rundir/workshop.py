@@ -1,4 +1,6 @@
-"""A folder that is made beside its place and put there when it is whole; a signal or an error leaves nothing."""
+"""A folder that is made beside its place and put there when it is whole; a signal or an error leaves
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,12 @@ _AGAIN_S = 0.2
 
 @contextlib.contextmanager
 def workshop(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, empty, held by this process alone, and gone afterwards whatever happens.
+    """A temporary folder beside `out`, empty, held by this process alone, and gone afterwards whatever
+    happens.
 
-    Its name depends on `out` alone, so that the next command removes what a killed one left.
-    Raises DiskError, EnvironmentFault when another process is making `out`, Interrupted on SIGINT, SIGTERM or SIGHUP.
+    Its name depends on `out` alone, so that the next command removes what a killed one left. Raises
+    DiskError, EnvironmentFault when another process is making `out`, Interrupted on SIGINT, SIGTERM or
+    SIGHUP.
     """
     folder = out.with_name(TEMPORARY_PREFIX + out.name)
     missing = [parent for parent in out.parents if not parent.exists()]
@@ -61,7 +65,9 @@ def workshop(out: Path) -> Iterator[Path]:
 
 
 def _tell_of(out: Path, folder: Path, error: TunesmithError) -> None:
-    """Put the place that the user named into an error, where it names the temporary folder, which is gone when it is read."""
+    """Put the place that the user named into an error, where it names the temporary folder, which is gone
+    when it is read.
+    """
     place = re.compile(re.escape(str(folder)) + r"(/\d+)?(?![\w-]|\.\w)")
     problem, hint = (place.sub(lambda found: str(out), text) for text in (error.problem, error.hint))
     error.reword(problem, hint=hint)
@@ -75,17 +81,20 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 class _Stopped(KeyboardInterrupt):
-    """Of a class of its own: after a plain KeyboardInterrupt within an eval, Python ends as if by SIGINT, caught or not."""
+    """Of a class of its own: after a plain KeyboardInterrupt within an eval, Python ends as if by SIGINT,
+    caught or not.
+    """
 
 
 @contextlib.contextmanager
 def _signals_as_errors() -> Iterator[None]:
     """These signals end the block, so that what is temporary is removed.
 
-    The signal's exception is no Exception, yet libraries turn even that into errors of their own, and Python drops it in a
-    callback. So whatever ends the block after a signal is taken for its doing, and what was dropped is raised again.
-    During an import nothing is raised until the import is done: a compiled module's initialisation may run Python from C++
-    that no exception may leave (torch's ends the process with SIGABRT there), and a half-imported module helps nobody.
+    The signal's exception is no Exception, yet libraries turn even that into errors of their own, and Python
+    drops it in a callback. So whatever ends the block after a signal is taken for its doing, and what was
+    dropped is raised again. During an import nothing is raised until the import is done: a compiled module's
+    initialisation may run Python from C++ that no exception may leave (torch's ends the process with SIGABRT
+    there), and a half-imported module helps nobody.
     """
     came = 0
     imports_before = imports_under_way(sys._getframe())
@@ -106,13 +115,15 @@ def _signals_as_errors() -> Iterator[None]:
         yield
         return
     tell, sys.unraisablehook = sys.unraisablehook, hide
-    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
+    old = {number: signal.signal(number, stop)
+           for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
     try:
         yield
     except BaseException:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if came:
-            raise Interrupted(came, "Stopped; nothing was written.", "Run the same command to begin again.") from None
+            raise Interrupted(came, "Stopped; nothing was written.",
+                              "Run the same command to begin again.") from None
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -122,7 +133,9 @@ def _signals_as_errors() -> Iterator[None]:
 
 
 def put_in_place(folder: Path, out: Path) -> None:
-    """Make a finished folder `out`, in one step. Raises DiskError, or UsageError when something was put there meanwhile."""
+    """Make a finished folder `out`, in one step. Raises DiskError, or UsageError when something was put there
+    meanwhile.
+    """
     with disk_errors(out):
         sync_folder(folder)
         try:

@@ -32,7 +32,8 @@ def encode_prompt(engine: Engine, prompt: str, *, chat: bool = False) -> list[in
         except (TemplateRefused, TemplateUnbounded) as error:
             what = "refuses this prompt: " if isinstance(error, TemplateRefused) else ""
             raise DataError(f"the chat template of {engine.base.name} {what}{error}",
-                            "The template came with the base: take another copy of it, or another base.") from None
+                            "The template came with the base: take another copy of it, or another "
+                            "base.") from None
         return list(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
     rules = Rules(loss_on="completion", append_eos=False, max_length=2, overlong="error")
     ids = Encoder(engine.tokenizer, rules).prompt_ids(prompt)
@@ -44,5 +45,6 @@ def encode_prompt(engine: Engine, prompt: str, *, chat: bool = False) -> list[in
 def answer_prompts(engine: Engine, prompts: Sequence[list[int]], max_new_tokens: int) -> list[TextAnswer]:
     """Answer token prompts greedily, in their order."""
     answers = engine.generate(prompts, max_new_tokens)
-    return [TextAnswer(engine.tokenizer.decode(answer.ids, skip_special_tokens=True), len(answer.ids), answer.stopped)
+    return [TextAnswer(engine.tokenizer.decode(answer.ids, skip_special_tokens=True), len(answer.ids),
+                       answer.stopped)
             for answer in answers]

@@ -1,4 +1,6 @@
-"""The adapter's folder: PEFT's two files, the stop tokens, what it was trained on, and a card that says what it does."""
+"""The adapter's folder: PEFT's two files, the stop tokens, what it was trained on, and a card that says what
+it does.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ def write_adapter_folder(folder: Path, engine: Engine, *, base_name: str, revisi
                          base_weights: dict[str, str]) -> None:
     """Write the folder, whole or not at all, sealed. Raises DiskError.
 
-    prompt: the recipe's template. result: what came out of the run. recipe: its sections.
-    base_weights: hashes of the base's files of weights, by which another base of the same shapes is told apart.
+    prompt: the recipe's template. result: what came out of the run. recipe: its sections. base_weights:
+    hashes of the base's files of weights, by which another base of the same shapes is told apart.
     """
     note = {"base": base_name, "revision": revision, "quantization": engine.quantization,
             "dtype": str(engine.dtype).removeprefix("torch."), "prompt": prompt, "messages": messages,

@@ -17,8 +17,8 @@ from tunesmith.errors import DataError, OutOfMemory
 from tunesmith.model.engine import Answer, Engine
 from tunesmith.model.memory import in_parts
 
-#: How much of the live adapter's log-probabilities is kept, in bytes, and at most how many positions of them: more
-#: would say nothing new.
+#: How much of the live adapter's log-probabilities is kept, in bytes, and at most how many positions of them:
+#: more would say nothing new.
 _KEPT_BYTES, _MAX_POSITIONS = 256 << 20, 4096
 #: Tokens of rows whose loss is computed at once.
 _LOSS_TOKENS = 2048
@@ -30,9 +30,9 @@ NOTHING = 1e-6
 class Agreement:
     """A model against the live adapter.
 
-    kl: mean KL(live || model) [nats a token] at `positions`. top1: the share of them with the same likeliest token.
-    greedy: the share of `prompts` whose greedy answer is the same token for token; None without prompts.
-    loss, loss_live: mean loss [nats a token] on the held-out rows.
+    kl: mean KL(live || model) [nats a token] at `positions`. top1: the share of them with the same likeliest
+    token. greedy: the share of `prompts` whose greedy answer is the same token for token; None without
+    prompts. loss, loss_live: mean loss [nats a token] on the held-out rows.
     """
 
     kl: float
@@ -45,12 +45,14 @@ class Agreement:
 
     def figures(self) -> dict[str, float | int | None]:
         """The same for JSON, which has no NaN and no infinity: they are None."""
-        return {key: value if value is None or math.isfinite(value) else None for key, value in asdict(self).items()}
+        return {key: value if value is None or math.isfinite(value) else None
+                for key, value in asdict(self).items()}
 
     def line(self) -> str:
         """The same in words."""
         answers = "" if self.greedy is None else f", {100 * self.greedy:.0f}% of greedy answers the same"
-        return f"KL {self.kl:.3g} nats a token, top-1 the same at {100 * self.top1:.1f}%{answers}, loss {self.loss:.4f}"
+        return (f"KL {self.kl:.3g} nats a token, top-1 the same at {100 * self.top1:.1f}%{answers}, "
+                f"loss {self.loss:.4f}")
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Reference:
     bare: Agreement
 
 
-def reference(engine: Engine, rows: Sequence[TokenRow], prompts: Sequence[list[int]], max_new_tokens: int) -> Reference:
+def reference(engine: Engine, rows: Sequence[TokenRow], prompts: Sequence[list[int]],
+              max_new_tokens: int) -> Reference:
     """Ask the live adapter, then its bare base. Nothing is drawn: the same rows give the same positions.
 
     rows: held out. prompts: token ids, answered with at most max_new_tokens.
@@ -79,7 +82,8 @@ def reference(engine: Engine, rows: Sequence[TokenRow], prompts: Sequence[list[i
     """
     engine.training(False)
     if not any(any(row.loss_mask[1:]) for row in rows):
-        raise DataError("no held-out row with a token that bears loss: there is nothing to compare a merge on",
+        raise DataError("no held-out row with a token that bears loss: there is nothing to compare a merge "
+                        "on",
                         "Hold some rows out (data.validation).")
     vocabulary = engine.logits([rows[0].ids[:1]])[0].shape[1]
     places = _choose_places(rows, min(_MAX_POSITIONS, max(1, _KEPT_BYTES // (4 * vocabulary))))
@@ -89,7 +93,8 @@ def reference(engine: Engine, rows: Sequence[TokenRow], prompts: Sequence[list[i
     answers, loss = _answers(engine, prompts, max_new_tokens), _mean_loss(engine, rows)
     whole = Reference(rows, prompts, max_new_tokens, places, kept_PV, answers, loss, _UNKNOWN)
     with engine.adapter_disabled():
-        return Reference(rows, prompts, max_new_tokens, places, kept_PV, answers, loss, compare(engine, whole))
+        return Reference(rows, prompts, max_new_tokens, places, kept_PV, answers, loss,
+                         compare(engine, whole))
 
 
 def compare(engine: Engine, reference: Reference) -> Agreement:
@@ -111,8 +116,9 @@ def compare(engine: Engine, reference: Reference) -> Agreement:
 def _divergence(live_V: torch.Tensor, other_V: torch.Tensor) -> float:
     """KL(live || other) in nats, of log-probabilities.
 
-    As the sum of p (d + exp(-d) - 1) with d = log p - log q, which no rounding makes negative: it is KL where both sum to
-    one, and the small error of a sum in fp32 would else drown the KL of models that differ by rounding alone.
+    As the sum of p (d + exp(-d) - 1) with d = log p - log q, which no rounding makes negative: it is KL where
+    both sum to one, and the small error of a sum in fp32 would else drown the KL of models that differ by
+    rounding alone.
     """
     live_V, other_V = live_V.double(), other_V.double()
     differences_V = live_V - other_V
@@ -123,15 +129,17 @@ def _divergence(live_V: torch.Tensor, other_V: torch.Tensor) -> float:
 def lost(agreement: Agreement, bare: Agreement) -> str | None:
     """Why a merge has lost its adapter; None when it has not.
 
-    It has when it stayed nearer to the bare base than half of the way, or when the adapter does nothing to be kept.
+    It has when it stayed nearer to the bare base than half of the way, or when the adapter does nothing to be
+    kept.
     """
     if math.isnan(bare.kl):
         return "the live adapter or its bare base answers with NaN, so nothing can be compared"
     if bare.kl < NOTHING:
-        return f"the adapter changes nothing that can be measured: KL(live || bare base) is {bare.kl:.2g} nats a token"
+        return ("the adapter changes nothing that can be measured: KL(live || bare base) is "
+                f"{bare.kl:.2g} nats a token")
     if not agreement.kl < bare.kl / 2:  # also for NaN
-        return (f"it did not come half of the way from the bare base to the live adapter: KL(live || merged) is "
-                f"{agreement.kl:.3g} nats a token, KL(live || bare base) {bare.kl:.3g}")
+        return ("it did not come half of the way from the bare base to the live adapter: KL(live || merged) "
+                f"is {agreement.kl:.3g} nats a token, KL(live || bare base) {bare.kl:.3g}")
     return None
 
 
@@ -155,7 +163,9 @@ def _choose_places(rows: Sequence[TokenRow], wanted: int) -> list[tuple[int, lis
 
 def _log_probabilities(engine: Engine, rows: Sequence[TokenRow], places: list[tuple[int, list[int]]],
                        vocabulary: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """For each row of `places` its part of all positions, and log-probabilities there [P, V], fp32 on the CPU."""
+    """For each row of `places` its part of all positions, and log-probabilities there [P, V], fp32 on the
+    CPU.
+    """
     starts = [0]
     for _, positions in places:
         starts.append(starts[-1] + len(positions))
@@ -167,7 +177,8 @@ def _log_probabilities(engine: Engine, rows: Sequence[TokenRow], places: list[tu
         return OutOfMemory(f"the logits of a held-out row of {lengths[k]} tokens do not fit in memory",
                            "Compare on shorter rows, or on the CPU.")
 
-    parts = plan_micro_batches(lengths, rows=None, max_tokens=together, overhead_tokens=64, padded=engine.padded)
+    parts = plan_micro_batches(lengths, rows=None, max_tokens=together, overhead_tokens=64,
+                               padded=engine.padded)
     for chosen, found in in_parts(parts, lambda part: engine.logits(
             [rows[places[k][0]].ids[:lengths[k]] for k in part]), too_large):
         for k, logits_TV in zip(chosen, found, strict=True):
@@ -182,7 +193,8 @@ def _answers(engine: Engine, prompts: Sequence[list[int]], max_new_tokens: int) 
 def _mean_loss(engine: Engine, rows: Sequence[TokenRow]) -> float:
     """Nats a loss-bearing token over all rows."""
     rows = [row for row in rows if any(row.loss_mask[1:])]
-    parts = plan_micro_batches([len(row.ids) for row in rows], rows=None, max_tokens=_LOSS_TOKENS, overhead_tokens=64,
+    parts = plan_micro_batches([len(row.ids) for row in rows], rows=None, max_tokens=_LOSS_TOKENS,
+                               overhead_tokens=64,
                      padded=engine.padded)
 
     def too_large(k: int) -> OutOfMemory:

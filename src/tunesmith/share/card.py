@@ -20,8 +20,8 @@ from tunesmith.visible import on_one_line
 class Card:
     """What a card tells. note: as `read_note` gives it, base in it.
 
-    repo: where it is published, None for a folder. license: of the adapter, None where nobody said. origin: the repository
-    and commit that it is a copy of. files: names of the files beside the card.
+    repo: where it is published, None for a folder. license: of the adapter, None where nobody said. origin:
+    the repository and commit that it is a copy of. files: names of the files beside the card.
     """
 
     note: dict[str, Any]
@@ -48,7 +48,8 @@ class Card:
 
 def render_card(card: Card) -> str:
     """The card as Markdown behind YAML, as the Hub reads it (https://huggingface.co/docs/hub/model-cards)."""
-    return "---\n" + yaml.safe_dump(_front(card), sort_keys=False, allow_unicode=True) + "---\n\n" + _text(card)
+    return "---\n" + yaml.safe_dump(_front(card), sort_keys=False,
+                                    allow_unicode=True) + "---\n\n" + _text(card)
 
 
 def _front(card: Card) -> dict[str, Any]:
@@ -68,7 +69,8 @@ def _front(card: Card) -> dict[str, Any]:
 
 def _measured(card: Card) -> dict[str, Any]:
     judgement, rows = card.judgement, card.trained.get("dataset")
-    metrics = [{"type": "loss", "name": "held-out loss [nats a token]", "value": round(judgement["loss_tuned"], 6)},
+    metrics = [{"type": "loss", "name": "held-out loss [nats a token]",
+                "value": round(judgement["loss_tuned"], 6)},
                {"type": "loss", "name": "held-out loss of the bare base [nats a token]",
                 "value": round(judgement["loss_base"], 6)}]
     if judgement.get("stop_rate_tuned") is not None:
@@ -122,8 +124,8 @@ def _experiment(trained: dict[str, Any]) -> list[str]:
             "end token": "learnt" if trained["append_eos"] else "not learnt",
             "LoRA": f"r {trained['r']}, alpha {trained['alpha']}, dropout {trained['dropout']}",
             **_kept(trained.get("kept")), "samples a step": trained["batch_size"],
-            "learning rate": f"{trained['learning_rate']}, {trained['lr_scheduler']}, {trained['warmup_steps']} steps of "
-                             "warm-up", "seed": trained["seed"]}
+            "learning rate": f"{trained['learning_rate']}, {trained['lr_scheduler']}, "
+                             f"{trained['warmup_steps']} steps of warm-up", "seed": trained["seed"]}
     return ["| | |", "|---|---|", *(f"| {name} | {plain(str(value))} |" for name, value in told.items()), ""]
 
 
@@ -132,7 +134,8 @@ def _kept(kept: dict[str, int] | None) -> dict[str, str]:
     whole = sum((kept or {}).values())
     if not kept or not whole:
         return {}
-    return {"the base's values": ", ".join(f"{100 * count / whole:.0f}% in {kind}" for kind, count in kept.items())}
+    return {"the base's values": ", ".join(f"{100 * count / whole:.0f}% in {kind}"
+                                           for kind, count in kept.items())}
 
 
 def _loading(card: Card) -> list[str]:
@@ -154,7 +157,8 @@ def _loading(card: Card) -> list[str]:
     length = "max_new_tokens=64"
     if settings:
         length = f"generation_config=GenerationConfig.from_pretrained({here}, {length})"
-    return ["```python", *imports, f"base = AutoModelForCausalLM.from_pretrained({where}{revision}, {way.loading_code})",
+    return ["```python", *imports,
+            f"base = AutoModelForCausalLM.from_pretrained({where}{revision}, {way.loading_code})",
             f"model = PeftModel.from_pretrained(base, {here})", "",
             f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
             f"tokens = {_asking(card.note)}.to(model.device)",
@@ -164,6 +168,7 @@ def _loading(card: Card) -> list[str]:
 def _asking(note: dict[str, Any]) -> str:
     """A prompt as tokens, in code."""
     if note.get("messages"):
-        return ('tokenizer.apply_chat_template([{"role": "user", "content": "..."}], add_generation_prompt=True, '
+        return ('tokenizer.apply_chat_template([{"role": "user", "content": "..."}], '
+                'add_generation_prompt=True, '
                 'return_dict=True, return_tensors="pt")')
     return f'tokenizer({literal(example_prompt(note))}, return_tensors="pt")'

@@ -1,4 +1,5 @@
-"""What a LoRA adapter comes to for each parameter of its base: read, checked, and refused where no merge can be right.
+"""What a LoRA adapter comes to for each parameter of its base: read, checked, and refused where no merge can
+be right.
 
 Shapes: O outputs, I inputs of a linear layer, V entries of the vocabulary, C channels, R ranks.
 """
@@ -42,9 +43,9 @@ class Change:
 class Skeleton:
     """A base without its weights, as transformers builds it.
 
-    shapes: of its parameters, by name. kinds: of its modules that can carry LoRA: linear, conv1d (which keeps [I, O]),
-    embedding. quantised: the modules that a quantised run keeps in fewer bits. tied: parameter -> the one it shares.
-    prefix: the name of the body, with its dot, which some checkpoints leave out.
+    shapes: of its parameters, by name. kinds: of its modules that can carry LoRA: linear, conv1d (which keeps
+    [I, O]), embedding. quantised: the modules that a quantised run keeps in fewer bits. tied: parameter ->
+    the one it shares. prefix: the name of the body, with its dot, which some checkpoints leave out.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -56,7 +57,9 @@ class Skeleton:
 
 @dataclass
 class Changes:
-    """changes: by parameter. own_base: tensors of the base that the adapter brings along, to be found the same."""
+    """changes: by parameter. own_base: tensors of the base that the adapter brings along, to be found the
+    same.
+    """
 
     changes: dict[str, Change] = field(default_factory=dict)
     own_base: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -65,11 +68,12 @@ class Changes:
 def read_skeleton(base: BaseFiles, quantization: str | None) -> Skeleton:
     """Build the base on torch's meta device. quantization: whose modules are to be named; None for none.
 
-    Raises RecipeError for an architecture that transformers does not know, IntegrityError for a base that is quantised
-    already.
+    Raises RecipeError for an architecture that transformers does not know, IntegrityError for a base that is
+    quantised already.
     """
     if base.config.get("quantization_config"):
-        raise IntegrityError(f"{base.name}: its files are quantised already, so an adapter cannot be merged into them",
+        raise IntegrityError(f"{base.name}: its files are quantised already, so an adapter cannot be merged "
+                             "into them",
                              "Merge into the model that it was quantised from.")
     quiet_libraries()
     from transformers import AutoModelForCausalLM
@@ -82,16 +86,21 @@ def read_skeleton(base: BaseFiles, quantization: str | None) -> Skeleton:
         raise
     except Exception as error:  # transformers raises whatever the config lacks
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"{base.name}: transformers cannot build it from its config.json: {reason}") from None
+        raise RecipeError(f"{base.name}: transformers cannot build it from its config.json: "
+                          f"{reason}") from None
     classes = {torch.nn.Linear: "linear", Conv1D: "conv1d", torch.nn.Embedding: "embedding"}
-    kinds = {name: kind for name, module in model.named_modules() for of, kind in classes.items() if isinstance(module, of)}
+    kinds = {name: kind for name, module in model.named_modules() for of, kind in classes.items()
+             if isinstance(module, of)}
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict(keep_vars=True).items()}
     quantised = frozenset[str]() if quantization is None else WAYS[quantization].reaches(model)
-    return Skeleton(shapes, kinds, quantised, dict(model.all_tied_weights_keys), f"{model.base_model_prefix}.")
+    return Skeleton(shapes, kinds, quantised, dict(model.all_tied_weights_keys),
+                    f"{model.base_model_prefix}.")
 
 
 def read_changes(folder: Path, skeleton: Skeleton) -> Changes:
-    """What the adapter in `folder` does to each parameter. Raises IntegrityError listing everything that does not fit."""
+    """What the adapter in `folder` does to each parameter. Raises IntegrityError listing everything that does
+    not fit.
+    """
     settings = read_adapter_config(folder)
     _refuse(folder, settings)
     config, state = read_adapter(folder)
@@ -99,7 +108,8 @@ def read_changes(folder: Path, skeleton: Skeleton) -> Changes:
     found, problems = Changes(), list[str]()
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     if settings.get("ensure_weight_tying") and skeleton.tied:
-        problems.append("ensure_weight_tying on a base whose head is tied: which of the two it learnt is not written down")
+        problems.append("ensure_weight_tying on a base whose head is tied: which of the two it learnt is not "
+                        "written down")
     for name, tensor in sorted(state.items()):
         module, part = _split(name)
         parameter = f"{module}.{part}" if part else module
@@ -127,17 +137,20 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise IntegrityError for a setting under which merged weights would not be the adapter."""
     start = config.get("init_lora_weights", True)
     if changes_base(start):
-        raise IntegrityError(f"{folder}: init_lora_weights is {start!r}: training began by changing the base's weights, "
-                             "and the adapter does not say how", "Convert it to a plain LoRA first (PEFT: "
+        raise IntegrityError(f"{folder}: init_lora_weights is {start!r}: training began by changing the "
+                             "base's weights, and the adapter does not say "
+                             "how", "Convert it to a plain LoRA first (PEFT: "
                              "save_pretrained with path_initial_model_for_weight_conversion).")
     if key := not_followed(config, MERGE):
-        raise IntegrityError(f"{folder}: cannot be merged: {key} is {config[key]!r}: {SETTINGS[key].reason}", _NEXT)
+        raise IntegrityError(f"{folder}: cannot be merged: {key} is {config[key]!r}: {SETTINGS[key].reason}",
+                             _NEXT)
 
 
 def _split(name: str) -> tuple[str, str]:
     """(module, what follows) of a tensor in the adapter's file."""
     name = name.removeprefix(_PREFIX)
-    for ending in ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", "base_layer.weight"):
+    for ending in ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B",
+                   "base_layer.weight"):
         if name.endswith("." + ending):
             return name[:-len(ending) - 1], ending
     module, _, last = name.rpartition(".")
@@ -145,7 +158,9 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _is_saved(parameter: str, modules_to_save: list[str]) -> bool:
-    """Whether a parameter lies in one of the modules that were learnt as a whole: PEFT looks at how their names end."""
+    """Whether a parameter lies in one of the modules that were learnt as a whole: PEFT looks at how their
+    names end.
+    """
     parts = parameter.split(".")
     parents = [".".join(parts[:count]) for count in range(1, len(parts))]
     return any(parent.endswith(saved) for parent in parents for saved in modules_to_save)
@@ -162,13 +177,17 @@ def _product(module: str, parts: dict[str, torch.Tensor], config: Any, skeleton:
     """The change that a pair of LoRA matrices makes; None, and a problem more, when it does not fit."""
     from peft.utils.other import get_pattern_key
 
-    kind, rank = skeleton.kinds.get(module), config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r)
+    kind, rank = (
+        skeleton.kinds.get(module),
+        config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r),
+    )
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
     if kind is None:
         there = any(name.startswith(module + ".") for name in skeleton.shapes)
         problems.append(f"{module}: " + ("no linear layer and no embedding" if there else "not in this base"))
         return None
-    low, high = ("lora_embedding_A", "lora_embedding_B") if kind == "embedding" else ("lora_A.weight", "lora_B.weight")
+    low, high = ("lora_embedding_A",
+                 "lora_embedding_B") if kind == "embedding" else ("lora_A.weight", "lora_B.weight")
     if set(parts) != {low, high}:
         problems.append(f"{module}: has {', '.join(sorted(parts))}; {low} and {high} are wanted")
         return None

@@ -1,4 +1,6 @@
-"""The base of an adapter as the Hub has it: its licence, and whether it is the one that the adapter was trained on."""
+"""The base of an adapter as the Hub has it: its licence, and whether it is the one that the adapter was
+trained on.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from tunesmith.rundir.seal import sha256_file
 
 @dataclass(frozen=True)
 class HubBase:
-    """What the Hub says of a base. commit: its head, where that is known to be what was trained on; else None."""
+    """What the Hub says of a base. commit: its head, where that is known to be what was trained on; else
+    None.
+    """
 
     license: str | None = None
     commit: str | None = None
@@ -30,10 +34,12 @@ def license_of(info: Any) -> str | None:
 
 def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bool, tell: Tell,
                   stage: Callable[[str], None]) -> HubBase:
-    """Look a base up. name: its Hub id. trained_on, revision: what the adapter's note names: a folder, or a Hub id.
+    """Look a base up. name: its Hub id. trained_on, revision: what the adapter's note names: a folder, or a
+    Hub id.
 
-    named: the user gave the id, so it has to be there, to be a base, and, where that can be told, to have the same weights.
-    Raises NetworkError where it is not there, UsageError where it is no base, IntegrityError where its weights are others.
+    named: the user gave the id, so it has to be there, to be a base, and, where that can be told, to have the
+    same weights. Raises NetworkError where it is not there, UsageError where it is no base, IntegrityError
+    where its weights are others.
     """
     if offline():
         return HubBase()
@@ -49,8 +55,10 @@ def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bo
     there = _weights(info)
     files = {entry.rfilename for entry in info.siblings or []}
     if "config.json" not in files or "adapter_config.json" in files:
-        raise UsageError(f"--base {name}: not a base: " + ("it is an adapter" if "adapter_config.json" in files else
-                                                           "it has no config.json"), "Name the model that it was trained on.")
+        raise UsageError(f"--base {name}: not a base: "
+                         + ("it is an adapter" if "adapter_config.json" in files else
+                                                           "it has no config.json"),
+                         "Name the model that it was trained on.")
     stage(f"comparing the base with {name}")
     here = _trained_weights(trained_on, revision, tell)
     if here is None:
@@ -58,7 +66,8 @@ def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bo
         return HubBase(license_of(info))
     if here != there:
         different = sorted(file for file in here | there if here.get(file) != there.get(file))
-        raise IntegrityError(f"--base {name}: other weights than those it was trained on, {trained_on} ({different[0]})",
+        raise IntegrityError(f"--base {name}: other weights than those it was trained on, {trained_on} "
+                             f"({different[0]})",
                              "Name the repository that has these, or publish them.")
     return HubBase(license_of(info), str(info.sha))
 
@@ -71,7 +80,8 @@ def _info(name: str, revision: str | None, tell: Tell) -> Any:
 
 def _weights(info: Any) -> dict[str, str]:
     """SHA-256 of the files of weights that the Hub lists, by name; a small one's git hash."""
-    return {entry.rfilename: entry.lfs.sha256 if entry.lfs else f"git {entry.blob_id}" for entry in info.siblings or []
+    return {entry.rfilename: entry.lfs.sha256 if entry.lfs else f"git {entry.blob_id}"
+            for entry in info.siblings or []
             if entry.rfilename.endswith(".safetensors") and "/" not in entry.rfilename}
 
 

@@ -17,7 +17,9 @@ def plain(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """The text as code within a line, fenced by more backticks than it has in a row (CommonMark, section 6.1)."""
+    """The text as code within a line, fenced by more backticks than it has in a row (CommonMark, section
+    6.1).
+    """
     shown = on_one_line(text, 2000)
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     # A blank at each end is taken off by Markdown; a backtick there would belong to the fence.

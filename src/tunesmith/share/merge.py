@@ -1,4 +1,5 @@
-"""Merge an adapter into its base: a plain checkpoint of the base's own layout, taken only when it still says the same.
+"""Merge an adapter into its base: a plain checkpoint of the base's own layout, taken only when it still says
+the same.
 
 Shapes: O outputs, I inputs, R rows of a weight that are worked on at once.
 """
@@ -38,9 +39,10 @@ from tunesmith.share.shards import FLOATS, INDEX_NAME, Stored, read_header, shar
 
 #: What was measured, beside the merged weights.
 MERGE_NAME = "merge.json"
-#: Files of a base that a merged checkpoint needs beside its weights, or that its licence asks to be passed on.
-_CARRIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
-            "chat_template*", "LICENSE*", "NOTICE*", "USE_POLICY*")
+#: Files of a base that a merged checkpoint needs beside its weights, or that its licence asks to be passed
+#: on.
+_CARRIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+            "*.tiktoken", "chat_template*", "LICENSE*", "NOTICE*", "USE_POLICY*")
 #: What of an adapter's note holds for the merged model too.
 _NOTED = ("base", "revision", "prompt", "messages", "trained")
 #: Values of a weight that are worked on at once in fp32: 8 MiB.
@@ -51,8 +53,9 @@ _SPARE_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class MergedWeights:
-    """What was written. files: their names. changed: how many tensors are not the base's. untied: whether the head
-    became a tensor of its own."""
+    """What was written. files: their names. changed: how many tensors are not the base's. untied: whether the
+    head became a tensor of its own.
+    """
 
     files: list[str]
     bytes: int
@@ -62,12 +65,13 @@ class MergedWeights:
 
 def merge_weights(base: BaseFiles, adapter: Path, out: Path, *, dequantised: str | None,
                   progress: Callable[[int, int], None]) -> MergedWeights:
-    """Write W + scale * B A, computed in fp32 and rounded once to each tensor's own dtype, into the folder `out`.
+    """Write W + scale * B A, computed in fp32 and rounded once to each tensor's own dtype, into the folder
+    `out`.
 
-    dequantised: a way of fewer bits to start from the weights as a run in it saw them; None to start from the files' own.
-    progress: called with (bytes written, bytes in all).
-    Raises IntegrityError for an adapter or a base that cannot be merged and where a merged weight overflows its dtype,
-    RecipeError for an architecture that transformers does not know, DiskError. What was written until then stays.
+    dequantised: a way of fewer bits to start from the weights as a run in it saw them; None to start from the
+    files' own. progress: called with (bytes written, bytes in all). Raises IntegrityError for an adapter or a
+    base that cannot be merged and where a merged weight overflows its dtype, RecipeError for an architecture
+    that transformers does not know, DiskError. What was written until then stays.
     """
     plan = _Plan.make(base, adapter, dequantised)
     _require_space(out, plan.total_bytes)
@@ -81,22 +85,23 @@ def merge_weights(base: BaseFiles, adapter: Path, out: Path, *, dequantised: str
     sizes = {}
     with disk_errors(out):
         for path, (tensors, metadata) in plan.shards.items():
-            sizes[path.name] = write_shard(out / path.name, tensors, metadata, content=plan.content, wrote=wrote)
+            sizes[path.name] = write_shard(out / path.name, tensors, metadata, content=plan.content,
+                                           wrote=wrote)
         for name, content in _small_files(base, adapter, plan).items():
             write_synced(out / name, content)
             sizes[name] = len(content)
         sync_folder(out)
-    return MergedWeights(sorted(sizes), sum(sizes.values()), len(plan.changes) + len(plan.kept - set(plan.changes)),
-                         plan.added is not None)
+    return MergedWeights(sorted(sizes), sum(sizes.values()),
+                         len(plan.changes) + len(plan.kept - set(plan.changes)), plan.added is not None)
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What is written, by the names of the files' tensors, which may lack the body's prefix.
 
-    shards: each file's tensors in their order, and its metadata. kept: tensors to be quantised and turned back;
-    columns: those of them that lie as [I, O]. added: the shard of each tensor that the base does not have; None when nothing
-    is untied.
+    shards: each file's tensors in their order, and its metadata. kept: tensors to be quantised and turned
+    back; columns: those of them that lie as [I, O]. added: the shard of each tensor that the base does not
+    have; None when nothing is untied.
     """
 
     shards: dict[Path, tuple[dict[str, Stored], dict[str, str]]]
@@ -118,9 +123,10 @@ class _Plan:
         _check_own_base(adapter, wanted, names)
         changes = {names.at(parameter): change for parameter, change in wanted.changes.items()}
         kept = {names.at(f"{module}.weight"): skeleton.kinds[module] for module in sorted(skeleton.quantised)}
-        kept = {name: kind for name, kind in kept.items() if name not in changes or changes[name].replacement is None}
-        return cls(shards, changes, frozenset(kept), frozenset(name for name, kind in kept.items() if kind == "conv1d"),
-                   added, dequantised)
+        kept = {name: kind for name, kind in kept.items() if name not in changes
+                or changes[name].replacement is None}
+        return cls(shards, changes, frozenset(kept),
+                   frozenset(name for name, kind in kept.items() if kind == "conv1d"), added, dequantised)
 
     @property
     def total_bytes(self) -> int:
@@ -145,18 +151,23 @@ class _Plan:
         for first in range(0, len(start), step):
             part = start[first:first + step].to(wide, copy=True)
             if change.left is not None and change.right is not None:
-                part.addmm_(change.left[first:first + step].to(wide), change.right.to(wide), alpha=change.scale)
+                part.addmm_(change.left[first:first + step].to(wide), change.right.to(wide),
+                            alpha=change.scale)
             merged = part.to(dtype)
             if not torch.isfinite(merged).all():
                 whole = torch.isfinite(start[first:first + step]).all()
                 kind = f"overflows {stored.dtype}, whose largest value is {torch.finfo(dtype).max:.5g}"
-                raise IntegrityError(f"{name}: the merged weight " + (kind if whole else "is NaN or infinite: the base's is"),
-                                     "Use the adapter unmerged, or merge into a copy of the base in bf16 or fp32.")
+                raise IntegrityError(f"{name}: the merged weight "
+                                     + (kind if whole else "is NaN or infinite: the base's is"),
+                                     "Use the adapter unmerged, or merge into a copy of the base in bf16 or "
+                                     "fp32.")
             yield merged.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _turned_back(weight: torch.Tensor, quantization: str, *, columns: bool) -> torch.Tensor:
-    """A weight as a quantised run sees it, in fp32. columns: it lies as [I, O], and is quantised as [O, I]."""
+    """A weight as a quantised run sees it, in fp32. columns: it lies as [I, O], and is quantised as [O,
+    I].
+    """
     from tunesmith.model.native.weights import keep
 
     dense_OI = keep((weight.T if columns else weight).contiguous(), quantization, torch.float32).dense()
@@ -176,18 +187,23 @@ class _Names:
         return next((name for name in names if name in self.stored), None)
 
     def at(self, parameter: str) -> str:
-        """The name. Raises IntegrityError when it is in no file, of another shape, or not in floating point."""
+        """The name. Raises IntegrityError when it is in no file, of another shape, or not in floating
+        point.
+        """
         name, wanted = self.find(parameter), self.skeleton.shapes[parameter]
         if name is None:
-            raise IntegrityError(f"{self.base.name}: no tensor of its files is called {parameter}, so nothing can be merged "
-                                 "into it", "Its files may be incomplete, or be laid out in another way than its layers: "
-                                 "then use the adapter unmerged.")
+            raise IntegrityError(f"{self.base.name}: no tensor of its files is called {parameter}, so "
+                                 "nothing can be merged into it",
+                                 "Its files may be incomplete, or be laid out in another way than its "
+                                 "layers: then use the adapter unmerged.")
         found = self.stored[name]
         if found.shape != wanted:
-            raise IntegrityError(f"{self.base.name}: {name} is {list(found.shape)}, its config.json calls for {list(wanted)}",
+            raise IntegrityError(f"{self.base.name}: {name} is {list(found.shape)}, its config.json calls "
+                                 f"for {list(wanted)}",
                                  "Copy or download the base again.")
         if found.dtype not in FLOATS:
-            raise IntegrityError(f"{self.base.name}: {name} is kept as {found.dtype}, into which nothing can be merged",
+            raise IntegrityError(f"{self.base.name}: {name} is kept as {found.dtype}, into which nothing can "
+                                 "be merged",
                                  f"Merge into a copy of the base in one of {', '.join(FLOATS)}.")
         return name
 
@@ -199,7 +215,8 @@ class _Names:
 
 def _untie(wanted: Changes, skeleton: Skeleton, names: _Names,
            shards: dict[Path, tuple[dict[str, Stored], dict[str, str]]]) -> dict[str, Path] | None:
-    """Where the adapter changes one of two parameters that share a tensor, each gets its own, beside the other.
+    """Where the adapter changes one of two parameters that share a tensor, each gets its own, beside the
+    other.
 
     Returns the new names and their shards; None when nothing that is tied changes.
     """
@@ -228,7 +245,8 @@ def _check_own_base(adapter: Path, wanted: Changes, names: _Names) -> None:
     for parameter, own in wanted.own_base.items():
         there = names.stored[names.at(parameter)].read() if parameter in names.skeleton.shapes else None
         if there is None or there.shape != own.shape or not torch.equal(there.to(own.dtype), own):
-            raise IntegrityError(f"{adapter}: the adapter brings its base's {parameter} along, and it is not this base's",
+            raise IntegrityError(f"{adapter}: the adapter brings its base's {parameter} along, and it is not "
+                                 "this base's",
                                  "Merge it into the base that it was trained on.")
 
 
@@ -239,7 +257,8 @@ def _require_space(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes + _SPARE_BYTES:
         raise DiskError(f"{folder}: merging needs {(needed_bytes + _SPARE_BYTES) / 1e6:,.0f} MB of disk, "
-                        f"{free_bytes / 1e6:,.0f} MB are free", "Free some space, or choose a folder on another disk.")
+                        f"{free_bytes / 1e6:,.0f} MB are free",
+                        "Free some space, or choose a folder on another disk.")
 
 
 def _small_files(base: BaseFiles, adapter: Path, plan: _Plan) -> dict[str, bytes]:
@@ -254,7 +273,8 @@ def _small_files(base: BaseFiles, adapter: Path, plan: _Plan) -> dict[str, bytes
     files = {name: read_ordinary(path) for name, path in sorted(paths.items())}
     if plan.added is not None:
         config = json.loads(files["config.json"])
-        for part in [config, *(part for part in config.values() if isinstance(part, dict) and "tie_word_embeddings" in part)]:
+        for part in [config, *(part for part in config.values() if isinstance(part, dict)
+                               and "tie_word_embeddings" in part)]:
             part["tie_word_embeddings"] = False
         files["config.json"] = json_bytes(config)
     if plan.added and INDEX_NAME in files:
@@ -265,20 +285,20 @@ def _small_files(base: BaseFiles, adapter: Path, plan: _Plan) -> dict[str, bytes
     return files
 
 
-def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: str, load_live: Callable[[], Engine],
-                  load_merged: Callable[[Path], Engine], rows: Sequence[TokenRow], prompts: Sequence[list[int]],
-                  max_new_tokens: int = 32, on_stage: Callable[[str], None] = lambda stage: None,
+def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: str,
+                  load_live: Callable[[], Engine], load_merged: Callable[[Path], Engine],
+                  rows: Sequence[TokenRow], prompts: Sequence[list[int]], max_new_tokens: int = 32,
+                  on_stage: Callable[[str], None] = lambda stage: None,
                   progress: Callable[[int, int], None] = lambda done, whole: None) -> dict[str, Any]:
     """Merge, measure each way of merging against the live adapter, and keep the nearer one as `out`, sealed.
 
-    quantization: of the run that trained the adapter. An adapter of a quantised base is merged in two ways, onto the
-    files' weights and onto the weights that the run saw. load_live: the base in that quantisation with the adapter.
-    load_merged: a merged folder, as it is. Only one model is in memory at a time. rows, prompts: what is compared on,
-    see `reference`.
-    Returns out, taken, candidates and bare (figures by name), files and bytes.
-    Raises UsageError for an `out` that holds something, IntegrityError for an adapter that cannot be merged or that every
-    merge has lost, DiskError, EnvironmentFault (another process makes `out`), Interrupted, and what the callables raise;
-    nothing new is on the disk then.
+    quantization: of the run that trained the adapter. An adapter of a quantised base is merged in two ways,
+    onto the files' weights and onto the weights that the run saw. load_live: the base in that quantisation
+    with the adapter. load_merged: a merged folder, as it is. Only one model is in memory at a time. rows,
+    prompts: what is compared on, see `reference`. Returns out, taken, candidates and bare (figures by name),
+    files and bytes. Raises UsageError for an `out` that holds something, IntegrityError for an adapter that
+    cannot be merged or that every merge has lost, DiskError, EnvironmentFault (another process makes `out`),
+    Interrupted, and what the callables raise; nothing new is on the disk then.
     """
     ways: dict[str, str | None] = {_base_bits(base): None}
     if WAYS[quantization].quantised:
@@ -298,7 +318,8 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
             candidate = folder / str(number)
             candidate.mkdir()
             on_stage(f"merging onto the {name}")
-            written[name] = merge_weights(base, adapter, candidate, dequantised=dequantised, progress=progress)
+            written[name] = merge_weights(base, adapter, candidate, dequantised=dequantised,
+                                          progress=progress)
             on_stage(f"asking the merge onto the {name}")
             merged = load_merged(candidate)
             found[name] = compare(merged, asked)
@@ -306,8 +327,10 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
             _free()
         taken = better(list(found.items()))
         if reason := lost(found[taken], asked.bare):
-            raise IntegrityError(f"the merge has lost the adapter: {reason}\n  " + "\n  ".join(_lines(asked, found)),
-                                 "Use the adapter unmerged, or merge into a copy of the base in a finer dtype (fp32).")
+            raise IntegrityError(f"the merge has lost the adapter: {reason}\n  "
+                                 + "\n  ".join(_lines(asked, found)),
+                                 "Use the adapter unmerged, or merge into a copy of the base in a finer "
+                                 "dtype (fp32).")
         on_stage("sealing")
         chosen = folder / str(list(ways).index(taken))
         result = {"taken": taken, "candidates": {name: each.figures() for name, each in found.items()},
@@ -343,22 +366,25 @@ def _finish(folder: Path, base: BaseFiles, adapter: Path, result: dict[str, Any]
     """The figures, how prompts are written, a card and the seal."""
     note = read_note(adapter)
     words = {"base": base.name, "revision": base.revision, "base_files": fingerprint(base),
-             "adapter_files": {name: sha256_file(adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)}, **result}
+             "adapter_files": {name: sha256_file(adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)},
+             **result}
     front = {"library_name": "transformers", "tags": ["lora", "merged", "tunesmith"]}
     if not Path(base.name).is_dir() and parse_hub_id(base.name) is not None:
         front["base_model"] = base.name
     card = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---", "",
             f"# {plain(base.name)} with a LoRA adapter merged into it", "",
-            f"Merged onto the {plain(result['taken'])}. Measured on {result['bare']['positions']} positions of held-out rows "
-            f"and {result['bare']['prompts']} prompts, against the adapter as it was trained "
-            f"(on the base in {plain(result['quantization'])}):", "", *(f"- {plain(line)}" for line in lines), "",
-            f"All figures are in {MERGE_NAME}.", "", *prompts(note), "```python",
+            f"Merged onto the {plain(result['taken'])}. Measured on {result['bare']['positions']} positions "
+            f"of held-out rows and {result['bare']['prompts']} prompts, against the adapter as it was "
+            "trained (on the base in "
+            f"{plain(result['quantization'])}):", "", *(f"- {plain(line)}" for line in lines),
+            "", f"All figures are in {MERGE_NAME}.", "", *prompts(note), "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             'model = AutoModelForCausalLM.from_pretrained("THIS-FOLDER", dtype="auto")',
             'tokenizer = AutoTokenizer.from_pretrained("THIS-FOLDER")', "```", ""]
     with disk_errors(folder):
         write_synced(folder / MERGE_NAME, json_bytes(words))
         if note:  # how prompts are written matters as much as before
-            write_synced(folder / NOTE_NAME, json_bytes({name: note[name] for name in _NOTED if name in note}))
+            write_synced(folder / NOTE_NAME,
+                         json_bytes({name: note[name] for name in _NOTED if name in note}))
         write_synced(folder / CARD_NAME, "\n".join(card).encode())
     seal(folder, [path.name for path in folder.iterdir() if path.name != SEAL_NAME])

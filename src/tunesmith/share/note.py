@@ -1,4 +1,6 @@
-"""An adapter's note, `tunesmith.json` beside PEFT's files: its base, how prompts are written, its training, its verdict."""
+"""An adapter's note, `tunesmith.json` beside PEFT's files: its base, how prompts are written, its training,
+its verdict.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,9 @@ NOTE_NAME = "tunesmith.json"
 
 
 class Trained(BaseModel):
-    """How it was trained. dataset: the Hub id of the rows; None for rows that came from anywhere else. kept: the base's values
-    by how they were kept."""
+    """How it was trained. dataset: the Hub id of the rows; None for rows that came from anywhere else. kept:
+    the base's values by how they were kept.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -53,7 +56,8 @@ class Trained(BaseModel):
 class AdapterNote(BaseModel):
     """The whole note. judgement: None where nothing was held out; absent where nothing is known.
 
-    base_weights: hashes of the base's files of weights, by which another base of the same shapes is told apart.
+    base_weights: hashes of the base's files of weights, by which another base of the same shapes is told
+    apart.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -114,7 +118,9 @@ def _dataset(source: str) -> str | None:
 
 
 def example_prompt(note: dict[str, Any]) -> str:
-    """A prompt with each column's name, in capitals, where its text goes; for chats a greeting; `...` if unknown."""
+    """A prompt with each column's name, in capitals, where its text goes; for chats a greeting; `...` if
+    unknown.
+    """
     if note.get("messages"):
         return "Hello!"
     if not note.get("prompt"):

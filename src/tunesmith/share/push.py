@@ -1,4 +1,6 @@
-"""An adapter on its way to the Hub: its files are put together, looked through, and published in one commit."""
+"""An adapter on its way to the Hub: its files are put together, looked through, and published in one
+commit.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ from tunesmith.share.note import NOTE_NAME
 from tunesmith.share.scan import refuse_private
 
 #: What of a base's tokenizer goes along.
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "tokenizer.model",
-              "vocab.json", "merges.txt", "added_tokens.json")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+              "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Published:
 
 
 def assemble(adapter: Path, base_folder: Path | None, card: Card) -> dict[str, bytes]:
-    """What is published, by name: PEFT's two files, tokenizer and generation settings, our note, the card, their hashes.
+    """What is published, by name: PEFT's two files, tokenizer and generation settings, our note, the card,
+    their hashes.
 
     Nothing else in the folder goes along. adapter: its folder. base_folder: where the base's tokenizer is.
     Raises IntegrityError where a file holds what should not leave.
@@ -59,19 +62,22 @@ def assemble(adapter: Path, base_folder: Path | None, card: Card) -> dict[str, b
     if "tokenizer_config.json" in files:
         files["tokenizer_config.json"] = _without_places(files["tokenizer_config.json"])
     # The card is left out: whoever edits it on the Hub has not damaged the adapter.
-    files[SEAL_NAME] = canonical_seal({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    files[SEAL_NAME] = canonical_seal({name: hashlib.sha256(content).hexdigest()
+                                       for name, content in files.items()})
     files[CARD_NAME] = render_card(replace(card, files=frozenset(files))).encode()
     refuse_private(files)
     return files
 
 
 def _content(path: Path) -> bytes:
-    """A file's content, never what a link leads to. Raises IntegrityError for one that may be another folder's file.
+    """A file's content, never what a link leads to. Raises IntegrityError for one that may be another
+    folder's file.
 
     The files that came with this program are its own, with however many names an installer has given them.
     """
     if os.lstat(path).st_nlink > 1 and path.parent.resolve() != embedded.path_of(embedded.BASE_NAME):
-        raise IntegrityError(f"{path}: has a second name elsewhere (a hard link), so it may be a file of another folder",
+        raise IntegrityError(f"{path}: has a second name elsewhere (a hard link), so it may be a file of "
+                             "another folder",
                              "Copy the file itself into its folder, if it may be published.")
     return read_ordinary(path)
 
@@ -80,7 +86,8 @@ def _without_places(tokenizer_config: bytes) -> bytes:
     """transformers notes there where the tokenizer was read from."""
     try:
         words = json.loads(tokenizer_config)
-        kept = {key: value for key, value in words.items() if key not in ("name_or_path", "_name_or_path", "local_files_only")}
+        kept = {key: value for key, value in words.items()
+                if key not in ("name_or_path", "_name_or_path", "local_files_only")}
     except (ValueError, AttributeError):
         return tokenizer_config
     return tokenizer_config if kept == words else json_bytes(kept)
@@ -88,7 +95,9 @@ def _without_places(tokenizer_config: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a push would go. private: who sees it now; None for a repository that does not exist yet. license: its card's."""
+    """Where a push would go. private: who sees it now; None for a repository that does not exist yet.
+    license: its card's.
+    """
 
     repo: str
     private: bool | None
@@ -108,7 +117,8 @@ def look(repo: str, *, private: bool | None, tell: Tell) -> Place:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if offline():
-        raise NetworkError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked", "Unset it, then push again.")
+        raise NetworkError(f"{repo}: HF_HUB_OFFLINE is set, so the Hub is not asked",
+                           "Unset it, then push again.")
     api = HfApi()
     if "/" not in repo:
         repo = f"{call('your account', api.whoami, tell)['name']}/{repo}"
@@ -132,10 +142,10 @@ def publish(files: dict[str, bytes], place: Place, *, private: bool | None, mess
             tell: Tell) -> Published:
     """One commit that holds all files; nothing where the repository has them already.
 
-    private: None leaves a repository that exists as it is, and makes a new one private. A new one is private until its
-    files are there. keep_card: a card that someone changed since is no reason for a commit.
-    Every attempt begins with a look at what is there, so an answer that was lost on its way does no harm.
-    Raises NetworkError, or UsageError where the Hub refuses the card or the repository became public meanwhile.
+    private: None leaves a repository that exists as it is, and makes a new one private. A new one is private
+    until its files are there. keep_card: a card that someone changed since is no reason for a commit. Every
+    attempt begins with a look at what is there, so an answer that was lost on its way does no harm. Raises
+    NetworkError, or UsageError where the Hub refuses the card or the repository became public meanwhile.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -160,17 +170,20 @@ def publish(files: dict[str, bytes], place: Place, *, private: bool | None, mess
         operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
         try:
             made = api.create_commit(repo, operations, commit_message=message, parent_commit=head)
-        except (HfHubHTTPError, ValueError, RuntimeError) as error:  # a refused card is a ValueError, a lost upload the last
+        except (HfHubHTTPError, ValueError,
+                RuntimeError) as error:  # a refused card is a ValueError, a lost upload the last
             if status(error) == 412:
                 raise TryAgain("someone else committed at the same time") from None
-            if status(error) in (400, 404, 422):  # it is there, so: an upload that something on the way swallowed
+            # it is there, so: an upload that something on the way swallowed
+            if status(error) in (400, 404, 422):
                 raise TryAgain(f"the Hub refused the commit: {reason(error)}") from None
             raise
         return str(made.oid), True
 
     oid, changed = call(repo, commit, tell)
     if not _same(api, repo, oid, wanted):
-        raise NetworkError(f"{repo}: what the Hub lists at {oid[:12]} is not what was sent", "Run the same command again.")
+        raise NetworkError(f"{repo}: what the Hub lists at {oid[:12]} is not what was sent",
+                           "Run the same command again.")
     if private is False and before.private is not False:
         call(repo, lambda: api.update_repo_settings(repo, private=False), tell)
     return Published(repo, oid, f"{api.endpoint}/{repo}", before.private_after(private), changed)

@@ -1,4 +1,6 @@
-"""What must not leave this machine: secrets, places on its disk, pickles. Every file is looked at before it is published."""
+"""What must not leave this machine: secrets, places on its disk, pickles. Every file is looked at before it
+is published.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,24 @@ _SECRETS = {
                          r"[A-Za-z0-9+/_-]{20,}",
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
 }
-_PATHS = re.compile(r"(?:/home/|/Users/|/root/|/mnt/|/tmp/|/private/var/|[A-Za-z]:\\Users\\|file:///?|~/)[\w.-][^\s\"'`,)]*")
+_PATHS = re.compile(
+    r"(?:/home/|/Users/|/root/|/mnt/|/tmp/|/private/var/|[A-Za-z]:\\Users\\|file:///?|~/)[\w.-][^\s\"'`,)]*"
+)
 _PICKLE_NAMES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
 #: Files of others' making whose text is full of words: of places, only this user's own are looked for there.
 _VOCABULARIES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens")
 
 
 def refuse_private(files: dict[str, bytes]) -> None:
-    """Raise IntegrityError naming every file that holds what should not leave, and what it is; a secret is not repeated."""
-    if found := [f"{name}: {problem}" for name, content in sorted(files.items()) for problem in problems(name, content)]:
+    """Raise IntegrityError naming every file that holds what should not leave, and what it is; a secret is
+    not repeated.
+    """
+    if found := [f"{name}: {problem}" for name, content in sorted(files.items())
+                 for problem in problems(name, content)]:
         made = all(each.startswith(("README.md:", "tunesmith.json:")) for each in found)
         raise IntegrityError("not published:\n  " + "\n  ".join(found),
-                             "These files are made from the recipe: change data.prompt there, and train again." if made else
+                             "These files are made from the recipe: change data.prompt there, and train "
+                             "again." if made else
                              "Take it out of these files, then push again.")
 
 
@@ -75,7 +83,8 @@ def _own_places() -> list[str]:
 
 def _is_pickle(content: bytes) -> bool:
     """By its first bytes: protocol 2 and later, or torch's zip of one."""
-    return re.match(rb"\x80[\x02-\x05]", content) is not None or (content[:2] == b"PK" and b"data.pkl" in content[:4096])
+    return re.match(rb"\x80[\x02-\x05]",
+                    content) is not None or (content[:2] == b"PK" and b"data.pkl" in content[:4096])
 
 
 def _header(content: bytes) -> str | None:

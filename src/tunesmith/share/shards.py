@@ -1,4 +1,6 @@
-"""Rewrite a base's safetensors files tensor by tensor, so that memory holds one tensor at a time and never a shard."""
+"""Rewrite a base's safetensors files tensor by tensor, so that memory holds one tensor at a time and never a
+shard.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Stored:
         with open(self.path, "rb") as file:
             file.seek(self.start)
             if file.readinto(content) != len(content):
-                raise IntegrityError(f"{self.path}: not a whole safetensors file", "Download or copy the base again.")
+                raise IntegrityError(f"{self.path}: not a whole safetensors file",
+                                     "Download or copy the base again.")
         if not content:
             return torch.empty(self.shape, dtype=FLOATS[self.dtype])
         return torch.frombuffer(content, dtype=FLOATS[self.dtype]).reshape(self.shape)
@@ -50,13 +53,16 @@ class Stored:
             while left:
                 chunk = file.read(min(left, _CHUNK_BYTES))
                 if not chunk:
-                    raise IntegrityError(f"{self.path}: not a whole safetensors file", "Download or copy the base again.")
+                    raise IntegrityError(f"{self.path}: not a whole safetensors file",
+                                         "Download or copy the base again.")
                 left -= len(chunk)
                 yield chunk
 
 
 def shards_of(folder: Path, every: list[Path]) -> list[Path]:
-    """The weight files that transformers would load: one file before an index, an index before whatever else is there."""
+    """The weight files that transformers would load: one file before an index, an index before whatever else
+    is there.
+    """
     index = folder / INDEX_NAME
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
@@ -67,19 +73,24 @@ def shards_of(folder: Path, every: list[Path]) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise IntegrityError(f"{index}: damaged", "Download or copy the base again.") from None
     shards = [folder / name for name in names]
-    if missing := [path for path in shards if path not in every]:  # also keeps a name from leading out of the folder
-        raise IntegrityError(f"{missing[0]}: missing, though {INDEX_NAME} names it", "Download or copy the base again.")
+    # also keeps a name from leading out of the folder
+    if missing := [path for path in shards if path not in every]:
+        raise IntegrityError(f"{missing[0]}: missing, though {INDEX_NAME} names it",
+                             "Download or copy the base again.")
     return shards
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """(the tensors of a shard in the order of their bytes, its metadata). Raises IntegrityError when it is not whole."""
+    """(the tensors of a shard in the order of their bytes, its metadata). Raises IntegrityError when it is
+    not whole.
+    """
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header: dict[str, Any] = json.loads(file.read(length))
         metadata = header.pop("__metadata__", None) or {}
-        found = {name: Stored(path, words["dtype"], tuple(words["shape"]), *(8 + length + end for end in words["data_offsets"]))
+        found = {name: Stored(path, words["dtype"], tuple(words["shape"]),
+                              *(8 + length + end for end in words["data_offsets"]))
                  for name, words in header.items()}
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path}: not readable: {error}", "Download or copy the base again.") from None
@@ -88,7 +99,8 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 def write_shard(path: Path, tensors: dict[str, Stored], metadata: dict[str, str], *,
                 content: Callable[[str], Iterator[bytes | memoryview]], wrote: Callable[[int], None]) -> int:
-    """Write a shard of the same dtypes and shapes, its tensors in the order given, and fsync it; returns its bytes.
+    """Write a shard of the same dtypes and shapes, its tensors in the order given, and fsync it; returns its
+    bytes.
 
     content: the new bytes of each tensor, a part at a time. wrote: told how many bytes went out.
     Raises OSError, and what `content` raises.

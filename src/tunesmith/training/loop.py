@@ -25,13 +25,16 @@ from tunesmith.training.signals import StopSignal
 from tunesmith.training.state import MicroBatchPlanState
 from tunesmith.training.step import LOWER_THE_RATE, MicroBatchPlan, step_that_fits
 
-#: fp16 passes over a step that overflowed; the scale halves each time, so a healthy run skips far fewer in a row.
+#: fp16 passes over a step that overflowed; the scale halves each time, so a healthy run skips far fewer in a
+#: row.
 _MOST_SKIPPED = 25
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The experiment, in the recipe's words; total_steps is the resolved length of the run [optimiser steps]."""
+    """The experiment, in the recipe's words; total_steps is the resolved length of the run [optimiser
+    steps].
+    """
 
     total_steps: int
     batch_size: int
@@ -54,12 +57,13 @@ class TrainSettings:
 
 
 def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: RunFolder, plan: MicroBatchPlan,
-          stop: StopSignal, *, validation_loss: Callable[[], float] | None, on_step: Callable[[dict[str, Any]], None],
-          notify: Callable[[str], None]) -> Progress:
+          stop: StopSignal, *, validation_loss: Callable[[], float] | None,
+          on_step: Callable[[dict[str, Any]], None], notify: Callable[[str], None]) -> Progress:
     """Train the engine's adapter to the last step, from the newest whole checkpoint of `run` if it has one.
 
-    validation_loss: the judge, asked every `eval_steps`. on_step: sees each step's record as metrics.jsonl gets it.
-    Raises Interrupted after saving when a signal came, DivergedError, OutOfMemory, DiskError, IntegrityError.
+    validation_loss: the judge, asked every `eval_steps`. on_step: sees each step's record as metrics.jsonl
+    gets it. Raises Interrupted after saving when a signal came, DivergedError, OutOfMemory, DiskError,
+    IntegrityError.
     """
     optimizer = build_optimizer(engine.trainable().values(), learning_rate=settings.learning_rate,
                                 weight_decay=settings.weight_decay)
@@ -80,7 +84,8 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
         batch = [rows[i] for i in order.take(progress.samples, settings.batch_size)]
         result = step_that_fits(engine, optimizer, scaler, batch, step=progress.step + 1, plan=plan,
                                 max_grad_norm=settings.max_grad_norm,
-                                dropout_seeds=sample_seeds(settings.seed, progress.samples, len(batch)), notify=notify)
+                                dropout_seeds=sample_seeds(settings.seed, progress.samples, len(batch)),
+                                notify=notify)
         seconds = time.perf_counter() - started
 
         progress.step += 1
@@ -88,23 +93,26 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
         progress.tokens += result.tokens
         progress.loss_tokens += result.loss_tokens
         progress.seconds += seconds
-        record = {"step": progress.step, "loss": result.loss, "learning_rate": rate, "grad_norm": result.grad_norm,
-                  "tokens": result.tokens, "tokens_per_second": result.tokens / seconds,
+        record = {"step": progress.step, "loss": result.loss, "learning_rate": rate,
+                  "grad_norm": result.grad_norm, "tokens": result.tokens,
+                  "tokens_per_second": result.tokens / seconds,
                   "peak_memory_bytes": peak_memory_bytes(engine.device), "seconds": seconds}
         last = progress.step == settings.total_steps
         skipped = skipped + 1 if result.grad_norm is None else 0
         if skipped:
-            notify(f"Step {progress.step}: the gradient overflowed in float16, so the step changed nothing; the loss scale is "
-                   "halved.")
+            notify(f"Step {progress.step}: the gradient overflowed in float16, so the step changed nothing; "
+                   "the loss scale is halved.")
         if skipped >= _MOST_SKIPPED:
-            raise DivergedError(f"step {progress.step}: fp16 overflowed in {skipped} steps in a row, so nothing is learnt",
+            raise DivergedError(f"step {progress.step}: fp16 overflowed in {skipped} steps in a row, so "
+                                "nothing is learnt",
                                 "Set model.dtype to bfloat16 or float32, or lower train.learning_rate.")
         if validation_loss and settings.eval_steps and not last and progress.step % settings.eval_steps == 0:
             engine.training(False)
             record["eval_loss"] = validation = validation_loss()
             engine.training(True)
             if not math.isfinite(validation):
-                raise DivergedError(f"step {progress.step}: the held-out loss is {record['eval_loss']}", LOWER_THE_RATE)
+                raise DivergedError(f"step {progress.step}: the held-out loss is {record['eval_loss']}",
+                                    LOWER_THE_RATE)
         run.metrics.append(record)
         on_step(record)
 
@@ -113,18 +121,20 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
             progress.micro_batches, progress.metrics = MicroBatchPlanState(**asdict(plan)), run.metrics.mark()
             checkpoints.save(progress.step, checkpoint_files(engine, optimizer, scaler, progress, run_id))
         if stop.number is not None and not last:
-            raise Interrupted(stop.number, f"Stopped and saved at step {progress.step} of {settings.total_steps}.",
+            raise Interrupted(stop.number,
+                              f"Stopped and saved at step {progress.step} of {settings.total_steps}.",
                               "The same command goes on from there.")
     engine.training(False)
     return progress
 
 
-def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: RunFolder, plan: MicroBatchPlan,
-           settings: TrainSettings, notify: Callable[[str], None]) -> Progress:
+def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: RunFolder,
+           plan: MicroBatchPlan, settings: TrainSettings, notify: Callable[[str], None]) -> Progress:
     """Where the run begins: at its newest whole checkpoint, or at the beginning."""
     path, files, damaged = run.checkpoints(settings.save_total_limit).newest_whole()
     for reason in damaged:
-        notify(f"{reason}; falling back to {'an older checkpoint' if path else 'the beginning: no checkpoint is whole'}.")
+        notify(f"{reason}; falling back to "
+               f"{'an older checkpoint' if path else 'the beginning: no checkpoint is whole'}.")
     if path is None:
         run.metrics.rewind(None)
         seed_everything(settings.seed)
@@ -134,15 +144,20 @@ def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: 
             progress = restore(files, engine, optimizer, scaler, run.run_id())
         except IntegrityError as error:
             raise error.at(str(path)) from None
-        if progress.samples != progress.step * settings.batch_size or path.name != f"step-{progress.step:06d}":
-            raise IntegrityError(f"{path}: state.json: {progress.step} steps and {progress.samples} samples do not fit this "
-                                 f"checkpoint of a run with {settings.batch_size} samples a step",
+        if (
+            progress.samples != progress.step * settings.batch_size
+            or path.name != f"step-{progress.step:06d}"
+        ):
+            raise IntegrityError(f"{path}: state.json: {progress.step} steps and {progress.samples} samples "
+                                 f"do not fit this checkpoint of a run with {settings.batch_size} samples a "
+                                 "step",
                                  "Start afresh in another --run folder.")
         if not run.metrics.rewind(progress.metrics):
             notify(f"{run.metrics.path}: not as it was at the checkpoint; its curve may have gaps.")
         if progress.micro_batches is not None and plan.take_over(progress.micro_batches):
-            notify(f"train.micro_batch_size was {progress.micro_batches.asked or 'auto'} until this checkpoint and is "
-                   f"{plan.asked or 'auto'} from here on: the same experiment, but its last bits may differ.")
+            notify(f"train.micro_batch_size was {progress.micro_batches.asked or 'auto'} until this "
+                   f"checkpoint and is {plan.asked or 'auto'} from here on: the same experiment, but its "
+                   "last bits may differ.")
         if progress.step < settings.total_steps:
             notify(f"Resuming {_short(run.path)} at step {progress.step} of {settings.total_steps} "
                    f"(checkpoint of {time.strftime('%H:%M', time.localtime(path.stat().st_mtime))}, whole).")

@@ -1,4 +1,5 @@
-"""A checkpoint as bytes and back: adapter, optimiser, loss scaler, every random generator, the place in the data.
+"""A checkpoint as bytes and back: adapter, optimiser, loss scaler, every random generator, the place in the
+data.
 
 JSON and safetensors only. What is restored is exact, so on a CPU the resumed run ends bit-identical.
 """
@@ -23,7 +24,9 @@ from tunesmith.training.state import MicroBatchPlanState, RandomState, read_stat
 
 @dataclass
 class Progress:
-    """How far a run is. step: optimiser steps done; samples, tokens, loss_tokens: seen so far; seconds: of training."""
+    """How far a run is. step: optimiser steps done; samples, tokens, loss_tokens: seen so far; seconds: of
+    training.
+    """
 
     step: int = 0
     samples: int = 0
@@ -36,13 +39,16 @@ class Progress:
 
 def checkpoint_files(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, progress: Progress,
                      run_id: str | None = None) -> dict[str, bytes]:
-    """Everything that a run is made of, as the files of a checkpoint. run_id: of the run that it belongs to."""
+    """Everything that a run is made of, as the files of a checkpoint. run_id: of the run that it belongs
+    to.
+    """
     moments = {}
     for name, parameter in engine.trainable().items():
         for key, value in optimizer.state[parameter].items():
             moments[f"{name}|{key}"] = value.detach().to("cpu", copy=True).contiguous()
     tensors, words = _random_state()
-    reached = asdict(progress) | {"micro_batches": progress.micro_batches.model_dump() if progress.micro_batches else {}}
+    reached = asdict(progress) | {"micro_batches": progress.micro_batches.model_dump()
+                                  if progress.micro_batches else {}}
     state = {"progress": reached, "scaler": scaler.state_dict(), "random": words, "run_id": run_id}
     return {**engine.adapter_files(), "optimizer.safetensors": safetensors.torch.save(moments),
             "random.safetensors": safetensors.torch.save(tensors),
@@ -57,7 +63,8 @@ def restore(files: dict[str, bytes], engine: Engine, optimizer: AdamW, scaler: t
     """
     state = read_state(_file(files, "state.json"))
     if state.run_id != run_id:
-        raise IntegrityError("state.json: a checkpoint of another run", "Remove it from this run's checkpoints.")
+        raise IntegrityError("state.json: a checkpoint of another run",
+                             "Remove it from this run's checkpoints.")
     try:
         engine.load_adapter_weights(safetensors.torch.load(_file(files, "adapter_model.safetensors")))
         _set_moments(safetensors.torch.load(_file(files, "optimizer.safetensors")), engine, optimizer)
@@ -82,11 +89,13 @@ def _file(files: dict[str, bytes], name: str) -> bytes:
 def _set_moments(moments: dict[str, torch.Tensor], engine: Engine, optimizer: AdamW) -> None:
     """Raises IntegrityError where they are another model's, or not finite."""
     for name, parameter in engine.trainable().items():
-        found = {key.rpartition("|")[2]: value for key, value in moments.items() if key.rpartition("|")[0] == name}
+        found = {key.rpartition("|")[2]: value for key, value in moments.items()
+                 if key.rpartition("|")[0] == name}
         if not found:  # it never had a gradient
             continue
         if not _moments_fit(found, parameter):
-            raise IntegrityError(f"optimizer.safetensors: does not fit {name}", "Start afresh in another --run folder.")
+            raise IntegrityError(f"optimizer.safetensors: does not fit {name}",
+                                 "Start afresh in another --run folder.")
         # The step count stays where fused AdamW keeps it; the moments go to their parameter.
         optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
 
@@ -94,8 +103,10 @@ def _set_moments(moments: dict[str, torch.Tensor], engine: Engine, optimizer: Ad
 def _moments_fit(found: dict[str, torch.Tensor], parameter: torch.Tensor) -> bool:
     """Whether they are what AdamW keeps for this parameter, and finite."""
     return set(found) == {"step", "exp_avg", "exp_avg_sq"} and found["step"].numel() == 1 and all(
-        found[key].shape == parameter.shape and found[key].dtype == parameter.dtype and bool(torch.isfinite(found[key]).all())
-        for key in ("exp_avg", "exp_avg_sq")) and bool((found["exp_avg_sq"] >= 0).all()) and found["step"].item() >= 1
+        found[key].shape == parameter.shape and found[key].dtype == parameter.dtype
+        and bool(torch.isfinite(found[key]).all())
+        for key in ("exp_avg",
+                    "exp_avg_sq")) and bool((found["exp_avg_sq"] >= 0).all()) and found["step"].item() >= 1
 
 
 def seed_everything(seed: int) -> None:

@@ -16,8 +16,8 @@ from tunesmith.interrupts import outside_imports
 class StopSignal:
     """Whether the user asked the run to stop. As a context manager it holds the two signals' handlers.
 
-    Outside `deferred()` a signal raises Interrupted where it falls: nothing is lost there. Within, it only sets
-    `number`, and the loop stops itself after saving.
+    Outside `deferred()` a signal raises Interrupted where it falls: nothing is lost there. Within, it only
+    sets `number`, and the loop stops itself after saving.
     """
 
     def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
@@ -42,9 +42,11 @@ class StopSignal:
             os._exit(128 + number)
         self.number = number
         if self._deferring:
-            self._tell("Stopping: this step is finished and saved first. Once more leaves at once, at the last checkpoint.")
+            self._tell("Stopping: this step is finished and saved first. Once more leaves at once, at the "
+                       "last checkpoint.")
         else:
-            raise Interrupted(number, "Stopped.", "Run the same command again: it goes on from the newest checkpoint, or "
+            raise Interrupted(number, "Stopped.",
+                              "Run the same command again: it goes on from the newest checkpoint, or "
                                                   "begins anew where there is none.")
 
     @contextmanager

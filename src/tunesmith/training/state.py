@@ -73,7 +73,9 @@ class RandomState(_Strict):
 
 
 class State(_Strict):
-    """The whole file. run_id: of the run that the checkpoint belongs to; None for runs of before they had one."""
+    """The whole file. run_id: of the run that the checkpoint belongs to; None for runs of before they had
+    one.
+    """
 
     progress: ProgressState
     scaler: ScalerState
@@ -90,7 +92,8 @@ def read_state(content: bytes) -> State:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise IntegrityError(f"state.json: {where}: {first['msg']}",
-                             "It was not written by this version of tunesmith. Start afresh in another --run folder.") from None
+                             "It was not written by this version of tunesmith. Start afresh in another --run "
+                             "folder.") from None
     if isinstance(found.progress.micro_batches, dict) and found.progress.micro_batches:
         raise IntegrityError("state.json: progress.micro_batches: not as this version of tunesmith writes it",
                              "Start afresh in another --run folder.")

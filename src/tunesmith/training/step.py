@@ -19,9 +19,10 @@ from tunesmith.planning import MicroBatchLimits
 from tunesmith.training.optim import AdamW
 from tunesmith.training.state import MicroBatchPlanState
 
-#: What to do when a run diverged. A checkpoint is only written while the adapter is finite, so it is from before.
-LOWER_THE_RATE = ("Lower train.learning_rate or lengthen train.warmup_steps, in a folder of its own (--run): that is another "
-                  "experiment.")
+#: What to do when a run diverged. A checkpoint is only written while the adapter is finite, so it is from
+#: before.
+LOWER_THE_RATE = ("Lower train.learning_rate or lengthen train.warmup_steps, in a folder of its own (--run): "
+                  "that is another experiment.")
 
 
 @dataclass
@@ -30,9 +31,10 @@ class MicroBatchPlan:
 
     rows: samples at once, or None to choose by length. max_tokens: tokens at once when chosen.
     overhead_tokens: what a micro-batch costs beyond its tokens, in tokens. checkpointing: the share of the
-    layers that are recomputed in the backward pass; selective: whether it may be a part of them.
-    offloading: what is kept even so waits in the host's memory. may_checkpoint, may_offload: whether these may be switched on,
-    one after the other, when nothing smaller is left. asked: the recipe's micro_batch_size, None for auto.
+    layers that are recomputed in the backward pass; selective: whether it may be a part of them. offloading:
+    what is kept even so waits in the host's memory. may_checkpoint, may_offload: whether these may be
+    switched on, one after the other, when nothing smaller is left. asked: the recipe's micro_batch_size, None
+    for auto.
     """
 
     rows: int | None
@@ -53,14 +55,19 @@ class MicroBatchPlan:
                    asked=limits.rows)
 
     def take_over(self, saved: MicroBatchPlanState) -> bool:
-        """Go on with the plan of a checkpoint. True where another micro-batch was asked for since: then this one's holds.
+        """Go on with the plan of a checkpoint. True where another micro-batch was asked for since: then this
+        one's holds.
 
-        What the engine here can do stays, which may be on another device than the checkpoint's; what memory had forced to
-        be recomputed still is.
+        What the engine here can do stays, which may be on another device than the checkpoint's; what memory
+        had forced to be recomputed still is.
         """
         changed = "asked" in saved.model_fields_set and self.asked != saved.asked
         if not changed:
-            self.rows, self.max_tokens, self.overhead_tokens = saved.rows, saved.max_tokens, saved.overhead_tokens
+            self.rows, self.max_tokens, self.overhead_tokens = (
+                saved.rows,
+                saved.max_tokens,
+                saved.overhead_tokens,
+            )
         self.checkpointing, self.may_checkpoint = saved.checkpointing, saved.may_checkpoint
         self.offloading = saved.offloading and self.may_offload
         return changed
@@ -92,8 +99,8 @@ class MicroBatchPlan:
 class StepResult:
     """What one step did.
 
-    loss: nats a loss-bearing token. grad_norm: before clipping; None where fp16 overflowed and the step was passed over.
-    tokens: without padding.
+    loss: nats a loss-bearing token. grad_norm: before clipping; None where fp16 overflowed and the step was
+    passed over. tokens: without padding.
     """
 
     loss: float
@@ -107,17 +114,19 @@ def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
                    dropout_seeds: Sequence[int] | None = None) -> StepResult:
     """Accumulate the gradient of `rows` over micro-batches, clip it, and step.
 
-    The loss of every micro-batch is divided by the loss-bearing tokens of the whole step, so any split gives the same
-    step. dropout_seeds: of each row, see `model.dropout`. Raises DivergedError with the step and the rows when the loss or
-    the gradient is not finite.
+    The loss of every micro-batch is divided by the loss-bearing tokens of the whole step, so any split gives
+    the same step. dropout_seeds: of each row, see `model.dropout`. Raises DivergedError with the step and the
+    rows when the loss or the gradient is not finite.
     """
     loss_tokens = sum(row.loss_tokens for row in rows)
     optimizer.zero_grad(set_to_none=False)
     weight = scaler.scale(torch.full((), 1 / loss_tokens, device=engine.device))
-    micro_batches = plan_micro_batches([len(row.ids) for row in rows], rows=plan.rows, max_tokens=plan.max_tokens,
+    micro_batches = plan_micro_batches([len(row.ids) for row in rows], rows=plan.rows,
+                                       max_tokens=plan.max_tokens,
                     overhead_tokens=plan.overhead_tokens, padded=engine.padded)
     losses = torch.cat([
-        engine.accumulate([rows[i] for i in indices], weight, dropout_seeds and [dropout_seeds[i] for i in indices])
+        engine.accumulate([rows[i] for i in indices], weight,
+                          dropout_seeds and [dropout_seeds[i] for i in indices])
         for indices in micro_batches])
 
     of_torch: Any = optimizer  # it has what the scaler asks an optimiser for
@@ -130,7 +139,9 @@ def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
     if scaler.is_enabled():
         scaler.step(of_torch)  # passed over when the scaled gradient overflowed
         scaler.update()
-    else:  # nothing is learnt from a step that is not finite; the device decides, so that the host need not wait here
+    else:
+        # Nothing is learnt from a step that is not finite; the device decides, so that the host need not
+        # wait here.
         of_torch.found_inf = (~torch.isfinite(loss + grad_norm)).float()
         optimizer.step()
         del of_torch.found_inf
@@ -156,25 +167,29 @@ def step_that_fits(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
     Raises OutOfMemory when one row alone does not fit.
     """
     def once() -> StepResult:
-        return optimiser_step(engine, optimizer, scaler, rows, step=step, plan=plan, max_grad_norm=max_grad_norm,
-                              dropout_seeds=dropout_seeds)
+        return optimiser_step(engine, optimizer, scaler, rows, step=step, plan=plan,
+                              max_grad_norm=max_grad_norm, dropout_seeds=dropout_seeds)
 
     before = plan.described()
     while (result := attempt(once)) is None:
         longest = max(len(row.ids) for row in rows)
         if not plan.shrink(longest):
-            raise OutOfMemory(f"step {step}: one row of {longest} tokens alone does not fit in the GPU's memory",
-                              f"Lower data.max_length, quantise the base ({smallest()}), or take a smaller one.")
+            raise OutOfMemory(f"step {step}: one row of {longest} tokens alone does not fit in the GPU's "
+                              "memory",
+                              f"Lower data.max_length, quantise the base ({smallest()}), or take a smaller "
+                              "one.")
         optimizer.zero_grad(set_to_none=True)
         scaler.update(scaler.get_scale())  # forgets that this step's gradients may be unscaled already
         if plan.checkpointing:
             engine.checkpoint_gradients(plan.checkpointing, offload=plan.offloading)
     if plan.described() != before:
-        notify(f"Step {step} did not fit in memory. From here on: {plan.described()}. The gradients stay the same.")
+        notify(f"Step {step} did not fit in memory. From here on: {plan.described()}. The gradients stay the "
+               "same.")
     return result
 
 
 def _diverged(what: str, step: int, rows: Sequence[TokenRow]) -> DivergedError:
     places = "\n  ".join(row.place for row in rows)
-    return DivergedError(f"step {step}: {what}, so nothing after it would mean anything. Its rows:\n  {places}",
+    return DivergedError(f"step {step}: {what}, so nothing after it would mean anything. Its rows:\n  "
+                         f"{places}",
                          f"{LOWER_THE_RATE} Or look at these rows.")

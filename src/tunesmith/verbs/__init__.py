@@ -1,1 +1,3 @@
-"""The verbs: one function each, which composes the rooms. `tunesmith.<verb>` and the command line call these."""
+"""The verbs: one function each, which composes the rooms. `tunesmith.<verb>` and the command line call
+these.
+"""

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from tunesmith.model.files import BaseFiles
 
 #: What of a repository makes an adapter: no pickle, no code.
-ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.safetensors", "tunesmith.json", SEAL_NAME, "README.md",
-                    "generation_config.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja", "vocab.*",
-                    "merges.txt", "added_tokens.json")
+ADAPTER_PATTERNS = ("adapter_config.json", "adapter_model.safetensors", "tunesmith.json", SEAL_NAME,
+                    "README.md", "generation_config.json", "tokenizer*", "special_tokens_map.json",
+                    "chat_template.jinja", "vocab.*", "merges.txt", "added_tokens.json")
 #: What to do where a base is not found.
 ANOTHER_PLACE = "Another place of this base: --base FOLDER or --base ORG/NAME"
 #: What only an adapter's folder has: without any of these it is something else.
@@ -53,14 +53,15 @@ class AdapterFiles:
 def find_adapter(target: str, show: Show) -> AdapterFiles:
     """The adapter behind a run folder, an adapter folder or a Hub id (`ORG/NAME` or `ORG/NAME@REVISION`).
 
-    Its hashes are checked if it has any, but for the card's. Raises UsageError when there is no such folder, IntegrityError
-    when it has no adapter or a damaged one, NetworkError when the Hub does not give it.
+    Its hashes are checked if it has any, but for the card's. Raises UsageError when there is no such folder,
+    IntegrityError when it has no adapter or a damaged one, NetworkError when the Hub does not give it.
     """
     if is_hub_id(target):
         return AdapterFiles(download_adapter(target, show), None)
     path = expanded(target).resolve()
     require_utf8(path, target)
-    hint = "Give a run folder (such as runs/NAME), an adapter folder, or ORG/NAME or ORG/NAME@REVISION on the Hub."
+    hint = ("Give a run folder (such as runs/NAME), an adapter folder, or ORG/NAME or ORG/NAME@REVISION on "
+            "the Hub.")
     if "/" in target and parse_hub_id(target):
         hint += f" {path.parent.name}/ is a folder here, so the Hub was not asked."
     require_folder(path, target, hint)
@@ -71,30 +72,35 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
             run = os.path.relpath(path)
             raise IntegrityError(f"{target}: this run has no adapter yet: it {read_status(path).sentence()}",
                                  "Train it to its end first: "
-                                 + shlex.join(["tunesmith", "train", os.path.join(run, "recipe.yaml"), "--run", run]))
+                                 + shlex.join(["tunesmith", "train", os.path.join(run, "recipe.yaml"),
+                                               "--run", run]))
     else:
         found = AdapterFiles(path, run_of(path))
     require_ordinary_folder(found.folder)
     sealed = (found.folder / SEAL_NAME).exists()
     damaged = check_seal(found.folder, cards=False) if sealed else []
     if damaged:
-        raise IntegrityError("\n".join(f"{file}: {'damaged' if file.exists() else 'missing'}" for file in damaged),
-                             "The newest checkpoint of its run may still be whole; tunesmith verify says." if found.run else
+        raise IntegrityError("\n".join(f"{file}: {'damaged' if file.exists() else 'missing'}"
+                                       for file in damaged),
+                             "The newest checkpoint of its run may still be whole; tunesmith verify says."
+                             if found.run else
                              "Copy or pull it again.")
     if not any((found.folder / name).exists() for name in _ADAPTER_SIGNS):
         if (path / "config.json").exists():
             raise UsageError(f"{target}: a whole model, not an adapter",
-                             "transformers loads it as it is, tunesmith export takes it, a recipe can name it as model.base.")
+                             "transformers loads it as it is, tunesmith export takes it, a recipe can name "
+                             "it as model.base.")
         raise UsageError(f"{target}: neither a run nor an adapter: it has no adapter_config.json",
                          "Give a run folder (such as runs/NAME) or an adapter folder.")
     return found
 
 
 def run_of(adapter: Path) -> Path | None:
-    """The run that an adapter's folder is part of: one that is called `adapter` there, in a run whose seal knows it.
+    """The run that an adapter's folder is part of: one that is called `adapter` there, in a run whose seal
+    knows it.
 
-    A recipe beside a folder is not enough: `init` writes recipes anywhere. The seal of a run that is not finished names no
-    adapter yet. Of a run folder of another format the adapter alone is read.
+    A recipe beside a folder is not enough: `init` writes recipes anywhere. The seal of a run that is not
+    finished names no adapter yet. Of a run folder of another format the adapter alone is read.
     """
     run = adapter.parent
     if adapter.name != "adapter" or not of_this_format(run):
@@ -106,7 +112,8 @@ def run_of(adapter: Path) -> Path | None:
     if not {"recipe.yaml", "manifest.json"} <= set(hashes):
         return None
     own = {name: digest for name, digest in hashes.items() if name.startswith("adapter/adapter_")}
-    return run if all((run / name).is_file() and sha256_file(run / name) == digest for name, digest in own.items()) else None
+    return run if all((run / name).is_file() and sha256_file(run / name) == digest
+                      for name, digest in own.items()) else None
 
 
 def require_choices(*, quantization: str | None = None, device: str = "auto") -> None:
@@ -144,7 +151,8 @@ def download_adapter(target: str, show: Show, *, named: bool = False) -> Path:
     if not (found.folder / WEIGHTS_NAME).exists():
         names = listed(wanted.repo, found.commit, show.note)
         if pickles := [name for name in names if name.startswith("adapter_model.") and name != WEIGHTS_NAME]:
-            raise IntegrityError(f"{target}: its weights are a pickle ({pickles[0]}), which is refused: it can run any code",
+            raise IntegrityError(f"{target}: its weights are a pickle ({pickles[0]}), which is refused: it "
+                                 "can run any code",
                                  "Ask for it in safetensors: current versions of peft save so.")
         if CONFIG_NAME not in names:
             raise IntegrityError(f"{target}: not an adapter: it has no {CONFIG_NAME}",
@@ -156,7 +164,8 @@ def download_adapter(target: str, show: Show, *, named: bool = False) -> Path:
 
 @contextmanager
 def base_option(folder: Path, *, named: bool) -> Iterator[None]:
-    """Where a base is not found, say so of what this command knows: its --base, or what the adapter names, and not a recipe.
+    """Where a base is not found, say so of what this command knows: its --base, or what the adapter names,
+    and not a recipe.
 
     named: the user gave --base. Errors that are not of the base's name or place pass as they are.
     """
@@ -166,9 +175,11 @@ def base_option(folder: Path, *, named: bool) -> Iterator[None]:
         if error.setting == "model.base":
             error.reword(setting="--base" if named else f"{folder}: the base that it names")
             if named and error.kind is Kind.NO_SUCH_REVISION:
-                error.reword(hint="A revision cannot be named here: give ORG/NAME, whose main branch is taken.")
+                error.reword(hint="A revision cannot be named here: give ORG/NAME, whose main branch is "
+                                  "taken.")
             elif not named and not isinstance(error, OutOfMemory | EnvironmentFault):
-                advice = "" if error.kind is Kind.NO_SUCH_REVISION else error.hint  # it names a recipe's model.revision
+                # it names a recipe's model.revision
+                advice = "" if error.kind is Kind.NO_SUCH_REVISION else error.hint
                 error.reword(hint=f"{advice} {ANOTHER_PLACE}".strip())
         raise
 
@@ -186,7 +197,9 @@ def require_base(found: AdapterFiles, base: BaseFiles, show: Show, *, named: boo
         return
     told = f"{found.folder}: trained on other weights than those of {base.name}"
     if not named:
-        raise IntegrityError(told, f"It names the base {read_note(found.folder).get('base')}. Name another with --base.")
+        raise IntegrityError(told,
+                             f"It names the base {read_note(found.folder).get('base')}. Name another with "
+                             "--base.")
     show.note(told + ".")
 
 
@@ -196,7 +209,9 @@ def weight_hashes(hashes: dict[str, str]) -> dict[str, str]:
 
 
 def hub_name(base: str) -> str | None:
-    """The Hub id behind a base's name: itself, or that of the cache folder it names; None for any other folder."""
+    """The Hub id behind a base's name: itself, or that of the cache folder it names; None for any other
+    folder.
+    """
     folder = expanded(base)
     if folder.is_dir():
         return repo_of(folder.resolve())
@@ -218,6 +233,7 @@ def adapter_base(found: AdapterFiles, *, base: str | None, quantization: str | N
         raise IntegrityError(f"{found.folder}: names no base model", "Name it with --base.")
     kept = quantization or note.get("quantization", AS_THEY_ARE)
     if kept not in WAYS:
-        raise IntegrityError(f"{found.folder}: names an unknown quantisation, {kept!r}", "Name it with --quantization.")
+        raise IntegrityError(f"{found.folder}: names an unknown quantisation, {kept!r}",
+                             "Name it with --quantization.")
     return {"base": name, "revision": None if base else note.get("revision", config.get("revision")),
             "quantization": kept, "messages": bool(note.get("messages"))}

@@ -1,4 +1,6 @@
-"""What a run chooses, decided once: before rows are read and weights downloaded. What follows obeys this record."""
+"""What a run chooses, decided once: before rows are read and weights downloaded. What follows obeys this
+record.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counts:
-    """trainable: the adapter's parameters; all: those and the base's; linear: values of the base that quantisation reaches;
-    notes: what is to be said of where the adapter sits."""
+    """trainable: the adapter's parameters; all: those and the base's; linear: values of the base that
+    quantisation reaches; notes: what is to be said of where the adapter sits.
+    """
 
     trainable: int
     all: int
@@ -55,12 +58,14 @@ class Decisions:
         """How steps are cut, by the rows' longest [tokens]."""
         return micro_batch_limits(
             self.config, engine=self.placement.engine, budget_bytes=self.activation_budget_bytes,
-            value_bytes=self.placement.dtype.itemsize, longest=longest, on_gpu=self.placement.device.startswith("cuda"),
-            micro_batch_size=self.micro_batch_size, gradient_checkpointing=self.gradient_checkpointing)
+            value_bytes=self.placement.dtype.itemsize, longest=longest,
+            on_gpu=self.placement.device.startswith("cuda"), micro_batch_size=self.micro_batch_size,
+            gradient_checkpointing=self.gradient_checkpointing)
 
 
 def decide(recipe: Recipe, show: Show, *, adapter: Path | None = None) -> Decisions:
-    """Decide all that a recipe's run has to choose, from the base's config.json and this machine as it is now.
+    """Decide all that a recipe's run has to choose, from the base's config.json and this machine as it is
+    now.
 
     adapter: a saved one that is to be judged on the base, in place of a fresh one that is to be trained.
     Raises RecipeError, EnvironmentFault, NetworkError or IntegrityError.
@@ -86,15 +91,17 @@ def decide(recipe: Recipe, show: Show, *, adapter: Path | None = None) -> Decisi
 
         unfit = why_not(lora_config_of(adapter), config)
     total = counts.all - counts.trainable
-    placement = place(config, model.base, quantization=model.quantization, dtype=model.dtype, device=model.device,
-                      base_bytes=2 * total, engine=recipe.train.engine, matmul=matmul, unfit=unfit)
+    placement = place(config, model.base, quantization=model.quantization, dtype=model.dtype,
+                      device=model.device, base_bytes=2 * total, engine=recipe.train.engine, matmul=matmul,
+                      unfit=unfit)
     return Decisions(model.base, model.revision, config, placement, counts, _budget_bytes(placement, counts),
                      recipe.train.micro_batch_size, recipe.train.gradient_checkpointing)
 
 
 def count(config: dict[str, Any], lora: LoraSection, *, arithmetic: bool = True) -> Counts:
-    """A base's parameters and its adapter's: by arithmetic where the family is known, else on the model that transformers
-    builds without memory for it. Raises RecipeError."""
+    """A base's parameters and its adapter's: by arithmetic where the family is known, else on the model that
+    transformers builds without memory for it. Raises RecipeError.
+    """
     if arithmetic and can_count(config, lora.target_modules):
         found = count_parameters(config, r=lora.r, target_modules=lora.target_modules)
         return Counts(found.trainable, found.all, found.linear)
@@ -111,6 +118,7 @@ def _budget_bytes(placement: Placement, counts: Counts) -> float:
 
     total = counts.all - counts.trainable
     return activation_budget_bytes(
-        free_bytes=placement.free_bytes, host_bytes=psutil.virtual_memory().total, quantization=placement.quantization,
-        value_bytes=placement.dtype.itemsize, linear=counts.linear, others=total - counts.linear,
-        trainable=counts.trainable, gpus=max(1, torch.cuda.device_count()) if placement.spread else 1)
+        free_bytes=placement.free_bytes, host_bytes=psutil.virtual_memory().total,
+        quantization=placement.quantization, value_bytes=placement.dtype.itemsize, linear=counts.linear,
+        others=total - counts.linear, trainable=counts.trainable,
+        gpus=max(1, torch.cuda.device_count()) if placement.spread else 1)

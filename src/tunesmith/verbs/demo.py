@@ -19,5 +19,6 @@ def demo(*, run: str | os.PathLike[str] = "runs/demo", show: Show | None = None)
     """
     result = train(parse_recipe(preset_text("demo"), name="demo"), run=run, show=show)
     folder = Path(result["run"])
-    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    samples = [json.loads(line)
+               for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     return {**result, "report": str(folder / "report.html"), "samples": samples}

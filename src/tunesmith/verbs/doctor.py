@@ -15,14 +15,15 @@ from tunesmith.model.quantization import WAYS, Way
 def doctor() -> dict[str, Any]:
     """Try what a run needs.
 
-    Returns machine, versions, gpus, hub, disk_free_bytes, and `checks`: name, works, detail and advice of each.
-    `healthy` is whether everything a run on this machine needs works.
+    Returns machine, versions, gpus, hub, disk_free_bytes, and `checks`: name, works, detail and advice of
+    each. `healthy` is whether everything a run on this machine needs works.
     """
     from tunesmith.verbs.manifest import describe_machine, gpu_names, library_versions
 
     quantised = [way for way in WAYS.values() if way.quantised]
     checks = [_check("torch computes", _torch, "Reinstall: pip install 'torch>=2.11'"),
-              *(_check(f"{way.name} on CPU (bitsandbytes)", partial(_quantised, way, "cpu"), "pip install -U bitsandbytes")
+              *(_check(f"{way.name} on CPU (bitsandbytes)", partial(_quantised, way, "cpu"),
+                       "pip install -U bitsandbytes")
                 for way in quantised),
               _check("the embedded base", _embedded, "Reinstall tunesmith: its files are not whole.")]
     gpus = []
@@ -34,10 +35,11 @@ def doctor() -> dict[str, Any]:
                      "capability": f"{properties.major}.{properties.minor}",
                      "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False)})
         checks += [*(_check(f"{way.name} on cuda:{index}", partial(_quantised, way, f"cuda:{index}"),
-                            "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes") for way in quantised),
+                            "bitsandbytes has no library for this CUDA: pip install -U bitsandbytes")
+                     for way in quantised),
                    _check(f"fast kernels on cuda:{index}", partial(_kernels, f"cuda:{index}"),
-                          "Triton is missing (pip install triton), or this GPU is older than compute capability 8.0; "
-                          "the native engine then goes the plain way.")]
+                          "Triton is missing (pip install triton), or this GPU is older than compute "
+                          "capability 8.0; the native engine then goes the plain way.")]
     return {"machine": describe_machine(), "versions": library_versions(), "gpus": gpus, "hub": _hub(),
             "disk_free_bytes": shutil.disk_usage(".").free, "checks": checks,
             "healthy": all(check["works"] or check["name"].startswith("fast kernels") for check in checks)}
@@ -61,7 +63,9 @@ def _torch() -> str:
 
 
 def _quantised(way: Way, device: str) -> str:
-    """Send a vector through one quantised layer and back; returns the relative error against the exact product."""
+    """Send a vector through one quantised layer and back; returns the relative error against the exact
+    product.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -93,7 +97,8 @@ def _kernels(device: str) -> str:
     if not use_triton(x):
         raise RuntimeError("Triton does not run here")
     weight = torch.ones(256, device=device)
-    error = (add_norm(x, x, None, weight, None, 1e-5)[1] - add_norm_plain(x, x, None, weight, None, 1e-5)[1]).abs().max().item()
+    error = (add_norm(x, x, None, weight, None,
+                      1e-5)[1] - add_norm_plain(x, x, None, weight, None, 1e-5)[1]).abs().max().item()
     if not error < 1e-4:
         raise ArithmeticError(f"error {error:.3g}")
     return f"error {error:.2g}"
@@ -119,4 +124,5 @@ def _hub() -> dict[str, Any]:
 
     return {"client": importlib.metadata.version("huggingface_hub"), "endpoint": constants.ENDPOINT,
             "offline": bool(constants.HF_HUB_OFFLINE), "cache": constants.HF_HUB_CACHE,
-            "logged_in": bool(huggingface_hub.get_token()), "token_from_environment": bool(os.environ.get("HF_TOKEN"))}
+            "logged_in": bool(huggingface_hub.get_token()),
+            "token_from_environment": bool(os.environ.get("HF_TOKEN"))}

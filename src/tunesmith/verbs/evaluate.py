@@ -35,12 +35,12 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
              overrides: tuple[str, ...] = (), show: Show | None = None) -> dict[str, Any]:
     """Judge a run, or any PEFT LoRA adapter, in a folder or by Hub id, on the recipe's held-out rows.
 
-    recipe: names base, data and judge; needed for an adapter that does not stand in its run folder. base: another place of
-    the base than the recipe's. quantization, device: as in a recipe, in place of what it says.
-    Returns loss_base, loss_tuned (nats a token), stop_rate_base, stop_rate_tuned, verdict, interval (of tuned - base,
-    95%), rows, modules (how many the adapter applies to), the samples, and kept: the folder in the run where all this is
-    kept (None for an adapter without its run).
-    Raises UsageError, DataError (nothing is held out), IntegrityError, RecipeError, EnvironmentFault.
+    recipe: names base, data and judge; needed for an adapter that does not stand in its run folder. base:
+    another place of the base than the recipe's. quantization, device: as in a recipe, in place of what it
+    says. Returns loss_base, loss_tuned (nats a token), stop_rate_base, stop_rate_tuned, verdict, interval (of
+    tuned - base, 95%), rows, modules (how many the adapter applies to), the samples, and kept: the folder in
+    the run where all this is kept (None for an adapter without its run). Raises UsageError, DataError
+    (nothing is held out), IntegrityError, RecipeError, EnvironmentFault.
     """
     show = show or Silent()
     require_choices(quantization=quantization, device=device or "auto")
@@ -57,7 +57,8 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update=instead)})
     if not chosen.data.validation:
         raise DataError("data.validation is 0: nothing is held out to judge on",
-                        "For example: --set data.validation=0.05, if the adapter was not trained on those rows.")
+                        "For example: --set data.validation=0.05, if the adapter was not trained on those "
+                        "rows.")
     _require_unseen(found, chosen, show)
     from tunesmith.model.lora import read_adapter_config
 
@@ -80,8 +81,8 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     for note in engine.notes:
         show.note(note)
     judgement = judge(engine, prepared.data.validation, max_new_tokens=chosen.judge.max_new_tokens,
-                      samples=chosen.judge.samples, stop_rows=chosen.judge.stop_rows, matters=chosen.judge.matters,
-                      on_stage=show.stage)
+                      samples=chosen.judge.samples, stop_rows=chosen.judge.stop_rows,
+                      matters=chosen.judge.matters, on_stage=show.stage)
     modules, samples = count_modules(engine), [asdict(sample) for sample in judgement.samples]
     kept = _keep(found.run, chosen, prepared.decisions.placement, judgement.summary(), modules, samples, show)
     return {**judgement.summary().model_dump(mode="json"), "modules": modules, "samples": samples,
@@ -90,11 +91,14 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
 
 def _keep(run: Path | None, recipe: Recipe, placement: Placement, judgement: JudgementSummary, modules: int,
           samples: list[dict[str, Any]], show: Show) -> Path | None:
-    """The folder in the run where this is kept; None where there is no run, or it could not be written, which is told."""
+    """The folder in the run where this is kept; None where there is no run, or it could not be written, which
+    is told.
+    """
     if run is None:
         return None
-    found = Evaluation(when=time.strftime("%Y-%m-%d %H:%M:%S %z"), engine=placement.engine, device=placement.device,
-                       dtype=placement.dtype_name, quantization=placement.quantization, modules=modules, judgement=judgement)
+    found = Evaluation(when=time.strftime("%Y-%m-%d %H:%M:%S %z"), engine=placement.engine,
+                       device=placement.device, dtype=placement.dtype_name,
+                       quantization=placement.quantization, modules=modules, judgement=judgement)
     try:
         return keep_evaluation(run, found, dump(recipe), samples)
     except TunesmithError as error:
@@ -103,7 +107,9 @@ def _keep(run: Path | None, recipe: Recipe, placement: Placement, judgement: Jud
 
 
 def _require_unseen(found: AdapterFiles, chosen: Recipe, show: Show) -> None:
-    """Raises DataError where other data than the run's own would be judged on rows that the run was trained on."""
+    """Raises DataError where other data than the run's own would be judged on rows that the run was trained
+    on.
+    """
     if found.recipe is None:
         return
     own = load_recipe(os.fspath(found.recipe))
@@ -114,11 +120,13 @@ def _require_unseen(found: AdapterFiles, chosen: Recipe, show: Show) -> None:
         trained = {example.content_hash for example in read_text(own.data, show.note).train}
         judged = read_text(chosen.data.model_copy(update=templates), show.note).validation
     except TunesmithError as error:
-        show.note(f"Whether the run was trained on some of the rows that are judged on is not known: {error.message}")
+        show.note("Whether the run was trained on some of the rows that are judged on is not known: "
+                  f"{error.message}")
         return
     seen = sum(example.content_hash in trained for example in judged)
     if seen:
         raise DataError(f"{seen} of the {len(judged)} rows to judge on are among those that the run was "
                         "trained on, where a low loss shows nothing",
-                        "Name rows that it has not seen (--set data.validation=FILE), or leave data as the run has it.",
+                        "Name rows that it has not seen (--set data.validation=FILE), or leave data as the "
+                        "run has it.",
                         setting="data.validation")

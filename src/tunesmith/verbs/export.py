@@ -21,16 +21,16 @@ GENERATION_NAME = "generation_config.json"
 _OUTTYPES = ("f16", "q8_0")
 
 
-def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, format: str = "gguf", what: str = "model",
-           outtype: str = "f16", recipe: str | os.PathLike[str] | None = None, base: str | None = None,
-           device: str = "auto", show: Show | None = None) -> dict[str, Any]:
+def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, format: str = "gguf",
+           what: str = "model", outtype: str = "f16", recipe: str | os.PathLike[str] | None = None,
+           base: str | None = None, device: str = "auto", show: Show | None = None) -> dict[str, Any]:
     """Write an adapter as GGUF files and an Ollama Modelfile, into a folder that does not exist yet.
 
-    what: `model`, base and adapter merged (and measured, as `merge` does), ready to run; or `adapter`, the LoRA alone, for
-    a GGUF of its base. adapter: a run, an adapter folder, a Hub id, or (model) a folder that `merge` wrote.
-    outtype: f16 or q8_0, of the model's weights. recipe, base: as for `merge`.
-    Returns out, format, what, files (name to bytes), notes (where llama.cpp will differ), and merge (its figures).
-    Raises UsageError, RecipeError (what GGUF or llama.cpp lacks), IntegrityError, DiskError, NetworkError.
+    what: `model`, base and adapter merged (and measured, as `merge` does), ready to run; or `adapter`, the
+    LoRA alone, for a GGUF of its base. adapter: a run, an adapter folder, a Hub id, or (model) a folder that
+    `merge` wrote. outtype: f16 or q8_0, of the model's weights. recipe, base: as for `merge`. Returns out,
+    format, what, files (name to bytes), notes (where llama.cpp will differ), and merge (its figures). Raises
+    UsageError, RecipeError (what GGUF or llama.cpp lacks), IntegrityError, DiskError, NetworkError.
     """
     show, target = show or Silent(), expanded(out)
     for value, known, name in ((format, ("gguf",), "--format"), (what, ("model", "adapter"), "--what"),
@@ -38,7 +38,8 @@ def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, form
         if value not in known:
             raise UsageError(f"{name} is {value}: {' or '.join(known)}")
     if what == "adapter" and outtype != "f16":
-        raise UsageError(f"--outtype is {outtype}: it is of a model's weights, and --what is adapter, which is in f16")
+        raise UsageError(f"--outtype is {outtype}: it is of a model's weights, and --what is adapter, which "
+                         "is in f16")
     require_choices(device=device)
     target = target.resolve()
     require_free(target)
@@ -94,7 +95,8 @@ def _model(adapter: str | os.PathLike[str], folder: Path, outtype: str, recipe: 
     text, notes = _modelfile("model.gguf", source, note_folder, None)
     if not whole:
         measured = merge(adapter, checkpoint, recipe=recipe, base=base, device=device, show=show)
-        measured = {key: value for key, value in measured.items() if key not in ("out", "files", "bytes")}  # gone in the end
+        # gone in the end
+        measured = {key: value for key, value in measured.items() if key not in ("out", "files", "bytes")}
     show.stage(f"writing the model in {outtype}")
     written = write_model_gguf(checkpoint, folder / "model.gguf", outtype, name=path.name if whole else name,
                                progress=lambda done, whole: show.progress("writing", done, whole))
@@ -102,7 +104,8 @@ def _model(adapter: str | os.PathLike[str], folder: Path, outtype: str, recipe: 
     return {"notes": [*written["notes"], *notes], "merge": measured}
 
 
-def _modelfile(gguf_name: str, base: BaseFiles, note_folder: Path, adapter_name: str | None) -> tuple[str, list[str]]:
+def _modelfile(gguf_name: str, base: BaseFiles, note_folder: Path,
+               adapter_name: str | None) -> tuple[str, list[str]]:
     """(the Modelfile, what to know of it): the prompt's template and the tokens that end an answer.
 
     base: whose tokenizer it is. Raises RecipeError or IntegrityError for files that cannot be used.
@@ -114,10 +117,14 @@ def _modelfile(gguf_name: str, base: BaseFiles, note_folder: Path, adapter_name:
     note, tokenizer = read_note(note_folder), load_tokenizer(base)
     ends = _ends(tokenizer, note_folder, base.folder)
     stop = [text for text in map(tokenizer.convert_ids_to_tokens, ends) if text]
-    template = getattr(tokenizer, "chat_template", None) if note.get("messages") or not note.get("prompt") else None
-    text = modelfile(gguf_name, template=template, prompt=note.get("prompt") or None, stop=stop, adapter_name=adapter_name)
+    template = getattr(tokenizer, "chat_template",
+                       None) if note.get("messages") or not note.get("prompt") else None
+    text = modelfile(gguf_name, template=template, prompt=note.get("prompt") or None, stop=stop,
+                     adapter_name=adapter_name)
     if "prompt" not in note and template is None:
-        text = "# How prompts were written in training is not known: what is sent is sent as it stands.\n" + text
+        text = (
+            "# How prompts were written in training is not known: what is sent is sent as it stands.\n" + text
+        )
     return text, [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
 
 
@@ -129,8 +136,9 @@ def _ends(tokenizer: Any, *folders: Path) -> list[int]:
     path = next((folder / GENERATION_NAME for folder in folders if (folder / GENERATION_NAME).exists()), None)
     ends = read_json_object(path, infinite=True).get("eos_token_id") if path else tokenizer.eos_token_id
     ends = [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
-    wrong = [end for end in ends if isinstance(end, bool) or not isinstance(end, int) or not 0 <= end < len(tokenizer)]
+    wrong = [end for end in ends if isinstance(end, bool) or not isinstance(end, int)
+             or not 0 <= end < len(tokenizer)]
     if wrong:
-        raise IntegrityError(f"{path or 'the tokenizer'}: eos_token_id: not tokens of this tokenizer, which has "
-                             f"{len(tokenizer)}: {str(wrong)[:60]}", "Remove the file, or copy it again.")
+        raise IntegrityError(f"{path or 'the tokenizer'}: eos_token_id: not tokens of this tokenizer, which "
+                             f"has {len(tokenizer)}: {str(wrong)[:60]}", "Remove the file, or copy it again.")
     return ends

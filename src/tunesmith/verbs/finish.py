@@ -1,4 +1,6 @@
-"""The end of a run: its adapter, verdict, result and report are written and sealed, and shared where the recipe says so."""
+"""The end of a run: its adapter, verdict, result and report are written and sealed, and shared where the
+recipe says so.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 
 def placed(result: RunResult, folder: RunFolder) -> dict[str, Any]:
-    """A result with its places as they are now: in its file they are relative to the run, which may have been moved."""
+    """A result with its places as they are now: in its file they are relative to the run, which may have been
+    moved.
+    """
     return result.model_dump(mode="json") | {"run": str(folder.path), "adapter": str(folder.adapter)}
 
 
@@ -31,7 +35,8 @@ def read_result(folder: RunFolder) -> RunResult:
     return read_as(RunResult, folder.result, "Start another run with --run.")
 
 
-def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: RunResult, judgement: Judgement | None) -> None:
+def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: RunResult,
+                  judgement: Judgement | None) -> None:
     """Adapter, verdict, samples, result and report; the seal over everything comes last."""
     from tunesmith.judge.report import write_report  # late: it imports the library of charts
     from tunesmith.share import write_adapter_folder
@@ -39,42 +44,51 @@ def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: Run
     manifest = read_manifest(folder.path)
     write_adapter_folder(folder.adapter, engine, base_name=recipe.model.base, revision=engine.base.pinned,
                          prompt=recipe.data.prompt, messages=recipe.data.messages is not None, result=result,
-                         recipe=recipe.model_dump(mode="json"), base_weights=weight_hashes(manifest.base.files))
+                         recipe=recipe.model_dump(mode="json"),
+                         base_weights=weight_hashes(manifest.base.files))
     found = result.judgement.model_dump(mode="json") if result.judgement else None
     folder.write_json(folder.verdict, found or {"verdict": None, "reason": "nothing was held out"})
-    lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in (judgement.samples if judgement else [])]
+    lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n"
+             for sample in (judgement.samples if judgement else [])]
     write_atomically(folder.samples, "".join(lines))
     write_atomically(folder.result, as_json(result))
-    write_report(folder, manifest=manifest, result=result, judgement=judgement, recipe_text=folder.recipe_text())
+    write_report(folder, manifest=manifest, result=result, judgement=judgement,
+                 recipe_text=folder.recipe_text())
     folder.finish()
 
 
 def example(recipe: Recipe, judgement: Judgement | None) -> str:
-    """A prompt to try the adapter with: a short held-out one, else the template with the columns' names in their places."""
+    """A prompt to try the adapter with: a short held-out one, else the template with the columns' names in
+    their places.
+    """
     from tunesmith.share.note import example_prompt
     from tunesmith.share.scan import problems
 
     if problems("", recipe.data.prompt.encode()):
         return "..."
-    short = [sample.prompt for sample in (judgement.samples if judgement else []) if len(sample.prompt) <= 110]
+    short = [sample.prompt for sample in (judgement.samples if judgement else [])
+             if len(sample.prompt) <= 110]
     if recipe.data.messages is None and short:
         return short[0]
     return example_prompt({"prompt": recipe.data.prompt, "messages": recipe.data.messages is not None})
 
 
 def shared(recipe: Recipe, folder: RunFolder, result: dict[str, Any], show: Show) -> dict[str, Any]:
-    """The result, and with share.repo where the adapter was published; a push that fails does not fail the run."""
+    """The result, and with share.repo where the adapter was published; a push that fails does not fail the
+    run.
+    """
     from tunesmith.verbs.push import push
 
     if not recipe.share.repo:
         return result
     try:
-        done = push(folder.path, recipe.share.repo, private=recipe.share.private, message=recipe.share.message, keep_card=True,
-                    show=show)
+        done = push(folder.path, recipe.share.repo, private=recipe.share.private,
+                    message=recipe.share.message, keep_card=True, show=show)
     except TunesmithError as error:
         show.note(f"The run is whole, but was not pushed. {error}")
         visible = "" if recipe.share.private else " --public"
         if not isinstance(error, IntegrityError | UsageError):  # the same command would be refused again
-            show.note(f"Push it with: tunesmith push {shlex.quote(str(folder.path))} {recipe.share.repo}{visible}")
+            show.note(f"Push it with: tunesmith push {shlex.quote(str(folder.path))} "
+                      f"{recipe.share.repo}{visible}")
         return result | {"pushed": None}
     return result | {"pushed": {key: done[key] for key in ("repo", "commit", "url", "private", "changed")}}

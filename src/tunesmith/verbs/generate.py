@@ -10,15 +10,16 @@ from tunesmith.verbs.adapters import adapter_base, base_option, find_adapter, re
 from tunesmith.verbs.show import Show, Silent
 
 
-def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: int = 64, base: str | None = None,
-             quantization: str | None = None, device: str = "auto", show: Show | None = None) -> dict[str, Any]:
+def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: int = 64,
+             base: str | None = None, quantization: str | None = None, device: str = "auto",
+             show: Show | None = None) -> dict[str, Any]:
     """Answer a prompt greedily with an adapter, on the base and in the quantisation that its files name.
 
-    adapter: an adapter folder, a run folder or a Hub id. prompt: exactly as in training, template included; for an
-    adapter trained on chats, what the user says, which the chat template then wraps.
-    Returns text, tokens (generated), stopped (whether the answer ended by itself), base, quantization, and modules (how
-    many of the base's modules the adapter sits on).
-    Raises UsageError, IntegrityError, RecipeError, NetworkError, EnvironmentFault.
+    adapter: an adapter folder, a run folder or a Hub id. prompt: exactly as in training, template included;
+    for an adapter trained on chats, what the user says, which the chat template then wraps. Returns text,
+    tokens (generated), stopped (whether the answer ended by itself), base, quantization, and modules (how
+    many of the base's modules the adapter sits on). Raises UsageError, IntegrityError, RecipeError,
+    NetworkError, EnvironmentFault.
     """
     show = show or Silent()
     if max_new_tokens < 1:
@@ -50,7 +51,8 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
         raise UsageError(f"--prompt has {len(ids)} tokens, and the base has {engine.positions} positions",
                          "Shorten the prompt.")
     if room < max_new_tokens:
-        show.note(f"The base has {engine.positions} positions: the answer ends after {room} tokens at the latest.")
+        show.note(f"The base has {engine.positions} positions: the answer ends after {room} tokens at the "
+                  "latest.")
     show.stage("answering")
     answer = answer_prompts(engine, [ids], min(room, max_new_tokens))[0]
     return {"text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped, "base": chosen["base"],

@@ -16,8 +16,8 @@ DEFAULT_PRESET = "bloom-7b1-quotes"
 def init(path: str | os.PathLike[str] = "recipe.yaml", *, preset: str = DEFAULT_PRESET) -> dict[str, Any]:
     """Write a preset as a recipe in which every setting stands with its meaning and unit.
 
-    Returns {"recipe": the path, "preset": its name}. Raises UsageError when the file exists, RecipeError for an unknown
-    preset, DiskError.
+    Returns {"recipe": the path, "preset": its name}. Raises UsageError when the file exists, RecipeError for
+    an unknown preset, DiskError.
     """
     path = Path(path)
     text = preset_text(preset)
@@ -28,7 +28,8 @@ def init(path: str | os.PathLike[str] = "recipe.yaml", *, preset: str = DEFAULT_
                          f"Choose another name: tunesmith init {path.with_stem(path.stem + '-2')}")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent}: no such folder", f"Make it first: mkdir -p {path.parent}")
-    comment = [line.removeprefix("#").strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("#")]
+    comment = [line.removeprefix("#").strip() for line in text.split("\n\n")[0].splitlines()
+               if line.startswith("#")]
     header = "\n".join([" ".join(line for line in comment if line and not line.startswith("tunesmith ")), "",
                         f"tunesmith plan {path.name}", f"tunesmith train {path.name}"])
     write_atomically(path, render_commented(parse_recipe(text, name=preset), header))

@@ -43,7 +43,8 @@ def gpu_names() -> list[str]:
         import torch
     except (ImportError, OSError):
         return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [torch.cuda.get_device_name(i)
+            for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
 def build_manifest(recipe: Recipe, prepared: Prepared) -> Manifest:
@@ -52,16 +53,20 @@ def build_manifest(recipe: Recipe, prepared: Prepared) -> Manifest:
 
     decisions = prepared.decisions
     placement = decisions.placement
-    template = "\n".join(str(part) for part in (recipe.data.prompt, recipe.data.completion, recipe.data.messages,
+    template = "\n".join(str(part)
+                         for part in (recipe.data.prompt, recipe.data.completion, recipe.data.messages,
                                                 getattr(prepared.tokenizer, "chat_template", None)))
     return Manifest(
-        format=RUN_FORMAT, run_id=uuid.uuid4().hex, started=time.strftime("%Y-%m-%d %H:%M:%S %z"), seed=recipe.train.seed,
-        quantization=placement.quantization,
-        base=BaseFacts(name=recipe.model.base, revision=recipe.model.revision, files=fingerprint(prepared.base)),
-        data=DataFacts(source=recipe.data.source, content=prepared.content_hash, counts=RowCounts(**prepared.data.counts),
+        format=RUN_FORMAT, run_id=uuid.uuid4().hex, started=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        seed=recipe.train.seed, quantization=placement.quantization,
+        base=BaseFacts(name=recipe.model.base, revision=recipe.model.revision,
+                       files=fingerprint(prepared.base)),
+        data=DataFacts(source=recipe.data.source, content=prepared.content_hash,
+                       counts=RowCounts(**prepared.data.counts),
                        template=hashlib.sha256(template.encode()).hexdigest()),
-        engine=placement.engine, engine_reason=placement.reason, device=placement.device, dtype=placement.dtype_name,
-        matmul=placement.matmul, spread=placement.spread, activation_budget_bytes=float(decisions.activation_budget_bytes),
+        engine=placement.engine, engine_reason=placement.reason, device=placement.device,
+        dtype=placement.dtype_name, matmul=placement.matmul, spread=placement.spread,
+        activation_budget_bytes=float(decisions.activation_budget_bytes),
         trainable_parameters=decisions.counts.trainable, all_parameters=decisions.counts.all,
         threads=torch.get_num_threads(), machine=describe_machine(), versions=library_versions())
 
@@ -83,4 +88,5 @@ def check_same(then: Manifest, now: Manifest, run: str) -> list[str]:
                           "Put them back, or start another run with --run.")
     before, after = ({**each.versions, "engine": each.engine, "device": each.device, "dtype": each.dtype,
                       "spread over GPUs": each.spread, "threads": each.threads} for each in (then, now))
-    return [f"{name} {before.get(name)} -> {value}" for name, value in after.items() if before.get(name) != value]
+    return [f"{name} {before.get(name)} -> {value}" for name, value in after.items()
+            if before.get(name) != value]

@@ -12,7 +12,14 @@ from tunesmith.model.quantization import AS_THEY_ARE
 from tunesmith.paths import expanded
 from tunesmith.recipe import load_recipe
 from tunesmith.rundir import require_free
-from tunesmith.verbs.adapters import AdapterFiles, adapter_base, base_option, find_adapter, require_base, require_choices
+from tunesmith.verbs.adapters import (
+    AdapterFiles,
+    adapter_base,
+    base_option,
+    find_adapter,
+    require_base,
+    require_choices,
+)
 from tunesmith.verbs.show import Show, Silent
 
 if TYPE_CHECKING:
@@ -24,17 +31,18 @@ if TYPE_CHECKING:
 _ROWS, _PROMPTS, _NEW_TOKENS = 64, 20, 32
 
 
-def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recipe: str | os.PathLike[str] | None = None,
-          base: str | None = None, quantization: str | None = None, device: str = "auto",
-          show: Show | None = None) -> dict[str, Any]:
+def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *,
+          recipe: str | os.PathLike[str] | None = None, base: str | None = None,
+          quantization: str | None = None, device: str = "auto", show: Show | None = None) -> dict[str, Any]:
     """Merge an adapter into its base, as a plain transformers checkpoint in the base's dtype.
 
-    adapter: a run, an adapter folder or a Hub id. out: a folder that does not exist yet. An adapter that was trained on a
-    quantised base is merged onto the base's own weights and onto those that training saw; both are measured against the
-    live adapter, and the nearer one is kept. recipe: names held-out rows to measure on; by default those of the run that
-    the adapter stands in, else the embedded quotes.
-    Returns out, taken, candidates and bare (KL [nats a token], top-1, greedy, loss, by name), untied, files, bytes.
-    Raises UsageError, IntegrityError (the adapter does not fit, or every merge has lost it), DiskError, NetworkError.
+    adapter: a run, an adapter folder or a Hub id. out: a folder that does not exist yet. An adapter that was
+    trained on a quantised base is merged onto the base's own weights and onto those that training saw; both
+    are measured against the live adapter, and the nearer one is kept. recipe: names held-out rows to measure
+    on; by default those of the run that the adapter stands in, else the embedded quotes. Returns out, taken,
+    candidates and bare (KL [nats a token], top-1, greedy, loss, by name), untied, files, bytes. Raises
+    UsageError, IntegrityError (the adapter does not fit, or every merge has lost it), DiskError,
+    NetworkError.
     """
     show = show or Silent()
     require_choices(quantization=quantization, device=device)
@@ -55,7 +63,8 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
     rows, where = _rows(found, files, tokenizer, recipe, show)
 
     def live() -> Engine:
-        placement = place_base(files, quantization=chosen["quantization"], device=device, adapter=found.folder)
+        placement = place_base(files, quantization=chosen["quantization"], device=device,
+                               adapter=found.folder)
         built = build_with_adapter(files, tokenizer, found.folder, placement)
         for note in built.notes:
             show.note(note)
@@ -65,8 +74,8 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, recip
         plain = locate_base(str(folder), None)
         return build_bare(plain, tokenizer, place_base(plain, quantization=AS_THEY_ARE, device=device))
 
-    result = merge_adapter(files, found.folder, Path(out), quantization=chosen["quantization"], load_live=live,
-                           load_merged=merged, rows=rows, prompts=_prompts(rows, files),
+    result = merge_adapter(files, found.folder, Path(out), quantization=chosen["quantization"],
+                           load_live=live, load_merged=merged, rows=rows, prompts=_prompts(rows, files),
                            max_new_tokens=_NEW_TOKENS, on_stage=show.stage,
                            progress=lambda done, whole: show.progress("merging", done, whole))
     return {"base": chosen["base"], "quantization": chosen["quantization"], "measured_on": where, **result}
@@ -80,7 +89,9 @@ def _prompts(rows: Sequence[TokenRow], base: BaseFiles) -> list[list[int]]:
 
 def _rows(found: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os.PathLike[str] | None,
           show: Show) -> tuple[list[TokenRow], str]:
-    """(what is measured on, what that is called): held-out rows where a recipe names some, else the embedded quotes."""
+    """(what is measured on, what that is called): held-out rows where a recipe names some, else the embedded
+    quotes.
+    """
     from tunesmith.data import read_text, tokenize_text
     from tunesmith.data.tokenize import Rules
     from tunesmith.recipe import parse_recipe
@@ -91,18 +102,23 @@ def _rows(found: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os
         chosen = load_recipe(os.fspath(path))
         if chosen.data.validation:
             show.stage("reading held-out rows")
-            # By the run's own rules, which its rows have passed; of them those that are not too long to measure on.
+            # By the run's own rules, which its rows have passed; of them those that are not too long to
+            # measure on.
             most = min(chosen.data.max_length, base.positions or chosen.data.max_length)
             rules = Rules(chosen.data.loss_on, chosen.data.append_eos, most, chosen.data.overlong)
-            validation = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules, training=False).validation
-            cut = [replace(row, ids=row.ids[:longest], loss_mask=row.loss_mask[:longest]) for row in validation]
+            validation = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules,
+                                       training=False).validation
+            cut = [replace(row, ids=row.ids[:longest], loss_mask=row.loss_mask[:longest])
+                   for row in validation]
             whole = [row for row in validation if len(row.ids) <= longest]
             rows = (whole or [row for row in cut if any(row.loss_mask)])[:_ROWS]
             if rows:
                 return rows, f"{len(rows)} held-out rows"
-    plain = parse_recipe('data: {source: "embedded:quotes", prompt: "{quote}", completion: " ({author})", validation: 64}\n'
+    plain = parse_recipe('data: {source: "embedded:quotes", prompt: "{quote}", completion: " ({author})", '
+                         'validation: 64}\n'
                          'model: {base: "embedded:sprout"}\n', name="the embedded quotes")
     rows = tokenize_text(read_text(plain.data), tokenizer, Rules("all", False, longest, "truncate"),
                          training=False).validation[:_ROWS]
-    show.note("No held-out rows of this adapter are known: the merge is measured on the embedded quotes. --recipe names rows.")
+    show.note("No held-out rows of this adapter are known: the merge is measured on the embedded quotes. "
+              "--recipe names rows.")
     return rows, "the embedded quotes"

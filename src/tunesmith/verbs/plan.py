@@ -17,9 +17,9 @@ from tunesmith.verbs.decide import count
 def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Count what the recipe would train, from the base's config.json alone.
 
-    Returns trainable_parameters, all_parameters, trainable_percent, base, architecture, adapter_bytes, quantization,
-    quantised_percent (the share of the base's values that it reaches) and notes (what is to be said of the adapter's places).
-    Raises RecipeError, NetworkError.
+    Returns trainable_parameters, all_parameters, trainable_percent, base, architecture, adapter_bytes,
+    quantization, quantised_percent (the share of the base's values that it reaches) and notes (what is to be
+    said of the adapter's places). Raises RecipeError, NetworkError.
     """
     chosen = load_recipe(os.fspath(recipe), overrides)
     base, config = locate_config(chosen.model.base, chosen.model.revision)
@@ -32,5 +32,6 @@ def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> di
     total = everything - trainable
     return {"base": base, "architecture": config["model_type"], "trainable_parameters": trainable,
             "all_parameters": everything, "trainable_percent": 100 * trainable / everything,
-            "adapter_bytes": 4 * trainable, "quantization": chosen.model.quantization, "notes": list(counts.notes),
-            "quantised_percent": 100 * counts.linear / total if WAYS[chosen.model.quantization].quantised else 0.0}
+            "adapter_bytes": 4 * trainable, "quantization": chosen.model.quantization,
+            "notes": list(counts.notes), "quantised_percent": 100 * counts.linear / total
+            if WAYS[chosen.model.quantization].quantised else 0.0}

@@ -1,4 +1,6 @@
-"""What train and evaluate need before weights are loaded: the rows as tokens, the base's files, its tokenizer."""
+"""What train and evaluate need before weights are loaded: the rows as tokens, the base's files, its
+tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from tunesmith.verbs.show import Show
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data and the base of a recipe, all checked, no weights loaded. content_hash: of the rows as text."""
+    """The data and the base of a recipe, all checked, no weights loaded. content_hash: of the rows as
+    text.
+    """
 
     decisions: Decisions
     content_hash: str
@@ -41,7 +45,8 @@ def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool 
     data = tokenize_text(text, tokenizer, rules, training=training)
     for count, what in ((data.counts["truncated"], f"cut at data.max_length, {rules.max_length} tokens; "
                          "a cut row has no end token"),
-                        (data.counts["dropped"], f"dropped: longer than data.max_length, {rules.max_length} tokens"),
+                        (data.counts["dropped"],
+                         f"dropped: longer than data.max_length, {rules.max_length} tokens"),
                         (data.counts["repeated"], "left out: they also stand in data.validation")):
         if count:
             show.note(f"{count} row{'s' if count > 1 else ''} {what}.")

@@ -18,19 +18,21 @@ if TYPE_CHECKING:
     from tunesmith.share.card import Card
 
 
-def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = None, message: str | None = None,
-         base: str | None = None, license: str | None = None, dry_run: bool = False, keep_card: bool = False,
-         show: Show | None = None) -> dict[str, Any]:
-    """Publish an adapter: PEFT's files, tokenizer, generation settings, a card of what is known of it. Nothing else.
+def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = None,
+         message: str | None = None, base: str | None = None, license: str | None = None,
+         dry_run: bool = False, keep_card: bool = False, show: Show | None = None) -> dict[str, Any]:
+    """Publish an adapter: PEFT's files, tokenizer, generation settings, a card of what is known of it.
+    Nothing else.
 
-    adapter: a run, an adapter folder, or the Hub id of one to copy. repo: ORG/NAME, or a name in your own account.
-    private: None makes a new repository private and leaves another as it is. message: of the commit. base: the Hub id of the
-    base, where the adapter was trained on a local folder of it. license: of the adapter; by default what its folder's card
-    says, else the repository's, else the base's, where the Hub says it. dry_run: only show what would be published.
-    keep_card: where nothing but the card differs, leave the one that is there.
-    Returns repo, commit, url, private (dry_run: what it would be), exists (each None where it is not known), private_before,
-    changed (False: all was there already), files (name to bytes), prompt (an example) and card.
-    Raises UsageError, IntegrityError (a damaged adapter; a secret or a local path in a file), NetworkError.
+    adapter: a run, an adapter folder, or the Hub id of one to copy. repo: ORG/NAME, or a name in your own
+    account. private: None makes a new repository private and leaves another as it is. message: of the commit.
+    base: the Hub id of the base, where the adapter was trained on a local folder of it. license: of the
+    adapter; by default what its folder's card says, else the repository's, else the base's, where the Hub
+    says it. dry_run: only show what would be published. keep_card: where nothing but the card differs, leave
+    the one that is there. Returns repo, commit, url, private (dry_run: what it would be), exists (each None
+    where it is not known), private_before, changed (False: all was there already), files (name to bytes),
+    prompt (an example) and card. Raises UsageError, IntegrityError (a damaged adapter; a secret or a local
+    path in a file), NetworkError.
     """
     from tunesmith.share.hub_base import find_hub_base
     from tunesmith.share.note import example_prompt
@@ -41,10 +43,12 @@ def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = N
     if wanted is None or wanted.revision:
         raise UsageError(f"{repo}: not the name of a repository", "Write ORG/NAME.")
     if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
-        raise UsageError(f"--license is {license!r}: not an id of a licence", "Such as apache-2.0, mit, or other.")
+        raise UsageError(f"--license is {license!r}: not an id of a licence",
+                         "Such as apache-2.0, mit, or other.")
     found = find_adapter(os.fspath(adapter), show)
     if (found.folder / "state.json").exists():
-        raise UsageError(f"{found.folder}: a checkpoint, which nothing has judged", "Push its run, once that is finished.")
+        raise UsageError(f"{found.folder}: a checkpoint, which nothing has judged",
+                         "Push its run, once that is finished.")
     chosen = adapter_base(found, base=None, quantization=None)
     name = base or hub_name(chosen["base"])
     if name is None or "/" not in name or parse_hub_id(name) is None:
@@ -57,21 +61,23 @@ def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = N
             raise
         show.note(f"Whether it exists, and who sees it, is not known: {error.message}.")
         place, seen = Place(repo, None), False
-    hub_base = find_hub_base(name, chosen["base"], chosen["revision"], named=base is not None, tell=show.note, stage=show.stage)
+    hub_base = find_hub_base(name, chosen["base"], chosen["revision"], named=base is not None, tell=show.note,
+                             stage=show.stage)
     if hub_base.commit:
         chosen["revision"] = hub_base.commit
     card = _card(found, chosen, name, place.repo,
                  license or _own_license(found.folder) or place.license or hub_base.license)
     files = assemble(found.folder, _tokenizer_folder(chosen, show), card)
-    told = {"repo": place.repo, "exists": place.private is not None if seen else None, "private_before": place.private,
-            "prompt": example_prompt(card.note), "files": {name: len(content) for name, content in sorted(files.items())},
+    told = {"repo": place.repo, "exists": place.private is not None if seen else None,
+            "private_before": place.private, "prompt": example_prompt(card.note),
+            "files": {name: len(content) for name, content in sorted(files.items())},
             "card": files[CARD_NAME].decode()}
     if dry_run:
         after = place.private_after(private) if seen else None
         return {**told, "commit": None, "url": None, "private": after, "changed": False}
     show.stage(f"pushing to {place.repo}")
-    done = publish(files, place, private=private, message=message or f"LoRA adapter for {name}", keep_card=keep_card,
-                   tell=show.note)
+    done = publish(files, place, private=private, message=message or f"LoRA adapter for {name}",
+                   keep_card=keep_card, tell=show.note)
     return {**told, "commit": done.commit, "url": done.url, "private": done.private, "changed": done.changed}
 
 
@@ -95,7 +101,8 @@ def _card(found: AdapterFiles, chosen: dict[str, Any], name: str, repo: str, lic
         raise IntegrityError(f"{found.run}: this run is not finished", "Train it to its end, then push it.")
     note = read_note(found.folder) | {"base": name, "revision": chosen["revision"]}
     origin = repo_of(found.folder)
-    return Card(note, repo, license, f"{origin} at {found.folder.name[:12]}" if origin and origin != repo else None)
+    return Card(note, repo, license,
+                f"{origin} at {found.folder.name[:12]}" if origin and origin != repo else None)
 
 
 def _own_license(folder: Path) -> str | None:

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run as it is about to begin. kept: how many of the base's values are kept how. gpu: its name, None for a CPU with so
-    many threads. targets: what the adapter's modules are called."""
+    """A run as it is about to begin. kept: how many of the base's values are kept how. gpu: its name, None
+    for a CPU with so many threads. targets: what the adapter's modules are called.
+    """
 
     base: str
     base_parameters: int

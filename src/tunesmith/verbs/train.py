@@ -26,13 +26,13 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
           overrides: Sequence[str] = (), show: Show | None = None) -> dict[str, Any]:
     """Train a recipe, judge the adapter against its bare base, write the run folder.
 
-    recipe: a file, or a Recipe. run: the run folder; by default runs/ and the recipe's name.
-    overrides: `section.key=value` words. show: is told what happens.
-    Returns run, engine, trainable_parameters, all_parameters, steps, train_loss, eval_loss_before, eval_loss_after,
-    seconds (of training), tokens_per_second (without padding), peak_memory_bytes, adapter, verdict,
-    judgement (all that the judge measured; None when nothing was held out), prompt (one to try it with), and with share.repo
-    pushed (where to; None where that failed).
-    Raises a TunesmithError for every expected failure; Interrupted after a signal, once the run is saved.
+    recipe: a file, or a Recipe. run: the run folder; by default runs/ and the recipe's name. overrides:
+    `section.key=value` words. show: is told what happens. Returns run, engine, trainable_parameters,
+    all_parameters, steps, train_loss, eval_loss_before, eval_loss_after, seconds (of training),
+    tokens_per_second (without padding), peak_memory_bytes, adapter, verdict, judgement (all that the judge
+    measured; None when nothing was held out), prompt (one to try it with), and with share.repo pushed (where
+    to; None where that failed). Raises a TunesmithError for every expected failure; Interrupted after a
+    signal, once the run is saved.
     """
     show = show or Silent()
     if isinstance(recipe, Recipe):
@@ -58,7 +58,8 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
                     tell_judged_otherwise(folder, chosen, show)
                     return shared(chosen, folder, placed(read_result(folder), folder), show)
                 if not folder.checkpoints().any_whole():
-                    raise IntegrityError(f"{damaged[0]}: damaged, and no whole checkpoint is left to end the run from again",
+                    raise IntegrityError(f"{damaged[0]}: damaged, and no whole checkpoint is left to end the "
+                                         "run from again",
                                          "Put the file back from a copy, or start another run with --run.")
                 show.note(f"{damaged[0]}: damaged; the run ends again from its newest whole checkpoint.")
             open_run(folder, chosen, prepared, show)
@@ -66,7 +67,8 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
         return shared(chosen, folder, result, show)
 
 
-def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal, show: Show) -> dict[str, Any]:
+def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal,
+         show: Show) -> dict[str, Any]:
     from tunesmith.judge import judge, mean_validation_loss
     from tunesmith.model.build import build_for_training
     from tunesmith.model.lora import LoraSettings
@@ -88,16 +90,18 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
 
     with stop.deferred():
         progress = train_loop(engine, prepared.data.train, settings, folder, plan, stop, notify=show.note,
-                              validation_loss=(lambda: mean_validation_loss(engine, validation)) if validation else None,
-                              on_step=lambda record: show.step(record, settings.total_steps))
+                              validation_loss=(lambda: mean_validation_loss(engine, validation)) if validation
+                              else None, on_step=lambda record: show.step(record, settings.total_steps))
     if stop.number is not None:
-        raise Interrupted(stop.number, "Stopped after the last step, before judging.", "The same command judges it.")
+        raise Interrupted(stop.number, "Stopped after the last step, before judging.",
+                          "The same command judges it.")
 
     peak_bytes = peak_memory_bytes(engine.device)
     judgement = None
     if validation:
-        judgement = judge(engine, validation, max_new_tokens=recipe.judge.max_new_tokens, samples=recipe.judge.samples,
-                          stop_rows=recipe.judge.stop_rows, matters=recipe.judge.matters, on_stage=show.stage)
+        judgement = judge(engine, validation, max_new_tokens=recipe.judge.max_new_tokens,
+                          samples=recipe.judge.samples, stop_rows=recipe.judge.stop_rows,
+                          matters=recipe.judge.matters, on_stage=show.stage)
     trainable, everything = engine.parameter_counts()
     metrics = folder.metrics.read()  # of earlier processes of this run, too
     result = RunResult(
@@ -107,7 +111,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
         eval_loss_after=judgement.loss_tuned if judgement else None, seconds=progress.seconds,
         tokens_per_second=progress.tokens / progress.seconds, kept=engine.kept(),
         peak_memory_bytes=max([peak_bytes, *(each["peak_memory_bytes"] for each in metrics)]),
-        verdict=judgement.verdict if judgement else None, judgement=judgement.summary() if judgement else None,
-        prompt=example(recipe, judgement))
+        verdict=judgement.verdict if judgement else None,
+        judgement=judgement.summary() if judgement else None, prompt=example(recipe, judgement))
     write_results(recipe, folder, engine, result, judgement)
     return placed(result, folder)

@@ -18,9 +18,9 @@ __all__ = ["local_files", "read_source"]
 def read_source(source: str, split: str, key: str = "data.source", tell: Tell = quiet) -> list[Row]:
     """All rows of a source, in its order.
 
-    source: a file, a folder or a glob of .jsonl, .json, .csv or .parquet files; `embedded:quotes`; or a Hub id.
-    key: the recipe's key that named it, for errors. tell: receives what is waited for.
-    Raises DataError when it is missing, empty or unreadable, NetworkError when the Hub does not answer, IntegrityError when
+    source: a file, a folder or a glob of .jsonl, .json, .csv or .parquet files; `embedded:quotes`; or a Hub
+    id. key: the recipe's key that named it, for errors. tell: receives what is waited for. Raises DataError
+    when it is missing, empty or unreadable, NetworkError when the Hub does not answer, IntegrityError when
     what it gives is not what it says.
     """
     files = local_files(source, key)
@@ -36,12 +36,15 @@ def read_source(source: str, split: str, key: str = "data.source", tell: Tell = 
 
 
 def local_files(source: str, key: str = "data.source") -> list[Path] | None:
-    """The files behind a local source, sorted; None when the source can only be a Hub id. Raises DataError."""
+    """The files behind a local source, sorted; None when the source can only be a Hub id. Raises
+    DataError.
+    """
     inside = embedded.path_of(source)
     path = inside or expanded(source)
     if path.is_file():
         if path.suffix not in SUFFIXES:
-            raise DataError(f"{key}: {path}: files end in {', '.join(SUFFIXES)}, this in {path.suffix or 'nothing'}")
+            raise DataError(f"{key}: {path}: files end in {', '.join(SUFFIXES)}, this in "
+                            f"{path.suffix or 'nothing'}")
         return [path]
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in SUFFIXES)
@@ -54,6 +57,7 @@ def local_files(source: str, key: str = "data.source") -> list[Path] | None:
             raise DataError(f"{key}: no {', '.join(SUFFIXES)} file matches {source}")
         return found
     if path.suffix in SUFFIXES or source.count("/") > 1 or source.startswith((".", "/", "~", "embedded:")):
-        raise DataError(f"{key}: {source}: no such file or folder", f"{close_file(path)}Paths are looked for from the current "
+        raise DataError(f"{key}: {source}: no such file or folder",
+                        f"{close_file(path)}Paths are looked for from the current "
                         "folder, then from the recipe's.")
     return None

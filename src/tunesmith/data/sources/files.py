@@ -13,7 +13,8 @@ from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.visible import on_one_line
 
-#: Rows of a parquet file that are read at once; and beyond how many bytes, at how many times the file's size, it is refused.
+#: Rows of a parquet file that are read at once; and beyond how many bytes, at how many times the file's size,
+#: it is refused.
 _PARQUET_ROWS, _MOST_DECODED_BYTES, _MOST_EXPANSION = 1024, 1 << 30, 64
 #: About what a row costs in memory besides its values.
 _ROW_BYTES = 400
@@ -71,8 +72,13 @@ def _jsonl(path: Path) -> Iterator[Row]:
         try:
             value = json.loads(line, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            reason = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else _reason(error)
-            raise DataError(f"{place}: broken JSON: {reason}", f"The line begins: {on_one_line(line[:60])}") from None
+            reason = (
+                f"{error.msg}, column {error.colno}"
+                if isinstance(error, json.JSONDecodeError)
+                else _reason(error)
+            )
+            raise DataError(f"{place}: broken JSON: {reason}",
+                            f"The line begins: {on_one_line(line[:60])}") from None
         yield _object(value, place)
 
 
@@ -97,8 +103,9 @@ def _csv(path: Path) -> Iterator[Row]:
         header = next(reader)
         if twice := next((name for name in header if header.count(name) > 1), None):
             places = [str(i) for i, name in enumerate(header, start=1) if name == twice]
-            raise DataError(f"{path}, line 1: the column {on_one_line(twice)!r} stands in places {', '.join(places)}: all but "
-                            "one would be lost", "Give each column a name of its own.")
+            raise DataError(f"{path}, line 1: the column {on_one_line(twice)!r} stands in places "
+                            f"{', '.join(places)}: all but one would be "
+                            "lost", "Give each column a name of its own.")
         for fields in reader:
             if not fields:
                 continue
@@ -120,7 +127,8 @@ def _parquet(path: Path) -> Iterator[Row]:
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise DataError(f"{path}: the column {on_one_line(twice)!r} stands there twice: all but one would be lost",
+            raise DataError(f"{path}: the column {on_one_line(twice)!r} stands there twice: all but one "
+                            "would be lost",
                             "Give each column a name of its own.")
         _require_honest_size(path, _ROW_BYTES * file.metadata.num_rows, size_bytes)
         stated = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
@@ -147,8 +155,9 @@ def _values(batch: Any, path: Path, before: int) -> list[dict[str, Any]]:
                 try:
                     value.as_py()
                 except (ValueError, OverflowError, ArithmeticError) as error:
-                    raise DataError(f"{path}, row {row}: the column {on_one_line(name)!r} holds what Python cannot: "
-                                    f"{str(error).splitlines()[0]}", "Mend the value (a date beyond the year 9999, say), or "
+                    raise DataError(f"{path}, row {row}: the column {on_one_line(name)!r} holds what Python "
+                                    f"cannot: {str(error).splitlines()[0]}",
+                                    "Mend the value (a date beyond the year 9999, say), or "
                                     "write the column as text.") from None
         raise
 
@@ -164,10 +173,13 @@ def _decoded_bytes(column: Any) -> int:
 
 
 def _require_honest_size(path: Path, decoded_bytes: int, size_bytes: int) -> None:
-    """Raise DataError for a file of which far more comes than it holds: made to fill the memory, or by mistake."""
+    """Raise DataError for a file of which far more comes than it holds: made to fill the memory, or by
+    mistake.
+    """
     if decoded_bytes > _MOST_DECODED_BYTES and decoded_bytes > _MOST_EXPANSION * size_bytes:
-        raise DataError(f"{path}: its {size_bytes:,} bytes become more than {decoded_bytes / 2**30:.1f} GiB: one value is "
-                        "repeated very often, or the file is made to fill the memory", "Take out what is repeated.")
+        raise DataError(f"{path}: its {size_bytes:,} bytes become more than {decoded_bytes / 2**30:.1f} GiB: "
+                        "one value is repeated very often, or the file is made to fill the memory",
+                        "Take out what is repeated.")
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -1,4 +1,6 @@
-"""Rows from a data set on the Hub, through `datasets` with whatever login, cache and offline mode the user has."""
+"""Rows from a data set on the Hub, through `datasets` with whatever login, cache and offline mode the user
+has.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,17 @@ from tunesmith.hub.client import Tell, quiet_datasets, without_network
 from tunesmith.hub.download import current_commit
 from tunesmith.hub.failures import behind, explained, raised_by_us, redacted
 
-#: What `datasets` lets through of its readers' failures, beside its own class and pyarrow's: the data are broken.
-_BROKEN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, EOFError, yaml.YAMLError,
-           zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error)
+#: What `datasets` lets through of its readers' failures, beside its own class and pyarrow's: the data are
+#: broken.
+_BROKEN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, EOFError,
+           yaml.YAMLError, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error)
 
 
 def read_hub(source: str, split: str, key: str, tell: Tell) -> list[Row]:
     """All rows of one split of a Hub data set. tell: receives what is waited for.
 
-    Raises DataError, NetworkError when the Hub cannot be reached, DiskError when its cache is full, IntegrityError when a
-    file arrives damaged, twice.
+    Raises DataError, NetworkError when the Hub cannot be reached, DiskError when its cache is full,
+    IntegrityError when a file arrives damaged, twice.
     """
     found = parse_hub_id(source)
     if found is None or found.revision is not None:
@@ -35,9 +38,11 @@ def read_hub(source: str, split: str, key: str, tell: Tell) -> list[Row]:
     with quiet_datasets() as datasets:
         table = _load(datasets, source, split, key, tell)
         try:
-            return [Row(dict(value), f"{source}, row {number}") for number, value in enumerate(table, start=1)]
+            return [Row(dict(value), f"{source}, row {number}")
+                    for number, value in enumerate(table, start=1)]
         except (ValueError, OverflowError) as error:
-            raise DataError(f"{key}: {source}: a row holds what Python cannot: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{key}: {source}: a row holds what Python cannot: "
+                            f"{str(error).splitlines()[0]}") from None
 
 
 def _no_such(source: str, key: str) -> DataError:
@@ -46,7 +51,9 @@ def _no_such(source: str, key: str) -> DataError:
 
 
 def _load(datasets: Any, source: str, split: str, key: str, tell: Tell) -> Any:
-    """The split, once its files are in the client's cache and checked; `datasets` then reads them from there."""
+    """The split, once its files are in the client's cache and checked; `datasets` then reads them from
+    there.
+    """
 
     def explain(error: Exception, what: str) -> TunesmithError:
         said = explained(error, what)
@@ -72,7 +79,9 @@ def _load(datasets: Any, source: str, split: str, key: str, tell: Tell) -> Any:
 
 
 def _read(action: Callable[[], Any], datasets: Any, source: str, key: str) -> Any:
-    """What `datasets` makes of the data. Raises DataError where that is nothing, and what of the Hub or the disk failed."""
+    """What `datasets` makes of the data. Raises DataError where that is nothing, and what of the Hub or the
+    disk failed.
+    """
     from pyarrow import ArrowException
 
     try:
@@ -89,11 +98,14 @@ def _read(action: Callable[[], Any], datasets: Any, source: str, key: str) -> An
 
 
 def _require_split(builder: Any, split: str, source: str) -> set[str]:
-    """The names of the splits in `split`, such as `train[:100]+test`. Raises DataError for one that there is not."""
+    """The names of the splits in `split`, such as `train[:100]+test`. Raises DataError for one that there is
+    not.
+    """
     there = list(builder.config.data_files or builder.info.splits or ())
     names = {part.strip().partition("[")[0] for part in split.split("+")}
     if "all" in names:
         return set(there)
     if there and (unknown := sorted(names - set(there))):
-        raise DataError(f"{source} has no split {unknown[0]!r}", f"It has {', '.join(map(str, there))}.", setting="data.split")
+        raise DataError(f"{source} has no split {unknown[0]!r}", f"It has {', '.join(map(str, there))}.",
+                        setting="data.split")
     return names

@@ -1,8 +1,9 @@
 """The model families whose parts are known here, one file each; everything else goes to transformers.
 
-A family's file has: `DEFAULTS` (what its config.json may leave out, as transformers takes it), `describe` (config ->
-`parts.Architecture`), `lacks` (what of a config the native engine has no part for), `PEFT_TARGETS` (what PEFT's own
-table puts an adapter on; None where the table lacks the family) and `GGUF` (its place there; None where none is known).
+A family's file has: `DEFAULTS` (what its config.json may leave out, as transformers takes it), `describe`
+(config -> `parts.Architecture`), `lacks` (what of a config the native engine has no part for), `PEFT_TARGETS`
+(what PEFT's own table puts an adapter on; None where the table lacks the family) and `GGUF` (its place there;
+None where none is known).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Family(Protocol):
 
 #: By transformers' `model_type`.
 FAMILIES: dict[str, Family] = {
-    "bloom": bloom, "granite": granite, "llama": llama, "mistral": mistral, "phi3": phi3, "qwen2": qwen2, "qwen3": qwen3,
-    "smollm3": smollm3}
+    "bloom": bloom, "granite": granite, "llama": llama, "mistral": mistral, "phi3": phi3, "qwen2": qwen2,
+    "qwen3": qwen3, "smollm3": smollm3}
 
 
 def describe(config: Mapping[str, Any]) -> Architecture | None:

@@ -1,4 +1,6 @@
-"""BLOOM (Le Scao et al. 2022, https://arxiv.org/abs/2211.05100): LayerNorm, ALiBi, GELU, q, k and v fused, a tied head."""
+"""BLOOM (Le Scao et al. 2022, https://arxiv.org/abs/2211.05100): LayerNorm, ALiBi, GELU, q, k and v fused, a
+tied head.
+"""
 
 from __future__ import annotations
 

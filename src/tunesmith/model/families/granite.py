@@ -15,8 +15,9 @@ from tunesmith.model.families.parts import Architecture, typed
 
 __all__ = ["DEFAULTS", "GGUF", "PEFT_TARGETS", "describe", "lacks"]
 
-DEFAULTS: dict[str, Any] = {**llama.DEFAULTS, "attention_bias": False, "mlp_bias": False, "embedding_multiplier": 1.0,
-                            "residual_multiplier": 1.0, "attention_multiplier": 1.0, "logits_scaling": 1.0}
+DEFAULTS: dict[str, Any] = {**llama.DEFAULTS, "attention_bias": False, "mlp_bias": False,
+                            "embedding_multiplier": 1.0, "residual_multiplier": 1.0,
+                            "attention_multiplier": 1.0, "logits_scaling": 1.0}
 PEFT_TARGETS = None
 GGUF = None
 

@@ -1,4 +1,5 @@
-"""Llama 2 and 3 (Touvron et al. 2023, https://arxiv.org/abs/2302.13971): RMSNorm, RoPE, SwiGLU, grouped queries.
+"""Llama 2 and 3 (Touvron et al. 2023, https://arxiv.org/abs/2302.13971): RMSNorm, RoPE, SwiGLU, grouped
+queries.
 
 `assemble` is the line's common shape; a family of the line is a file that says what differs.
 """
@@ -24,8 +25,8 @@ from tunesmith.model.families.parts import (
 )
 
 #: What a config.json of the line must say, and what it may leave out.
-REQUIRED: dict[str, Any] = {"vocab_size": int, "hidden_size": int, "intermediate_size": int, "num_hidden_layers": int,
-                            "num_attention_heads": int}
+REQUIRED: dict[str, Any] = {"vocab_size": int, "hidden_size": int, "intermediate_size": int,
+                            "num_hidden_layers": int, "num_attention_heads": int}
 DEFAULTS: dict[str, Any] = {**REQUIRED, "num_key_value_heads": IntOrNull(None),
                             "head_dim": IntOrNull(None), "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 PEFT_TARGETS: tuple[str, ...] | None = ("q_proj", "v_proj")
@@ -48,9 +49,12 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     return assemble(config, values, Biases(attention, attention, values["mlp_bias"]))
 
 
-def assemble(config: Mapping[str, Any], values: Mapping[str, Any], biases: Biases, *, head_norms: bool = False,
+def assemble(config: Mapping[str, Any], values: Mapping[str, Any], biases: Biases, *,
+             head_norms: bool = False,
              windows: Callable[[int], int | None] = lambda number: None) -> Architecture:
-    """The line's shape. values: of `typed`. head_norms: q and k of each head are normed. windows: of each layer."""
+    """The line's shape. values: of `typed`. head_norms: q and k of each head are normed. windows: of each
+    layer.
+    """
     hidden, layers = values["hidden_size"], require_layers(values["num_hidden_layers"])
     queries = values["num_attention_heads"]
     keys = values["num_key_value_heads"] if values["num_key_value_heads"] is not None else queries
@@ -86,7 +90,9 @@ def _layer(name: str, values: Mapping[str, Any], heads: Heads, biases: Biases, w
 
 
 def rope_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a config says of RoPE: `rope_parameters` as transformers 5 writes it, or the older `rope_scaling`."""
+    """What a config says of RoPE: `rope_parameters` as transformers 5 writes it, or the older
+    `rope_scaling`.
+    """
     found = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(found, Mapping):
         raise TypeError(f"rope_parameters: it is {found!r}")

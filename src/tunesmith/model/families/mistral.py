@@ -1,4 +1,6 @@
-"""Mistral (Jiang et al. 2023, https://arxiv.org/abs/2310.06825): Llama's shape, with a window in every layer or none."""
+"""Mistral (Jiang et al. 2023, https://arxiv.org/abs/2310.06825): Llama's shape, with a window in every layer
+or none.
+"""
 
 from __future__ import annotations
 
@@ -18,4 +20,5 @@ DEFAULTS: dict[str, Any] = {**llama.DEFAULTS, "num_key_value_heads": IntOrNull(8
 def describe(config: Mapping[str, Any]) -> Architecture:
     """A Mistral from its config.json."""
     values = typed(config, DEFAULTS)
-    return llama.assemble(config, values, llama.Biases(), windows=lambda number: values["sliding_window"] or None)
+    return llama.assemble(config, values, llama.Biases(),
+                          windows=lambda number: values["sliding_window"] or None)

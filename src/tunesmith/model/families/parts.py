@@ -1,7 +1,8 @@
-"""The parts that a decoder is assembled from, as data: what each layer of a base has, and what it is called on disk.
+"""The parts that a decoder is assembled from, as data: what each layer of a base has, and what it is called
+on disk.
 
-No torch here: `planning` counts these, `model/native` builds them, `share/gguf` names them. Names are those of
-transformers' checkpoints, and PEFT's of the modules that an adapter sits on.
+No torch here: `planning` counts these, `model/native` builds them, `share/gguf` names them. Names are those
+of transformers' checkpoints, and PEFT's of the modules that an adapter sits on.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Norm:
 
 @dataclass(frozen=True)
 class Projection:
-    """Linear modules of one input, computed as one product: each module's name and how many outputs it has."""
+    """Linear modules of one input, computed as one product: each module's name and how many outputs it
+    has.
+    """
 
     inputs: int
     outputs: Mapping[str, int]
@@ -65,8 +68,9 @@ class Heads:
 class Layer:
     """One decoder layer: attention, then the MLP, each on a normed copy of the residual stream.
 
-    head_norms: RMSNorm of each head of q and of k. rope: which table of `Architecture.ropes` turns q and k; None for no
-    positions (NoPE). window: how many tokens back a token sees, itself counted; None for all of its sample.
+    head_norms: RMSNorm of each head of q and of k. rope: which table of `Architecture.ropes` turns q and k;
+    None for no positions (NoPE). window: how many tokens back a token sees, itself counted; None for all of
+    its sample.
     """
 
     attention_norm: Norm
@@ -91,7 +95,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Rope:
-    """A table of rotations: RoPE's scaling as the config has it, and the share of each head's channels that it turns."""
+    """A table of rotations: RoPE's scaling as the config has it, and the share of each head's channels that
+    it turns.
+    """
 
     scaling: str = "default"
     share: float = 1.0
@@ -102,9 +108,9 @@ class Architecture:
     """A whole base. Shapes: V entries of the vocabulary, C channels of the residual stream.
 
     embedding: the name of the table [V, C]. tied: the head is that table. ropes: by name, see `Layer.rope`.
-    alibi: attention is positioned by ALiBi's slopes (Press et al. 2021). embedding_scale, residual_scale: factors of the
-    embedding and of what each branch adds. attention_scale: of q k^T; None for 1 / sqrt(head width). A factor of the
-    logits is the gain of `final_norm`: (g x) W^T = g (x W^T).
+    alibi: attention is positioned by ALiBi's slopes (Press et al. 2021). embedding_scale, residual_scale:
+    factors of the embedding and of what each branch adds. attention_scale: of q k^T; None for 1 / sqrt(head
+    width). A factor of the logits is the gain of `final_norm`: (g x) W^T = g (x W^T).
     """
 
     model_type: str
@@ -140,16 +146,19 @@ class Architecture:
         """Of all that is no linear module of a layer: embeddings, head, norms."""
         norms = [norm for layer in self.layers for norm in layer.norms()]
         norms += [self.final_norm, *([self.embedding_norm] if self.embedding_norm else [])]
-        return self.vocabulary * self.hidden * (1 if self.tied else 2) + sum(norm.parameters for norm in norms)
+        return self.vocabulary * self.hidden * (1 if self.tied
+                                                else 2) + sum(norm.parameters for norm in norms)
 
 
 @dataclass(frozen=True)
 class Gguf:
-    """A family's place in GGUF. architecture: llama.cpp's name. body: what stands before the names of the body.
+    """A family's place in GGUF. architecture: llama.cpp's name. body: what stands before the names of the
+    body.
 
-    row_orders: how llama.cpp wants the rows of a module, by the module's last name: `rope_pairs` (it turns neighbouring
-    channels, transformers the two halves of a head), `qkv_apart` (BLOOM: all q first, then k, then v).
-    lacks: what of transformers' config object llama.cpp's code of the architecture has no place for, if anything.
+    row_orders: how llama.cpp wants the rows of a module, by the module's last name: `rope_pairs` (it turns
+    neighbouring channels, transformers the two halves of a head), `qkv_apart` (BLOOM: all q first, then k,
+    then v). lacks: what of transformers' config object llama.cpp's code of the architecture has no place for,
+    if anything.
     """
 
     architecture: str
@@ -166,10 +175,12 @@ class IntOrNull:
 
 
 def typed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The values named in `defaults`, as a config.json has them or, where it leaves one out, as transformers takes it.
+    """The values named in `defaults`, as a config.json has them or, where it leaves one out, as transformers
+    takes it.
 
-    A default is a value, whose type is the value's (a float may be written as an integer), an `IntOrNull`, or a type:
-    then the value must be there. Raises KeyError for what is missing, TypeError naming what is of another type.
+    A default is a value, whose type is the value's (a float may be written as an integer), an `IntOrNull`, or
+    a type: then the value must be there. Raises KeyError for what is missing, TypeError naming what is of
+    another type.
     """
     found = {}
     for name, default in defaults.items():

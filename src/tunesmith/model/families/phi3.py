@@ -1,4 +1,5 @@
-"""Phi-3, Phi-3.5, Phi-4 (https://arxiv.org/abs/2404.14219): Llama's shape with q, k, v in one module, gate and up in another.
+"""Phi-3, Phi-3.5, Phi-4 (https://arxiv.org/abs/2404.14219): Llama's shape with q, k, v in one module, gate
+and up in another.
 
 RoPE may turn a part of each head, and its frequencies may change with a sample's length (longrope,
 https://arxiv.org/abs/2402.13753). An adapter on `qkv_proj` has one A for q, k and v together.
@@ -21,7 +22,8 @@ GGUF = None
 def describe(config: Mapping[str, Any]) -> Architecture:
     """A Phi-3 from its config.json."""
     values = typed(config, DEFAULTS)
-    found = llama.assemble(config, values, llama.Biases(), windows=lambda number: values["sliding_window"] or None)
+    found = llama.assemble(config, values, llama.Biases(),
+                           windows=lambda number: values["sliding_window"] or None)
     scaling = llama.scaling_of(config)
     # transformers reads the two older names of it alike.
     rope = Rope("longrope" if scaling in ("su", "yarn") else scaling, llama.rotated_share(config))

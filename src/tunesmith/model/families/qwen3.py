@@ -1,4 +1,6 @@
-"""Qwen3 (https://arxiv.org/abs/2505.09388): Llama's shape, RMSNorm of each head of q and k, heads of 128 channels."""
+"""Qwen3 (https://arxiv.org/abs/2505.09388): Llama's shape, RMSNorm of each head of q and k, heads of 128
+channels.
+"""
 
 from __future__ import annotations
 

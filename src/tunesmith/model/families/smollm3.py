@@ -1,4 +1,6 @@
-"""SmolLM3 (https://huggingface.co/blog/smollm3): Llama's shape, without positions in every fourth layer (NoPE)."""
+"""SmolLM3 (https://huggingface.co/blog/smollm3): Llama's shape, without positions in every fourth layer
+(NoPE).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ from tunesmith.model.families.parts import Architecture, IntOrNull, typed
 
 __all__ = ["DEFAULTS", "GGUF", "PEFT_TARGETS", "describe", "lacks"]
 
-DEFAULTS: dict[str, Any] = {**llama.DEFAULTS, "num_key_value_heads": IntOrNull(4), "tie_word_embeddings": True,
-                            "attention_bias": False, "mlp_bias": False, "use_sliding_window": False,
-                            "sliding_window": IntOrNull(None), "no_rope_layer_interval": 4}
+DEFAULTS: dict[str, Any] = {**llama.DEFAULTS, "num_key_value_heads": IntOrNull(4),
+                            "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
+                            "use_sliding_window": False, "sliding_window": IntOrNull(None),
+                            "no_rope_layer_interval": 4}
 PEFT_TARGETS = None
 GGUF = None
 
@@ -26,16 +29,20 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     sliding = _sliding(config, values, turned)
     biases = llama.Biases(values["attention_bias"], values["attention_bias"], values["mlp_bias"])
     found = llama.assemble(config, values, biases, windows=lambda number: sliding[number])
-    layers = tuple(replace(layer, rope="all" if turned[number] else None) for number, layer in enumerate(found.layers))
+    layers = tuple(replace(layer, rope="all" if turned[number] else None)
+                   for number, layer in enumerate(found.layers))
     return replace(found, layers=layers)
 
 
 def _turned(config: Mapping[str, Any], values: Mapping[str, Any]) -> list[bool]:
-    """Which layers RoPE turns: by `no_rope_layers` (1 where it does), else all but every `no_rope_layer_interval`th."""
+    """Which layers RoPE turns: by `no_rope_layers` (1 where it does), else all but every
+    `no_rope_layer_interval`th.
+    """
     given = config.get("no_rope_layers")
     if given is not None:
         return [bool(given[number]) for number in range(values["num_hidden_layers"])]
-    return [(number + 1) % values["no_rope_layer_interval"] != 0 for number in range(values["num_hidden_layers"])]
+    return [(number + 1) % values["no_rope_layer_interval"] != 0
+            for number in range(values["num_hidden_layers"])]
 
 
 def _sliding(config: Mapping[str, Any], values: Mapping[str, Any], turned: list[bool]) -> list[int | None]:
@@ -43,5 +50,6 @@ def _sliding(config: Mapping[str, Any], values: Mapping[str, Any], turned: list[
     size = values["sliding_window"]
     if not values["use_sliding_window"] or not size:
         return [None] * len(turned)
-    kinds = config.get("layer_types") or ["full_attention" if each else "sliding_attention" for each in turned]
+    kinds = config.get("layer_types") or ["full_attention" if each else "sliding_attention"
+                                          for each in turned]
     return [size if kinds[number] == "sliding_attention" else None for number in range(len(turned))]

@@ -12,15 +12,23 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model import lora
-from tunesmith.model.lora import CONFIG_NAME, LoraSettings, build_config, copy_state, read_adapter, resolve_targets
+from tunesmith.model.lora import (
+    CONFIG_NAME,
+    LoraSettings,
+    build_config,
+    copy_state,
+    read_adapter,
+    resolve_targets,
+)
 from tunesmith.model.peft_config import require_bounded
 
 
-def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str, seed: int) -> tuple[PeftModel, list[str]]:
+def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str,
+           seed: int) -> tuple[PeftModel, list[str]]:
     """Put a fresh adapter on a frozen base; (the model, what is to be said of where the adapter is).
 
-    Its start depends on the seed and the module names alone. Raises RecipeError for targets that cannot carry LoRA, a rank
-    that is larger than any of the modules, and where nothing is left to carry the adapter.
+    Its start depends on the seed and the module names alone. Raises RecipeError for targets that cannot carry
+    LoRA, a rank that is larger than any of the modules, and where nothing is left to carry the adapter.
     """
     of_transformers: Any = model
     head = of_transformers.get_output_embeddings()
@@ -30,7 +38,8 @@ def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str, se
     names, notes = [name for name in linears if name not in cannot], []
     targets = resolve_targets(settings.target_modules, architecture, list(linears))
     if settings.target_modules == "auto" and targets == "all-linear":
-        notes.append(f"lora.target_modules: PEFT's table does not name {architecture}, so auto is all linear modules.")
+        notes.append(f"lora.target_modules: PEFT's table does not name {architecture}, so auto is all linear "
+                     "modules.")
     fused = _fused_names(architecture) if settings.dropout else set()
     if targets == "all-linear" and (cannot or fused or not names):
         if not names:
@@ -49,7 +58,8 @@ def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str, se
     except (ValueError, TypeError, NotImplementedError) as error:
         raise RecipeError(f"{settings.target_modules}: PEFT puts no LoRA there on {architecture}: "
                           f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}",
-                          f"Name other modules. This base has: {', '.join(sorted({_last(name) for name in names}))}.",
+                          "Name other modules. This base has: "
+                          f"{', '.join(sorted({_last(name) for name in names}))}.",
                           setting="lora.target_modules") from None
     lora.initialise(trainable(peft_model), seed)
     return peft_model, notes
@@ -59,11 +69,13 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-#: Families whose state-space layers compute with the weight itself, past the module and so past LoRA; as PEFT has them.
+#: Families whose state-space layers compute with the weight itself, past the module and so past LoRA; as PEFT
+#: has them.
 _MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 
 
-def _cannot_carry(linears: Mapping[str, torch.nn.Module], architecture: str, dropout: float) -> dict[str, str]:
+def _cannot_carry(linears: Mapping[str, torch.nn.Module], architecture: str,
+                  dropout: float) -> dict[str, str]:
     """The linear modules on which LoRA cannot sit, each with the reason."""
     found = {}
     fused = _fused_names(architecture) if dropout else set()
@@ -82,7 +94,8 @@ def _cannot_carry(linears: Mapping[str, torch.nn.Module], architecture: str, dro
 
 
 _FUSED = "PEFT puts LoRA of this name on the fused experts, which take no dropout (lora.dropout: 0 allows it)"
-#: Modules of other families whose weight is used without calling them, so that LoRA on them would learn nothing.
+#: Modules of other families whose weight is used without calling them, so that LoRA on them would learn
+#: nothing.
 _BESIDE_MODULE = dict.fromkeys(("jamba", "mamba", "falcon_mamba"), frozenset({"dt_proj"})) | {
     "longcat_flash": frozenset({"classifier"})}
 _CHOOSES = "it only chooses which tokens attention looks at, and a choice has no gradient"
@@ -92,15 +105,18 @@ _NO_GRADIENT = {"deepseek_v32": ("indexer", _CHOOSES), "glm_moe_dsa": ("indexer"
 
 
 def _is_plain(module: torch.nn.Module) -> bool:
-    """A product and nothing else: torch's own layer, GPT-2's, one that bitsandbytes keeps in few bits, or one of a family's own
-    that gives what a product gives, which is tried."""
+    """A product and nothing else: torch's own layer, GPT-2's, one that bitsandbytes keeps in few bits, or one
+    of a family's own that gives what a product gives, which is tried.
+    """
     kind = type(module)
-    if kind in (torch.nn.Linear, Conv1D) or any(each.__module__.startswith("bitsandbytes") for each in kind.__mro__):
+    if kind in (torch.nn.Linear, Conv1D) or any(
+            each.__module__.startswith("bitsandbytes") for each in kind.__mro__):
         return True
     inputs, outputs = _widths(module)
     try:
         with torch.no_grad():
-            found = module(torch.zeros(1, inputs, device=module.weight.device, dtype=module.weight.dtype))  # type: ignore[arg-type]
+            weight: Any = module.weight
+            found = module(torch.zeros(1, inputs, device=weight.device, dtype=weight.dtype))
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return False
     return isinstance(found, torch.Tensor) and found.shape == (1, outputs)
@@ -128,7 +144,8 @@ def _left_out(cannot: Mapping[str, str]) -> list[str]:
     reasons: dict[str, set[str]] = {}
     for name, reason in cannot.items():
         reasons.setdefault(reason, set()).add(_last(name))
-    return [f"lora.target_modules: without {', '.join(sorted(names))}: {reason}." for reason, names in reasons.items()]
+    return [f"lora.target_modules: without {', '.join(sorted(names))}: {reason}."
+            for reason, names in reasons.items()]
 
 
 def _refuse_targets(targets: list[str], cannot: Mapping[str, str]) -> None:
@@ -141,12 +158,15 @@ def _refuse_targets(targets: list[str], cannot: Mapping[str, str]) -> None:
 
 
 def _require_rank(r: int, linears: Mapping[str, torch.nn.Module], targets: str | list[str]) -> None:
-    """Raise RecipeError for a rank beyond every width of the modules: such an update is no smaller than the weight."""
+    """Raise RecipeError for a rank beyond every width of the modules: such an update is no smaller than the
+    weight.
+    """
     chosen = [module for name, module in linears.items() if isinstance(targets, str)
               or any(name == target or name.endswith("." + target) for target in targets)]
     widest = max((max(_widths(module)) for module in chosen), default=0)
     if chosen and r > widest:
-        raise RecipeError(f"lora.r is {r:,}: no module of this base is wider than {widest:,}", "Usual ranks are 4 to 256.")
+        raise RecipeError(f"lora.r is {r:,}: no module of this base is wider than {widest:,}",
+                          "Usual ranks are 4 to 256.")
 
 
 def _widths(module: torch.nn.Module) -> tuple[int, int]:
@@ -162,7 +182,8 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def adapter_files(model: PeftModel, base_name: str, revision: str | None) -> dict[str, bytes]:
     """PEFT's two files as bytes."""
-    return lora.adapter_files(model.peft_config["default"].to_dict(), get_peft_model_state_dict(model), base_name, revision)
+    return lora.adapter_files(model.peft_config["default"].to_dict(), get_peft_model_state_dict(model),
+                              base_name, revision)
 
 
 def load_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
@@ -178,18 +199,22 @@ def load_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
     _require_tokens(config.trainable_token_indices, len(of_transformers.get_input_embeddings().weight), path)
     try:
         peft_model = get_peft_model(model, config)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError,
+            NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise IntegrityError(f"{folder}: does not fit this base: {reason}", "Is it an adapter for another base?") from None
+        raise IntegrityError(f"{folder}: does not fit this base: {reason}",
+                             "Is it an adapter for another base?") from None
     copy_state(state, get_peft_model_state_dict(peft_model), str(folder))
     return peft_model
 
 
 def _require_tokens(indices: list[int] | dict[str, list[int]] | None, vocabulary: int, path: Path) -> None:
     """Raise IntegrityError for tokens that the base does not have."""
-    every = [each for part in indices.values() for each in part] if isinstance(indices, dict) else indices or []
+    every = [each for part in indices.values()
+             for each in part] if isinstance(indices, dict) else indices or []
     if every and max(every) >= vocabulary:
-        raise IntegrityError(f"{path}: trainable_token_indices has {max(every)}; this base has {vocabulary} tokens",
+        raise IntegrityError(f"{path}: trainable_token_indices has {max(every)}; this base has {vocabulary} "
+                             "tokens",
                              "Is it an adapter for another base?")
 
 

@@ -18,7 +18,9 @@ _PREFIX = "base_model.model."
 
 @dataclass
 class TokenKeys:
-    """The dropout keys of the micro-batch that is computed [B, T], int64 on its device; None outside training."""
+    """The dropout keys of the micro-batch that is computed [B, T], int64 on its device; None outside
+    training.
+    """
 
     keys_BT: torch.Tensor | None = None
 
@@ -26,7 +28,8 @@ class TokenKeys:
 class SampleDropout(torch.nn.Module):
     """Dropout of one adapted module, whose input is [B, T, I], or [B T, I] in the same order.
 
-    What sees other tokens than the micro-batch's (an expert its share of them) draws from torch's generator, as PEFT does.
+    What sees other tokens than the micro-batch's (an expert its share of them) draws from torch's generator,
+    as PEFT does.
     """
 
     def __init__(self, p: float, keys: TokenKeys, salt: int) -> None:
@@ -64,20 +67,24 @@ def _of_rows(x: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> torc
 
 
 def draw_by_sample(model: torch.nn.Module) -> TokenKeys | None:
-    """Put our dropout where PEFT's is; returns what is to hold the keys, None where the adapter has no dropout."""
+    """Put our dropout where PEFT's is; returns what is to hold the keys, None where the adapter has no
+    dropout.
+    """
     keys, found = TokenKeys(), False
     for name, module in model.named_modules():
         for adapter, drop in getattr(module, "lora_dropout", {}).items():
             if isinstance(drop, torch.nn.Dropout):
-                module.lora_dropout[adapter] = SampleDropout(drop.p, keys, module_salt(name.removeprefix(_PREFIX)))
+                module.lora_dropout[adapter] = SampleDropout(drop.p, keys,
+                                                             module_salt(name.removeprefix(_PREFIX)))
                 module.lora_dropout[adapter].train(drop.training)
                 found = True
     return keys if found else None
 
 
 def dropout_of_base(base: Any) -> dict[str, float]:
-    """The settings of a transformers model's config by which it drops something of its own in training; heads that are
-    not built aside."""
+    """The settings of a transformers model's config by which it drops something of its own in training; heads
+    that are not built aside.
+    """
     config = base.config.to_dict()
     return {key: float(value) for key, value in config.items()
             if "drop" in key and isinstance(value, float) and value > 0

@@ -27,13 +27,17 @@ _GENERATE_ROWS = 32
 
 
 class HfEngine:
-    """Any causal language model, with a LoRA adapter or bare. See `model.engine.Engine` for what each method promises."""
+    """Any causal language model, with a LoRA adapter or bare. See `model.engine.Engine` for what each method
+    promises.
+    """
 
     name, padded, offloads, selective = "hf", True, False, False
 
-    def __init__(self, model: torch.nn.Module, tokenizer: Any, base: BaseFiles, *, quantization: str, dtype: torch.dtype,
-                 notes: Sequence[str] = ()) -> None:
-        """model: a PeftModel, or transformers' own without an adapter. notes: what is to be said of how it was made."""
+    def __init__(self, model: torch.nn.Module, tokenizer: Any, base: BaseFiles, *, quantization: str,
+                 dtype: torch.dtype, notes: Sequence[str] = ()) -> None:
+        """model: a PeftModel, or transformers' own without an adapter. notes: what is to be said of how it
+        was made.
+        """
         self.model: Any = model
         self.tokenizer, self.base = tokenizer, base
         self.quantization, self.dtype, self.positions = quantization, dtype, base.positions
@@ -44,7 +48,9 @@ class HfEngine:
         self.notes = (*notes, *_dropout_note(base_model))
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
         rope = getattr(base_model.config, "rope_parameters", None) or {}
-        self._longest_short = rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
+        self._longest_short = (
+            rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
+        )
 
     @property
     def _base_model(self) -> Any:
@@ -63,15 +69,17 @@ class HfEngine:
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
         def some(chosen: Sequence[int]) -> torch.Tensor:
-            return self._accumulate([rows[i] for i in chosen], weight, dropout_seeds and [dropout_seeds[i] for i in chosen])
+            return self._accumulate([rows[i] for i in chosen], weight,
+                                    dropout_seeds and [dropout_seeds[i] for i in chosen])
 
         return self._by_length(rows, some)
 
-    def _by_length(self, rows: Sequence[MaskedRow], compute: Callable[[Sequence[int]], torch.Tensor]) -> torch.Tensor:
+    def _by_length(self, rows: Sequence[MaskedRow],
+                   compute: Callable[[Sequence[int]], torch.Tensor]) -> torch.Tensor:
         """What `compute` returns of the rows [B], computed together.
 
-        Under longrope transformers takes one set of frequencies for a whole batch, by its longest row, so rows that want
-        the other set are computed apart.
+        Under longrope transformers takes one set of frequencies for a whole batch, by its longest row, so
+        rows that want the other set are computed apart.
         """
         if self._longest_short is None:
             return compute(range(len(rows)))
@@ -87,7 +95,8 @@ class HfEngine:
             self._token_keys.keys_BT = padded_keys(rows, require_seeds(dropout_seeds)).to(self.device)
         try:
             losses_B = self._losses(rows)
-            (losses_B.sum() * weight.to(losses_B.device)).backward()  # which may run layers again, with the same keys
+            # which may run layers again, with the same keys
+            (losses_B.sum() * weight.to(losses_B.device)).backward()
         finally:
             if self._token_keys is not None:
                 self._token_keys.keys_BT = None
@@ -113,7 +122,8 @@ class HfEngine:
         bears_BT = targets_BT != IGNORED
         chosen = bears_BT.flatten().nonzero()[:, 0].to(logits.device)
         nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1)[chosen].float(),
-                                                 targets_BT.flatten().to(logits.device)[chosen], reduction="none")
+                                                 targets_BT.flatten().to(logits.device)[chosen],
+                                                 reduction="none")
         # The chosen tokens stand row after row, so each row's are one slice.
         return torch.stack([part.sum() for part in nats.split(bears_BT.sum(dim=1).tolist())])
 
@@ -130,8 +140,9 @@ class HfEngine:
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Answer]:
         """Greedy answers to token prompts, in their order."""
-        config = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=self.pad_id,
-                                  eos_token_id=self.stop_ids or None, use_cache=True)
+        config = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=max_new_tokens,
+                                  pad_token_id=self.pad_id, eos_token_id=self.stop_ids or None,
+                                  use_cache=True)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         answers: dict[int, Answer] = {}
 
@@ -140,7 +151,8 @@ class HfEngine:
                                f"Lower judge.max_new_tokens, or quantise the base ({smallest()}).")
 
         parts = [order[start:start + _GENERATE_ROWS] for start in range(0, len(order), _GENERATE_ROWS)]
-        for part, found in in_parts(parts, lambda part: self._generate([prompts[i] for i in part], config), too_large):
+        for part, found in in_parts(parts, lambda part: self._generate([prompts[i] for i in part], config),
+                                    too_large):
             answers |= zip(part, found, strict=True)
         return [answers[i] for i in range(len(prompts))]
 
@@ -153,8 +165,8 @@ class HfEngine:
             ids_BT[row, width - len(prompt):] = torch.tensor(prompt)
             mask_BT[row, width - len(prompt):] = 1
         with self._autocast():
-            out = self.model.generate(input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device),
-                                      generation_config=config)
+            out = self.model.generate(input_ids=ids_BT.to(self.device),
+                                      attention_mask=mask_BT.to(self.device), generation_config=config)
         answers = []
         for new in out[:, width:].tolist():
             end = next((k for k, token in enumerate(new) if token in self.stop_ids), None)
@@ -201,5 +213,5 @@ def _dropout_note(base_model: Any) -> list[str]:
     if not found:
         return []
     named = ", ".join(f"{key} {value:g}" for key, value in found.items())
-    return [f"The base drops something of its own in training ({named}). Those masks depend on how a step is cut into "
-            "micro-batches, so another cut gives another run, if only by chance."]
+    return [f"The base drops something of its own in training ({named}). Those masks depend on how a step is "
+            "cut into micro-batches, so another cut gives another run, if only by chance."]

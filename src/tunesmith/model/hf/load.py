@@ -49,12 +49,14 @@ def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
     except ValueError as error:
         if "dispatched on the CPU or the disk" in str(error):
             raise OutOfMemory(f"{base.name} in {quantization} does not fit on the GPUs here",
-                              f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.",
+                              f"Quantise it further (model.quantization: {smallest()}) or choose a smaller "
+                              "base.",
                               setting="model.base") from None
         if "Unrecognized" in str(error) or "model_type" in str(error) or "trust_remote_code" in str(error):
             raise RecipeError(f"{base.name}: transformers {transformers.__version__} has no causal language "
                               f"model for its architecture ({base.architecture})",
-                              "Code that comes with a model is never run. Choose a base that transformers knows.",
+                              "Code that comes with a model is never run. Choose a base that transformers "
+                              "knows.",
                               setting="model.base") from None
         raise IntegrityError(f"{base.name} cannot be loaded: {str(error).splitlines()[0]}",
                              setting="model.base") from None
@@ -63,7 +65,8 @@ def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
                                setting="model.base") from None
     except TunesmithError:  # a signal of the user's
         raise
-    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError, SafetensorError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, ArithmeticError, IndexError,
+            SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise IntegrityError(f"{base.name} cannot be loaded: {reason}",
                              "Its weights may be incomplete, or not those of its config.json.",
@@ -87,7 +90,9 @@ def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
 
 
 def _quantisation_to_ask_for(base: BaseFiles, wanted: Any) -> Any:
-    """What transformers is to be told: nothing where the checkpoint's own config says it, and None would wipe that out."""
+    """What transformers is to be told: nothing where the checkpoint's own config says it, and None would wipe
+    that out.
+    """
     own = own_quantization(base.config)
     if own in DEQUANTIZED:
         return getattr(transformers, DEQUANTIZED[own])(dequantize=True)
@@ -98,15 +103,19 @@ def _refuse_left_behind(base: BaseFiles, unexpected: Iterable[Any]) -> None:
     """Raise IntegrityError where scales were left behind: then codes were read as if they were weights."""
     left = sorted(str(key) for key in unexpected if OF_QUANTISATION.search(str(key)))
     if left:
-        raise IntegrityError(f"{base.name} has weights in few bits whose scales ({left[0]}, {len(left)} in all) "
-                             "nothing reads: its config.json does not say how they are kept",
-                             "Take a copy of the base with its quantization_config, or the model that it was made from.",
+        raise IntegrityError(f"{base.name} has weights in few bits whose scales ({left[0]}, {len(left)} in "
+                             "all) nothing reads: its config.json does not say how they are kept",
+                             "Take a copy of the base with its quantization_config, or the model that it was "
+                             "made from.",
                              setting="model.base")
 
 
 def _require_whole_kinds(model: torch.nn.Module, base: BaseFiles) -> None:
-    """Raise IntegrityError for a weight in few bits without what turns it back: the file is not kept as its config says."""
-    ways = sorted(WAYS.values(), key=lambda way: not way.quantised)  # what no other way keeps is to be of floats
+    """Raise IntegrityError for a weight in few bits without what turns it back: the file is not kept as its
+    config says.
+    """
+    # what no other way keeps is to be of floats
+    ways = sorted(WAYS.values(), key=lambda way: not way.quantised)
     for name, module in model.named_modules():
         if not isinstance(getattr(module, "weight", None), torch.Tensor):
             continue
@@ -117,11 +126,13 @@ def _require_whole_kinds(model: torch.nn.Module, base: BaseFiles) -> None:
 
 
 def _require_on_gpus(model: torch.nn.Module, base: BaseFiles, quantization: str, device: str) -> None:
-    """Raise OutOfMemory where accelerate put layers on the CPU or the disk, where they would be slow and unseen."""
+    """Raise OutOfMemory where accelerate put layers on the CPU or the disk, where they would be slow and
+    unseen.
+    """
     places = getattr(model, "hf_device_map", None) or {}
     elsewhere = sorted(name for name, place in places.items() if str(place) in ("cpu", "disk"))
     if device.startswith("cuda") and elsewhere:
-        raise OutOfMemory(f"{base.name} in {quantization} does not fit on the GPUs here: {len(elsewhere)} of its "
-                          f"parts ({elsewhere[0]}, ...) would lie on the CPU or the disk",
+        raise OutOfMemory(f"{base.name} in {quantization} does not fit on the GPUs here: {len(elsewhere)} of "
+                          f"its parts ({elsewhere[0]}, ...) would lie on the CPU or the disk",
                           f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.",
                           setting="model.base")

@@ -17,8 +17,9 @@ from tunesmith.model.lora import LoraSettings
 
 @dataclass(frozen=True)
 class MetaCounts:
-    """trainable: the adapter's parameters; all: those and the base's; quantisable: values of the base that quantisation
-    reaches; notes: what is to be said of where the adapter is."""
+    """trainable: the adapter's parameters; all: those and the base's; quantisable: values of the base that
+    quantisation reaches; notes: what is to be said of where the adapter is.
+    """
 
     trainable: int
     all: int

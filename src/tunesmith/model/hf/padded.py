@@ -17,8 +17,8 @@ IGNORED = -100
 class MicroBatch:
     """Rows that are computed together. B rows padded on the right to T tokens.
 
-    input_ids_BT, attention_mask_BT: int64. labels_BT: int64, IGNORED where no loss is borne (padding by the mask, never
-    by the token's value, so a pad token that is also the end token is still learnt).
+    input_ids_BT, attention_mask_BT: int64. labels_BT: int64, IGNORED where no loss is borne (padding by the
+    mask, never by the token's value, so a pad token that is also the end token is still learnt).
     """
 
     input_ids_BT: torch.Tensor

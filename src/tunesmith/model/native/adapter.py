@@ -73,16 +73,21 @@ def named_parameters(model: Decoder) -> dict[str, torch.nn.Parameter]:
 
 def state(model: Decoder) -> dict[str, torch.Tensor]:
     """The same by the names in PEFT's file, which leave the adapter's name out."""
-    return {name.replace(".default.", "."): parameter.data for name, parameter in named_parameters(model).items()}
+    return {name.replace(".default.", "."): parameter.data
+            for name, parameter in named_parameters(model).items()}
 
 
 @torch.no_grad()
 def refresh(model: Decoder) -> None:
-    """Copy what was learnt in fp32 to where it is multiplied with; many small copies, so they are made together."""
-    found = [(lora, *place) for lora in (linear.lora for linear in model.linears()) if lora for place in lora.places()]
+    """Copy what was learnt in fp32 to where it is multiplied with; many small copies, so they are made
+    together.
+    """
+    found = [(lora, *place) for lora in (linear.lora for linear in model.linears()) if lora
+             for place in lora.places()]
     if not found:
         return
-    scaled = torch._foreach_mul([each.B for _, each, *_ in found], found[0][0].scale)  # alpha / r, the same in all
+    # alpha / r, the same in all
+    scaled = torch._foreach_mul([each.B for _, each, *_ in found], found[0][0].scale)
     torch._foreach_copy_([lora.a_RI[ranks] for lora, _, ranks, _ in found], [each.A for _, each, *_ in found])
     torch._foreach_copy_([lora.b_OR[outputs, ranks] for lora, _, ranks, outputs in found], scaled)
 

@@ -1,4 +1,6 @@
-"""Read tensors of a checkpoint ahead of their use, several at once: one thread alone does not fill the way to a GPU."""
+"""Read tensors of a checkpoint ahead of their use, several at once: one thread alone does not fill the way to
+a GPU.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ _MOST_AHEAD = 12
 class ReadAhead:
     """Gives tensors by name; those that will probably be asked for next are being read meanwhile.
 
-    names: in the order in which they will be asked for, more or less. read: reads one, and may be called from any thread.
+    names: in the order in which they will be asked for, more or less. read: reads one, and may be called from
+    any thread.
     """
 
     def __init__(self, names: Sequence[str], read: Callable[[str], torch.Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Causal attention inside each sample of a packed batch, and over a cache when answers are generated.
 
-Shapes: N tokens of a batch, H heads of queries, K heads of keys and values (K divides H), D the width of a head,
-W = (H + 2 K) D the width of q, k and v side by side. B answers, T places of a cache.
+Shapes: N tokens of a batch, H heads of queries, K heads of keys and values (K divides H), D the width of a
+head, W = (H + 2 K) D the width of q, k and v side by side. B answers, T places of a cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from tunesmith.model.native.short_attention import keeps_little, short_attention
 
 @dataclass(frozen=True)
 class Place:
-    """How one layer's attention is positioned. rope: None for no rotation. window: which of the batch's windows it has."""
+    """How one layer's attention is positioned. rope: None for no rotation. window: which of the batch's
+    windows it has.
+    """
 
     rope: Rope | None
     window: int
@@ -48,17 +50,19 @@ class PackedAttention:
     """Attention of one pass over a batch.
 
     places: of each layer. slopes_H: ALiBi's (Press et al. 2021, https://arxiv.org/abs/2108.12409), fp32.
-    windows: those that occur, in the order of the batch's `first_key_WN`. scale: of q k^T; None for 1 / sqrt(D).
+    windows: those that occur, in the order of the batch's `first_key_WN`. scale: of q k^T; None for 1 /
+    sqrt(D).
     """
 
-    def __init__(self, batch: PackedBatch, heads: Heads, places: list[Place], *, slopes_H: torch.Tensor | None,
-                 windows: Sequence[int | None], scale: float | None) -> None:
+    def __init__(self, batch: PackedBatch, heads: Heads, places: list[Place], *,
+                 slopes_H: torch.Tensor | None, windows: Sequence[int | None], scale: float | None) -> None:
         self.batch, self.heads, self.places, self.slopes_H = batch, heads, places, slopes_H
         self.windows, self.scale = windows, scale
         self.first_keys, self.last_queries = batch.first_key_WN.unbind(), batch.last_query_WN.unbind()
         longest = batch.length or max((stop - start for start, stop in batch.spans), default=0)
         whole = [window is None or longest <= window for window in windows]
-        dense = (batch.length >= SHORTEST and slopes_H is None and not torch.are_deterministic_algorithms_enabled())
+        dense = (batch.length >= SHORTEST and slopes_H is None
+                 and not torch.are_deterministic_algorithms_enabled())
         short = batch.ids_N.device.type == "cpu" and keeps_little(batch.spans, heads.queries)
         self.dense, self._short = [dense and each for each in whole], [short and each for each in whole]
 
@@ -78,12 +82,17 @@ class PackedAttention:
                                       self.scale).flatten(1)
 
     def seen(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:
-        """Called with the rotated keys and the values of each layer; a cache that is being filled keeps them."""
+        """Called with the rotated keys and the values of each layer; a cache that is being filled keeps
+        them.
+        """
 
 
-def packed_attention_plain(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, spans: tuple[tuple[int, int], ...],
-                           slopes_H: torch.Tensor | None, window: int | None, scale: float | None = None) -> torch.Tensor:
-    """[N, H, D], sample by sample through torch's own attention; differentiable. The twin of the Triton kernels."""
+def packed_attention_plain(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor,
+                           spans: tuple[tuple[int, int], ...], slopes_H: torch.Tensor | None,
+                           window: int | None, scale: float | None = None) -> torch.Tensor:
+    """[N, H, D], sample by sample through torch's own attention; differentiable. The twin of the Triton
+    kernels.
+    """
     lengths = [stop - start for start, stop in spans]
     out = []
     for q, k, v in zip(q_NHD.split(lengths), k_NKD.split(lengths), v_NKD.split(lengths), strict=True):
@@ -97,14 +106,16 @@ def packed_attention_plain(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torc
             slopes = torch.zeros(1, device=q.device) if slopes_H is None else slopes_H
             mask = (slopes[:, None, None] * back_TT).masked_fill(hidden_TT, float("-inf")).to(q.dtype)[None]
         found = scaled_dot_product_attention(
-            q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], attn_mask=mask, is_causal=mask is None,
-            scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+            q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], attn_mask=mask,
+            is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
         out.append(found[0].transpose(0, 1))
     return torch.cat(out)
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Rope and attention in Triton. The incoming tensor is the attention's own: no one else reads q and k unrotated."""
+    """Rope and attention in Triton. The incoming tensor is the attention's own: no one else reads q and k
+    unrotated.
+    """
 
     @staticmethod
     def forward(ctx: Any, qkv_NW: torch.Tensor, attention: PackedAttention, place: Place) -> torch.Tensor:
@@ -119,8 +130,8 @@ class _PackedAttention(torch.autograd.Function):
             o_NHD, ctx.dense = attention_forward_cudnn(q, k, v, attention.batch.length, attention.scale)
             ctx.save_for_backward(qkv_NW, o_NHD)
         else:
-            o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.first_keys[place.window], attention.slopes_H,
-                                                     attention.scale)
+            o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.first_keys[place.window],
+                                                     attention.slopes_H, attention.scale)
             ctx.save_for_backward(qkv_NW, o_NHD, lse_HN)
         return o_NHD.flatten(1)
 
@@ -136,7 +147,8 @@ class _PackedAttention(torch.autograd.Function):
         dq, dk, dv = split_heads(attention.heads, d_qkv_NW)
         do_NHD = do_NHD.contiguous().view_as(o_NHD)
         if ctx.dense is not None:
-            found = attention_backward_cudnn(do_NHD, q, k, v, o_NHD, ctx.dense, attention.batch.length, attention.scale)
+            found = attention_backward_cudnn(do_NHD, q, k, v, o_NHD, ctx.dense, attention.batch.length,
+                                             attention.scale)
             dv.copy_(found[2])
         else:
             attention_backward_triton(do_NHD, q, k, v, o_NHD, lse[0], attention.first_keys[place.window],
@@ -154,7 +166,8 @@ class _PackedAttention(torch.autograd.Function):
 class Cache:
     """Keys and values of B answers under way, for every layer, with room for T tokens each."""
 
-    def __init__(self, layers: int, answers: int, room: int, heads: Heads, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, layers: int, answers: int, room: int, heads: Heads, dtype: torch.dtype,
+                 device: torch.device) -> None:
         shape = (layers, answers, heads.keys, room, heads.width)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
@@ -173,7 +186,8 @@ class Cache:
 class FillingAttention(PackedAttention):
     """Packed attention over the prompts that leaves their keys and values in a cache."""
 
-    def __init__(self, cache: Cache, batch: PackedBatch, heads: Heads, places: list[Place], **more: Any) -> None:
+    def __init__(self, cache: Cache, batch: PackedBatch, heads: Heads, places: list[Place],
+                 **more: Any) -> None:
         super().__init__(batch, heads, places, **more)
         self.cache = cache
         total = batch.spans[-1][1]
@@ -198,8 +212,9 @@ class FillingAttention(PackedAttention):
 class CachedAttention:
     """One new token of each of B answers against all that came before it."""
 
-    def __init__(self, cache: Cache, positions_B: torch.Tensor, longest: int, heads: Heads, places: list[Place], *,
-                 slopes_H: torch.Tensor | None, windows: Sequence[int | None], scale: float | None) -> None:
+    def __init__(self, cache: Cache, positions_B: torch.Tensor, longest: int, heads: Heads,
+                 places: list[Place], *, slopes_H: torch.Tensor | None, windows: Sequence[int | None],
+                 scale: float | None) -> None:
         """longest: places of the cache in use, this token's included. The rest as in `PackedAttention`."""
         self.cache, self.positions_B, self.longest, self.heads = cache, positions_B, longest, heads
         self.places, self.scale = places, scale
@@ -224,5 +239,6 @@ class CachedAttention:
         self.cache.write(layer, self.answers_B, self.positions_B, k, v)
         keys, values = self.cache.k[layer][:, :, :self.longest], self.cache.v[layer][:, :, :self.longest]
         found = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=self.masks[place.window],
-                                             scale=self.scale, enable_gqa=self.heads.queries != self.heads.keys)
+                                             scale=self.scale,
+                                             enable_gqa=self.heads.queries != self.heads.keys)
         return found[:, :, 0].flatten(1)

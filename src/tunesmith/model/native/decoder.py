@@ -1,4 +1,6 @@
-"""The frozen decoder: layers on the residual stream, assembled from the parts that a family's file describes."""
+"""The frozen decoder: layers on the residual stream, assembled from the parts that a family's file
+describes.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from tunesmith.model.native.weights import frozen
 Attend = Callable[[torch.Tensor, int], torch.Tensor]
 
 
-#: What maps (the residual stream, what is still to be added to it or None) to the same: a layer, or a half of one.
+#: What maps (the residual stream, what is still to be added to it or None) to the same: a layer, or a half of
+#: one.
 Segment = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -57,8 +60,9 @@ class Reader(Protocol):
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """ALiBi's slopes (Press et al. 2021, section 3): a geometric sequence; between two powers of two every other one
-    of the next power's is taken."""
+    """ALiBi's slopes (Press et al. 2021, section 3): a geometric sequence; between two powers of two every
+    other one of the next power's is taken.
+    """
     power = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     return slopes + [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
@@ -74,8 +78,8 @@ class Layer(nn.Module):
         self.head_norm = None
         if layer.head_norms is not None:
             q, k = layer.head_norms
-            self.head_norm = HeadNorm(read.tensor(f"{q.name}.weight", q.width), read.tensor(f"{k.name}.weight", k.width),
-                                      heads, q.eps)
+            self.head_norm = HeadNorm(read.tensor(f"{q.name}.weight", q.width),
+                                      read.tensor(f"{k.name}.weight", k.width), heads, q.eps)
         self.attention_output = read.linear(layer.attention_output)
         self.mlp_norm = read.norm(layer.mlp_norm)
         self.mlp_input = read.linear(layer.mlp_input)
@@ -87,8 +91,8 @@ class Layer(nn.Module):
         """(the residual stream, what is still to be added to it), both [N, C]."""
         return self.mlp(*self.attention(residual_NC, delta_NC, attend, number))
 
-    def attention(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, attend: Attend, number: int, *,
-                  alone: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def attention(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, attend: Attend, number: int,
+                  *, alone: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """The first half; alone: when it is recomputed, the second is not."""
         residual_NC, x_NC = self.attention_norm(residual_NC, delta_NC, self.qkv.spare_columns)
         qkv_NW = self.qkv(x_NC)
@@ -96,10 +100,12 @@ class Layer(nn.Module):
             qkv_NW = self.head_norm(qkv_NW)
         return residual_NC, self._scaled(self.attention_output(attend(qkv_NW, number), last=alone))
 
-    def mlp(self, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def mlp(self, residual_NC: torch.Tensor,
+            delta_NC: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The second half."""
         residual_NC, x_NC = self.mlp_norm(residual_NC, delta_NC, self.mlp_input.spare_columns)
-        return residual_NC, self._scaled(self.mlp_output(self.mlp_input(x_NC), activation=self.activation, last=True))
+        return residual_NC, self._scaled(self.mlp_output(self.mlp_input(x_NC), activation=self.activation,
+                                                         last=True))
 
     def _scaled(self, delta_NC: torch.Tensor) -> torch.Tensor:
         return delta_NC if self.residual_scale == 1 else delta_NC * self.residual_scale
@@ -118,7 +124,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.parts, self.heads, self.mode = architecture, architecture.heads, read.mode
         self.windows = architecture.windows
-        #: How many layers, from the first, recompute their activations in the backward pass; where their inputs wait.
+        #: How many layers, from the first, recompute their activations in the backward pass; where their
+        #: inputs wait.
         self.recomputed_layers = 0
         self.offload: Offload | None = None
         self.embedding = frozen(read.tensor(f"{architecture.embedding}.weight", architecture.vocabulary,
@@ -129,18 +136,22 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(layer, self.heads, architecture.residual_scale, read)
                                     for layer in architecture.layers)
         self.final_norm = read.norm(architecture.final_norm)
-        slopes = torch.tensor(alibi_slopes(self.heads.queries), device=read.device) if architecture.alibi else None
+        slopes = torch.tensor(alibi_slopes(self.heads.queries),
+                              device=read.device) if architecture.alibi else None
         self.register_buffer("slopes", slopes, persistent=False)
         self.ropes = nn.ModuleDict({name: rope_table(rope, config, self.heads.width, read.device)
                                     for name, rope in (architecture.ropes or {}).items()})
 
     @property
     def longest_short(self) -> int | None:
-        """The longest sample whose RoPE is not that of long ones; None where there is one RoPE for all (see `RopeTable`)."""
+        """The longest sample whose RoPE is not that of long ones; None where there is one RoPE for all (see
+        `RopeTable`).
+        """
         tables = [table for table in self.ropes.values() if isinstance(table, RopeTable)]
         return min((table.longest for table in tables if table.longest is not None), default=None)
 
-    def pack(self, rows: Sequence[MaskedRow], *, bucket: int = 1, dropout_seeds: Sequence[int] | None = None) -> PackedBatch:
+    def pack(self, rows: Sequence[MaskedRow], *, bucket: int = 1,
+             dropout_seeds: Sequence[int] | None = None) -> PackedBatch:
         """Rows as this decoder takes them, see `packed_batch.pack`."""
         return pack(rows, bucket=bucket, windows=self.windows, lengths=self.longest_short is not None,
                     dropout_seeds=dropout_seeds)
@@ -166,8 +177,8 @@ class Decoder(nn.Module):
             else:
                 # Only one tensor is kept for each segment when the sum is made before it.
                 residual_NC = residual_NC if delta_NC is None else residual_NC + delta_NC
-                residual_NC, delta_NC = recomputed(partial(_alone, segment), residual_NC, learnable, self.mode.recompute,
-                                                   self.offload)
+                residual_NC, delta_NC = recomputed(partial(_alone, segment), residual_NC, learnable,
+                                                   self.mode.recompute, self.offload)
         if rows_L is not None:
             residual_NC, delta_NC = residual_NC[rows_L], None if delta_NC is None else delta_NC[rows_L]
         normed_LC: torch.Tensor = self.final_norm(residual_NC, delta_NC)[1]
@@ -176,8 +187,9 @@ class Decoder(nn.Module):
     def _segments(self, attend: Attend) -> Iterator[tuple[Segment, list[nn.Parameter] | None]]:
         """The layers in order, each with what learns in it where it is to be recomputed, else with None.
 
-        Inputs that wait on the host cost no memory, so there each half of a layer keeps its own: then the attention's last
-        product is not made again. The last half of all is not recomputed: its backward pass comes at once.
+        Inputs that wait on the host cost no memory, so there each half of a layer keeps its own: then the
+        attention's last product is not made again. The last half of all is not recomputed: its backward pass
+        comes at once.
         """
         layer: Any
         for number, layer in enumerate(self.layers):
@@ -203,7 +215,8 @@ class Decoder(nn.Module):
 
     def packed(self, batch: PackedBatch) -> Attend:
         """Attention over a batch."""
-        return PackedAttention(batch, self.heads, self._places(batch.positions_N, batch.lengths_N), **self._attention())
+        return PackedAttention(batch, self.heads, self._places(batch.positions_N, batch.lengths_N),
+                               **self._attention())
 
     def filling(self, batch: PackedBatch, cache: Cache) -> Attend:
         """Attention over a batch of prompts that fills a cache."""
@@ -221,6 +234,7 @@ class Decoder(nn.Module):
 
     def parameter_count(self) -> int:
         """Of the base alone: what is tied counts once, what is quantised counts in full."""
-        norms = sum(module.parameter_count() for module in self.modules() if isinstance(module, Norm | HeadNorm))
+        norms = sum(module.parameter_count() for module in self.modules()
+                    if isinstance(module, Norm | HeadNorm))
         tables = self.embedding.numel() + (0 if self.head is self.embedding else self.head.numel())
         return norms + tables + sum(linear.parameter_count() for linear in self.linears())

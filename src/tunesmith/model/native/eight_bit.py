@@ -1,9 +1,9 @@
 """8-bit products in the backward pass through frozen weights: `train.matmul: fp8`.
 
-Only the gradient's products with the base's weights are in 8 bits. The forward pass, LoRA, norms, attention, the head and
-judging are as ever: with activations rounded to fp8 as well, single LoRA gradients of small trained bases fell to a cosine
-of 0.974 against the exact ones, with the gradient alone none falls below 0.997 (benchmarks/eight_bit_quality.py).
-Shapes: N tokens, I inputs, O outputs.
+Only the gradient's products with the base's weights are in 8 bits. The forward pass, LoRA, norms, attention,
+the head and judging are as ever: with activations rounded to fp8 as well, single LoRA gradients of small
+trained bases fell to a cosine of 0.974 against the exact ones, with the gradient alone none falls below 0.997
+(benchmarks/eight_bit_quality.py). Shapes: N tokens, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ _MULTIPLE = 16
 class Fp8Weight(FrozenWeight):
     """An exact weight whose `project_back` is in fp8: dX = ((dY s)_q W_q) s_dY with W = W_q s.
 
-    s has one value an output and is taken into dY, which then gets one scale a token. W_q is made for each product from
-    the weight as it is kept, which stays the only copy; int8 values are taken as they are, with their own scale.
+    s has one value an output and is taken into dY, which then gets one scale a token. W_q is made for each
+    product from the weight as it is kept, which stays the only copy; int8 values are taken as they are, with
+    their own scale.
     """
 
     ones: torch.Tensor

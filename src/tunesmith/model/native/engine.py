@@ -54,8 +54,8 @@ def load_decoder(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devi
 def described(base: BaseFiles) -> tuple[Architecture, Any]:
     """(a base's parts, transformers' object of its config where RoPE's frequencies want it).
 
-    In some versions any config class of transformers imports the machinery of all models, which takes seconds.
-    Raises RecipeError for a config that is not usable.
+    In some versions any config class of transformers imports the machinery of all models, which takes
+    seconds. Raises RecipeError for a config that is not usable.
     """
     try:
         found = describe(base.config)
@@ -105,7 +105,9 @@ class NativeEngine:
         return self.device.type == "cuda"
 
     def checkpoint_gradients(self, share: float = 1.0, *, offload: bool = False) -> None:
-        """Recompute activations of the first layers in the backward pass; offload: these layers' inputs wait on the host."""
+        """Recompute activations of the first layers in the backward pass; offload: these layers' inputs wait
+        on the host.
+        """
         self.model.recomputed_layers = math.ceil(share * len(self.model.layers))
         self.model.offload = Offload(self.device) if offload else None
         self._graphs.forget()
@@ -129,7 +131,9 @@ class NativeEngine:
         return torch.zeros(len(rows), device=self.device).index_add_(0, sample_L, nats_L)
 
     def _give_gradients(self) -> None:
-        """Zeros for what has no gradient, always in the same memory: a captured graph writes where it wrote before."""
+        """Zeros for what has no gradient, always in the same memory: a captured graph writes where it wrote
+        before.
+        """
         for name, parameter in self.trainable().items():
             if parameter.grad is None:
                 if name not in self._gradients:
@@ -137,7 +141,9 @@ class NativeEngine:
                 parameter.grad = self._gradients[name].zero_()
 
     def _forward_backward(self, batch: PackedBatch, weight: torch.Tensor) -> torch.Tensor:
-        """The nats of each token that bears loss [L]; the gradient goes to the adapter's. All tensors on the device."""
+        """The nats of each token that bears loss [L]; the gradient goes to the adapter's. All tensors on the
+        device.
+        """
         self.model.mode.dropout_keys_N, self.model.mode.eight_bit = batch.dropout_keys_N, True
         try:
             with torch.enable_grad():
@@ -164,7 +170,8 @@ class NativeEngine:
         """fp32 logits [T, V] of each row."""
         adapter.refresh(self.model)
         batch = self.model.pack([_Unlearnt(ids) for ids in rows_ids], bucket=self._bucket).to(self.device)
-        logits_NV = matmul_fp32(self.model.hidden(batch.ids_N, self.model.packed(batch), None), self.model.head.T)
+        logits_NV = matmul_fp32(self.model.hidden(batch.ids_N, self.model.packed(batch), None),
+                                self.model.head.T)
         return [logits_NV[start:stop] for start, stop in batch.spans[:len(rows_ids)]]
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Answer]:
@@ -237,11 +244,14 @@ class _Unlearnt:
 
 
 def _generation_eos(base: BaseFiles) -> int | list[int] | None:
-    """The end tokens that the base names: in its generation config, else in its config, as transformers looks."""
+    """The end tokens that the base names: in its generation config, else in its config, as transformers
+    looks.
+    """
     path = base.folder / "generation_config.json"
     found = read_json_object(path).get("eos_token_id") if path.exists() else base.config.get("eos_token_id")
     tokens = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 31 for token in tokens):
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 31
+               for token in tokens):
         raise IntegrityError(f"{base.name}: eos_token_id is {found!r}: a token, or a list of tokens",
                              "Copy or download the base again.", setting="model.base")
     return found

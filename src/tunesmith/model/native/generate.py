@@ -23,7 +23,8 @@ class _Prompt:
 
 
 @torch.no_grad()
-def generate(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: list[int]) -> list[Answer]:
+def generate(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+             stop_ids: list[int]) -> list[Answer]:
     """The likeliest token each time, until one of `stop_ids` or `max_new_tokens`. All prompts at once."""
     device, dtype = model.embedding.device, model.embedding.dtype
     lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -42,14 +43,16 @@ def generate(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: i
             if not end:
                 found[answer].append(token)
         if any(ends):
-            stay = torch.tensor([i for i, end in enumerate(ends) if not end], device=device, dtype=torch.int64)
+            stay = torch.tensor([i for i, end in enumerate(ends) if not end], device=device,
+                                dtype=torch.int64)
             alive = [answer for answer, end in zip(alive, ends, strict=True) if not end]
             token_B, at_B = token_B[stay], at_B[stay]
             cache.only(stay)
         if not alive or count == max_new_tokens - 1:
             break
         if model.longest_short is not None and bool((at_B == model.longest_short).any()):
-            # An answer has become a long sample, of another RoPE from its first token on: its keys are made again.
+            # An answer has become a long sample, of another RoPE from its first token on: its keys are made
+            # again.
             hidden_BC = _fill(model, [[*prompts[answer], *found[answer]] for answer in alive], cache)
         else:
             hidden_BC = model.hidden(token_B, model.cached(cache, at_B, longest + count + 1), None)

@@ -1,4 +1,6 @@
-"""Steps as CUDA graphs: one launch for a forward and backward pass, for each size of batch that comes again."""
+"""Steps as CUDA graphs: one launch for a forward and backward pass, for each size of batch that comes
+again.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ _MOST_TOKENS = 16384
 class _Captured:
     """A graph, and the tensors that it reads and writes."""
 
-    def __init__(self, run: Pass, batch: PackedBatch, weight: torch.Tensor, pool: Any, side: torch.cuda.Stream) -> None:
+    def __init__(self, run: Pass, batch: PackedBatch, weight: torch.Tensor, pool: Any,
+                 side: torch.cuda.Stream) -> None:
         self.batch, self.weight, self.graph = batch, weight.clone(), torch.cuda.CUDAGraph()
-        # What another thread does meanwhile (an import that looks at the GPU) is no part of the graph, and may be done.
+        # What another thread does meanwhile (an import that looks at the GPU) is no part of the graph, and
+        # may be done.
         with torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             self.nats_L = run(self.batch, self.weight)
 
@@ -37,14 +41,17 @@ class _Captured:
 class StepGraphs:
     """Runs passes: by itself the first time that a size comes, as a graph from the second.
 
-    The first time compiles what is to be compiled, so nothing but launches is left to capture. All graphs share one
-    pool of memory: no two run at once, and what one leaves behind is read before the next is launched. They share the
-    stream that they are captured on, too, since a pool's memory belongs to one stream. It is our own: torch's default for
-    captures is one for all GPUs, on the one that was current first.
+    The first time compiles what is to be compiled, so nothing but launches is left to capture. All graphs
+    share one pool of memory: no two run at once, and what one leaves behind is read before the next is
+    launched. They share the stream that they are captured on, too, since a pool's memory belongs to one
+    stream. It is our own: torch's default for captures is one for all GPUs, on the one that was current
+    first.
     """
 
     def __init__(self, run: Pass, device: torch.device, *, enabled: bool) -> None:
-        """enabled: whether passes may be captured; the plain path, which asks the host for lengths, may not."""
+        """enabled: whether passes may be captured; the plain path, which asks the host for lengths, may
+        not.
+        """
         self._run, self._device, self._enabled = run, device, enabled
         self._side = torch.cuda.Stream(device) if enabled else None
         self.forget()
@@ -55,7 +62,8 @@ class StepGraphs:
         self._seen: set[tuple[int, int, int, bool]] = set()
         self._pool = torch.cuda.graph_pool_handle() if self._enabled else None
 
-    def run(self, batch: PackedBatch, weight: torch.Tensor, *, capture: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(self, batch: PackedBatch, weight: torch.Tensor, *,
+            capture: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
         """(nats of each token that bears loss [L], whose they are [L]) of a batch that lies on the host.
 
         capture: whether a graph may be made of this pass, or taken for it.
@@ -72,7 +80,8 @@ class StepGraphs:
                 torch.cuda.empty_cache()  # what the pass outside the graph left behind is of no use inside
                 assert self._side is not None
                 with torch.cuda.device(self._device):
-                    self._captured[key] = _Captured(self._run, self._static(batch), weight, self._pool, self._side)
+                    self._captured[key] = _Captured(self._run, self._static(batch), weight, self._pool,
+                                                    self._side)
             captured = self._captured[key]
             return captured.replay(batch, weight), captured.batch.sample_L
         except torch.OutOfMemoryError:

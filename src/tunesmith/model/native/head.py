@@ -21,8 +21,9 @@ _TILE = 128
 def head_losses(hidden_LC: torch.Tensor, weight_VC: torch.Tensor, targets_L: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each row [L] in nats, fp32; 0 where the target is -100.
 
-    The gradient for the hidden rows is computed along with the loss, while a chunk's logits exist, as Liger does
-    (Hsu et al. 2024, https://arxiv.org/abs/2410.10989): softmax minus one-hot does not depend on what comes after.
+    The gradient for the hidden rows is computed along with the loss, while a chunk's logits exist, as Liger
+    does (Hsu et al. 2024, https://arxiv.org/abs/2410.10989): softmax minus one-hot does not depend on what
+    comes after.
     """
     nats_L: torch.Tensor = _HeadLoss.apply(hidden_LC, weight_VC, targets_L)
     return nats_L
@@ -30,7 +31,8 @@ def head_losses(hidden_LC: torch.Tensor, weight_VC: torch.Tensor, targets_L: tor
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_LC: torch.Tensor, weight_VC: torch.Tensor, targets_L: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, hidden_LC: torch.Tensor, weight_VC: torch.Tensor,
+                targets_L: torch.Tensor) -> torch.Tensor:
         rows, vocabulary = len(targets_L), weight_VC.shape[0]
         if hidden_LC.is_cuda:
             chunk = max(_TILE, min(_MOST_ROWS, _LOGITS_GPU // vocabulary // _TILE * _TILE))
@@ -44,7 +46,9 @@ class _HeadLoss(torch.autograd.Function):
             if d_hidden_LC is None:
                 nats_L[here] = cross_entropy(logits, targets_L[here], None)
                 continue
-            d_logits = logits if logits.dtype == hidden_LC.dtype else torch.empty_like(logits, dtype=hidden_LC.dtype)
+            d_logits = (
+                logits if logits.dtype == hidden_LC.dtype else torch.empty_like(logits, dtype=hidden_LC.dtype)
+            )
             nats_L[here] = cross_entropy(logits, targets_L[here], d_logits)
             torch.mm(d_logits, weight_VC, out=d_hidden_LC[here])
         ctx.save_for_backward(d_hidden_LC)

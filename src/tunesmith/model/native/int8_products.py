@@ -1,10 +1,10 @@
 """int8 products for training on frozen weights, in both directions: `train.matmul: int8`.
 
-Only products with the base's weights are in 8 bits; LoRA, norms, attention and the head are as ever, and so is judging.
-A few columns of the activations are far greater than the others and would leave these nothing of a token's scale; they
-are multiplied exactly (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 3.2). The paper looks for them in
-each batch, which needs the host; they are the same columns all through training, so here the first batches tell.
-Shapes: N tokens, I inputs, O outputs, K columns kept apart.
+Only products with the base's weights are in 8 bits; LoRA, norms, attention and the head are as ever, and so
+is judging. A few columns of the activations are far greater than the others and would leave these nothing of
+a token's scale; they are multiplied exactly (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section
+3.2). The paper looks for them in each batch, which needs the host; they are the same columns all through
+training, so here the first batches tell. Shapes: N tokens, I inputs, O outputs, K columns kept apart.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _MULTIPLE = 16
 class Int8Products(FrozenWeight):
     """Multiplies an exact weight in int8: one scale a token for what comes in, one an output for the weight.
 
-    Forward: y = (x_q W_q^T) s_x s_W, and the columns kept apart x_K W_K^T. Backward: dX = ((dY s_W)_q W_q) s_dY, so one
-    set of rounded weights serves both. int8 values are taken as they are, with their own scale; others are rounded for
-    each product from the weight as it is kept, which stays the only copy.
+    Forward: y = (x_q W_q^T) s_x s_W, and the columns kept apart x_K W_K^T. Backward: dX = ((dY s_W)_q W_q)
+    s_dY, so one set of rounded weights serves both. int8 values are taken as they are, with their own scale;
+    others are rounded for each product from the weight as it is kept, which stays the only copy.
 
     Until `settle`, products are exact, and forward passes note the greatest value of each column.
     """
@@ -71,8 +71,8 @@ class Int8Products(FrozenWeight):
     def settle(self) -> None:
         """End the calibration: choose the columns to keep apart. Waits for the device, so not within a graph.
 
-        They are those beyond THRESHOLD, the greatest 128 at most, filled up with the next to a multiple of 16. A second
-        call changes nothing.
+        They are those beyond THRESHOLD, the greatest 128 at most, filled up with the next to a multiple of
+        16. A second call changes nothing.
         """
         if self.settled:
             return

@@ -1,7 +1,7 @@
 """A frozen linear layer with LoRA folded in, and the activation before it; forward and backward written out.
 
-Shapes: N tokens, I inputs, O outputs, r the rank. A layer may be several of the base's modules side by side ("parts":
-q, k and v; gate and up), each with an adapter of its own or none.
+Shapes: N tokens, I inputs, O outputs, r the rank. A layer may be several of the base's modules side by side
+("parts": q, k and v; gate and up), each with an adapter of its own or none.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.kernels.dropout import dropout
 from tunesmith.model.native.weights import FrozenWeight, widens
 
-#: What may stand before a linear layer: (forward, backward). The backward takes the gradient, the input, and where to put
-#: the forward's result again.
+#: What may stand before a linear layer: (forward, backward). The backward takes the gradient, the input, and
+#: where to put the forward's result again.
 _ACTIVATIONS: dict[str, Any] = {"gelu": (gelu, gelu_backward), "swiglu": (swiglu, swiglu_backward)}
 
 
@@ -30,9 +30,9 @@ class Mode:
     """How the whole model runs just now, shared by its layers.
 
     adapter: whether LoRA is on. dropout_keys_N: each token's, int64, on the device while training with
-    dropout, None otherwise.
-    eight_bit: whether layers that have a weight for 8-bit products use it.
-    recomputing: a layer runs again for what its backward pass needs; what it gives to the next one is not wanted.
+    dropout, None otherwise. eight_bit: whether layers that have a weight for 8-bit products use it.
+    recomputing: a layer runs again for what its backward pass needs; what it gives to the next one is not
+    wanted.
     """
 
     adapter: bool = True
@@ -75,8 +75,9 @@ class Adapter(nn.Module):
 class Adapters(nn.Module):
     """The adapters of one layer, R ranks together, as they are multiplied with: in the dtype of the products.
 
-    a_RI: their A below each other. b_OR: alpha / r times their B, each at its outputs and ranks, zero elsewhere. So one
-    product serves q, k and v. wide: that product and the base's are one, see `weights.widens`.
+    a_RI: their A below each other. b_OR: alpha / r times their B, each at its outputs and ranks, zero
+    elsewhere. So one product serves q, k and v. wide: that product and the base's are one, see
+    `weights.widens`.
     """
 
     a_RI: torch.Tensor
@@ -89,7 +90,8 @@ class Adapters(nn.Module):
         device, self.r = adapters[0].A.device, adapters[0].A.shape[0]
         ranks = self.r * len(adapters)
         self.wide = widens(weight, ranks)
-        self.register_buffer("a_RI", torch.zeros(ranks, weight.inputs, dtype=weight.dtype, device=device), persistent=False)
+        self.register_buffer("a_RI", torch.zeros(ranks, weight.inputs, dtype=weight.dtype, device=device),
+                             persistent=False)
         self.register_buffer("b_OR", weight.room_for_b(ranks), persistent=False)
 
     def learnable(self) -> list[torch.Tensor]:
@@ -105,14 +107,16 @@ class Adapters(nn.Module):
 class Linear(nn.Module):
     """x -> activation(x) W^T + bias, with LoRA on some of its parts."""
 
-    def __init__(self, weight: FrozenWeight, bias_O: torch.Tensor | None, parts: list[Part], mode: Mode) -> None:
+    def __init__(self, weight: FrozenWeight, bias_O: torch.Tensor | None, parts: list[Part],
+                 mode: Mode) -> None:
         super().__init__()
         self.weight, self.parts, self.mode = weight, parts, mode
         self.bias = None if bias_O is None else nn.Parameter(bias_O.to(weight.dtype), requires_grad=False)
         self.lora: Adapters | None = None
         self.eight_bit: FrozenWeight | None = None
 
-    def forward(self, x_NI: torch.Tensor, activation: str | None = None, *, last: bool = False) -> torch.Tensor:
+    def forward(self, x_NI: torch.Tensor, activation: str | None = None, *,
+                last: bool = False) -> torch.Tensor:
         """[N, O]; `activation` is gelu, swiglu (which halves the width of x) or nothing.
 
         last: nothing of its decoder layer comes after it. While that is recomputed, the result holds nothing.
@@ -124,7 +128,8 @@ class Linear(nn.Module):
     def _call(self, activation: str | None = None, last: bool = False) -> _Call:
         lora = self.lora if self.mode.adapter else None
         weight = self.eight_bit if self.eight_bit is not None and self.mode.eight_bit else self.weight
-        return _Call(weight, self.bias, lora, activation, self.mode.dropout_keys_N, last and self.mode.recomputing)
+        return _Call(weight, self.bias, lora, activation, self.mode.dropout_keys_N,
+                     last and self.mode.recomputing)
 
     @property
     def spare_columns(self) -> int:
@@ -167,11 +172,20 @@ class _Call:
 
     @property
     def joins(self) -> bool:
-        """Whether the adapters' product is one with the base's. Dropout, drawn again later, wants an input without gaps."""
-        return self.lora is not None and self.lora.wide and self.activation is None and self.weight.joins and not self.drops
+        """Whether the adapters' product is one with the base's. Dropout, drawn again later, wants an input
+        without gaps.
+        """
+        return (
+            self.lora is not None
+            and self.lora.wide
+            and self.activation is None
+            and self.weight.joins
+            and not self.drops
+        )
 
     def masks(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Each adapter's dropout as a factor [N, I], where it pays to keep it: on a CPU. A GPU draws it again.
+        """Each adapter's dropout as a factor [N, I], where it pays to keep it: on a CPU. A GPU draws it
+        again.
 
         x: any tensor of the N tokens in the dtype of the products.
         """
@@ -192,23 +206,27 @@ class _Call:
         lora = self.adapters
         if not self.drops:
             return h_NI @ lora.a_RI.T
-        downs = [self.dropped(h_NI, i, masks) @ lora.a_RI[ranks].T for i, (_, ranks, _) in enumerate(lora.places())]
+        downs = [self.dropped(h_NI, i, masks) @ lora.a_RI[ranks].T for i,
+                 (_, ranks, _) in enumerate(lora.places())]
         return downs[0] if len(downs) == 1 else torch.cat(downs, dim=1)
 
-    def d_a(self, d_xa_NR: torch.Tensor, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def d_a(self, d_xa_NR: torch.Tensor, h_NI: torch.Tensor,
+            masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The gradient of each A, fp32."""
         places = self.adapters.places()
         if not self.drops:
             d_a_RI = matmul_fp32(d_xa_NR.T, h_NI)
             return [d_a_RI[ranks] for _, ranks, _ in places]
-        return [matmul_fp32(d_xa_NR[:, ranks].T, self.dropped(h_NI, i, masks)) for i, (_, ranks, _) in enumerate(places)]
+        return [matmul_fp32(d_xa_NR[:, ranks].T, self.dropped(h_NI, i, masks)) for i,
+                (_, ranks, _) in enumerate(places)]
 
     def d_b(self, dy_NO: torch.Tensor, xa_NR: torch.Tensor) -> list[torch.Tensor]:
         """The gradient of each B, fp32."""
         d_b_OR = matmul_fp32(dy_NO.T, xa_NR).mul_(self.adapters.scale)
         return [d_b_OR[outputs, ranks] for _, ranks, outputs in self.adapters.places()]
 
-    def d_input(self, dy_NO: torch.Tensor, d_xa_NR: torch.Tensor | None, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    def d_input(self, dy_NO: torch.Tensor, d_xa_NR: torch.Tensor | None,
+                masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """The gradient of h, through the base and the adapters."""
         if d_xa_NR is None:
             return self.weight.project_back(dy_NO)
@@ -229,7 +247,9 @@ def matmul_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _joined(x_NI: torch.Tensor, xa_NR: torch.Tensor) -> torch.Tensor:
-    """[x, x A^T], in the memory of x where that has spare columns: such an input has one reader, so nobody else sees it."""
+    """[x, x A^T], in the memory of x where that has spare columns: such an input has one reader, so nobody
+    else sees it.
+    """
     tokens, inputs, width = *x_NI.shape, x_NI.shape[1] + xa_NR.shape[1]
     if x_NI.stride() != (width, 1) or x_NI.untyped_storage().nbytes() != tokens * width * x_NI.itemsize:
         return torch.cat([x_NI, xa_NR], dim=1)
@@ -239,7 +259,9 @@ def _joined(x_NI: torch.Tensor, xa_NR: torch.Tensor) -> torch.Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """The gradient flows to x and to each adapter's A and B; the base's weight is read, never differentiated."""
+    """The gradient flows to x and to each adapter's A and B; the base's weight is read, never
+    differentiated.
+    """
 
     @staticmethod
     def forward(ctx: Any, x_NI: torch.Tensor, call: _Call, *learnable: torch.Tensor) -> torch.Tensor:

@@ -36,8 +36,15 @@ class Checkpoint:
     Raises IntegrityError when a tensor is missing, of another shape than it should, or not readable.
     """
 
-    def __init__(self, base: BaseFiles, *, quantization: str, dtype: torch.dtype, device: torch.device) -> None:
-        self.base, self.quantization, self.dtype, self.device, self.mode = base, quantization, dtype, device, Mode()
+    def __init__(self, base: BaseFiles, *, quantization: str, dtype: torch.dtype,
+                 device: torch.device) -> None:
+        self.base, self.quantization, self.dtype, self.device, self.mode = (
+            base,
+            quantization,
+            dtype,
+            device,
+            Mode(),
+        )
         self._files: list[Any] = []
         self._where: dict[str, Any] = {}
         self._ahead: ReadAhead | None = None
@@ -52,11 +59,14 @@ class Checkpoint:
             raise IntegrityError(f"{self.base.name} cannot be loaded: {error}",
                                  setting="model.base") from None
         if self.device.type == "cuda":
-            # By layer, as a family asks: what stands before and behind the layers sorts before and behind them.
-            self._ahead = ReadAhead(sorted(self._where, key=_place), lambda name: self._where[name].get_tensor(name))
+            # By layer, as a family asks: what stands before and behind the layers sorts before and behind
+            # them.
+            self._ahead = ReadAhead(sorted(self._where,
+                                           key=_place), lambda name: self._where[name].get_tensor(name))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         if self._ahead is not None:
             self._ahead.close()
         for file in self._files:
@@ -70,7 +80,8 @@ class Checkpoint:
     def _raw(self, name: str, *shape: int) -> torch.Tensor:
         found = self._name(name)
         if found is None:
-            raise IntegrityError(f"{self.base.name} lacks weights that its config.json calls for, such as {name}",
+            raise IntegrityError(f"{self.base.name} lacks weights that its config.json calls for, such as "
+                                 f"{name}",
                                  "Copy or download the base again.", setting="model.base")
         try:
             tensor = self._ahead.get(found) if self._ahead else self._where[found].get_tensor(found)
@@ -97,7 +108,9 @@ class Checkpoint:
         return Norm(weight_C, self._raw(f"{norm.name}.bias", norm.width) if norm.shift else None, norm.eps)
 
     def head(self, embedding_VC: nn.Parameter, *, tied: bool) -> nn.Parameter:
-        """The head. A tied one may be in the file all the same: a copy is the embedding, another head is taken."""
+        """The head. A tied one may be in the file all the same: a copy is the embedding, another head is
+        taken.
+        """
         if tied and self._name("lm_head.weight") is None:
             return embedding_VC
         head_VC = self.tensor("lm_head.weight", *embedding_VC.shape)
@@ -108,7 +121,8 @@ class Checkpoint:
         outputs = projection.outputs
         weights = [keep(self._raw(f"{name}.weight", width, projection.inputs), self.quantization, self.dtype)
                    for name, width in outputs.items()]
-        biases = [self._raw(f"{name}.bias", width) for name, width in outputs.items()] if projection.bias else []
+        biases = [self._raw(f"{name}.bias", width)
+                  for name, width in outputs.items()] if projection.bias else []
         ends = list(itertools.accumulate(outputs.values()))
         modules = [Part(name, end - outputs[name], end) for name, end in zip(outputs, ends, strict=True)]
         return Linear(side_by_side(weights), torch.cat(biases) if biases else None, modules, self.mode)

@@ -14,7 +14,9 @@ from tunesmith.model.native.kernels.norm import add_norm, add_norm_backward
 
 
 class Norm(nn.Module):
-    """LayerNorm (Ba et al. 2016) with a shift, RMSNorm (Zhang & Sennrich 2019) without. Weights in fp32, frozen."""
+    """LayerNorm (Ba et al. 2016) with a shift, RMSNorm (Zhang & Sennrich 2019) without. Weights in fp32,
+    frozen.
+    """
 
     def __init__(self, weight_C: torch.Tensor, shift_C: torch.Tensor | None, eps: float) -> None:
         super().__init__()
@@ -28,8 +30,8 @@ class Norm(nn.Module):
 
         spare_columns: so many values behind each row of the norm, see `Linear.spare_columns`.
         """
-        both: tuple[torch.Tensor, torch.Tensor] = _AddNorm.apply(residual_NC, delta_NC, self.weight, self.shift, self.eps,
-                                                                 spare_columns)
+        both: tuple[torch.Tensor, torch.Tensor] = _AddNorm.apply(residual_NC, delta_NC, self.weight,
+                                                                 self.shift, self.eps, spare_columns)
         return both
 
     def parameter_count(self) -> int:
@@ -61,14 +63,18 @@ class HeadNorm(nn.Module):
 class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, weight_C: torch.Tensor,
-                shift_C: torch.Tensor | None, eps: float, spare_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        sum_NC, normed_NC, mean_N, rstd_N = add_norm(residual_NC, delta_NC, None, weight_C, shift_C, eps, spare_columns)
+                shift_C: torch.Tensor | None, eps: float,
+                spare_columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sum_NC, normed_NC, mean_N, rstd_N = add_norm(residual_NC, delta_NC, None, weight_C, shift_C, eps,
+                                                     spare_columns)
         ctx.save_for_backward(sum_NC, weight_C, mean_N, rstd_N)
         ctx.set_materialize_grads(False)
         return (residual_NC.view_as(residual_NC) if sum_NC is residual_NC else sum_NC), normed_NC
 
     @staticmethod
-    def backward(ctx: Any, d_sum_NC: torch.Tensor | None, d_normed_NC: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, d_sum_NC: torch.Tensor | None,
+                 d_normed_NC: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         sum_NC, weight_C, mean_N, rstd_N = ctx.saved_tensors
-        d_NC = d_sum_NC if d_normed_NC is None else add_norm_backward(d_normed_NC, d_sum_NC, sum_NC, weight_C, mean_N, rstd_N)
+        d_NC = d_sum_NC if d_normed_NC is None else add_norm_backward(d_normed_NC, d_sum_NC, sum_NC, weight_C,
+                                                                      mean_N, rstd_N)
         return d_NC, (d_NC if ctx.needs_input_grad[1] else None), None, None, None, None

@@ -18,14 +18,14 @@ from tunesmith.model.native.kernels.formats import IGNORED
 class PackedBatch:
     """A packed batch of N tokens, of which L bear loss; B samples. Padding, if any, stands at the end.
 
-    ids_N, positions_N: token ids and places within the sample, int64. first_key_WN, last_query_WN: under each of the
-    decoder's windows, the earliest key that a token sees and the latest query that sees it, int32, both monotonic; a token
-    of padding sees itself alone.
-    loss_positions_L: where in the batch the next token bears loss; targets_L: that token, IGNORED in padding; sample_L: whose.
-    spans: where each sample begins and ends (padding is the last), on the host, for the plain path alone.
-    length: of every sample where all have the same and nothing is padded; else 0.
-    dropout_keys_N: what each token's dropout is drawn from, int64; None where nothing is dropped. See `model.dropout`.
-    lengths_N: of each token's sample, int64, where the decoder asks for them.
+    ids_N, positions_N: token ids and places within the sample, int64. first_key_WN, last_query_WN: under each
+    of the decoder's windows, the earliest key that a token sees and the latest query that sees it, int32,
+    both monotonic; a token of padding sees itself alone. loss_positions_L: where in the batch the next token
+    bears loss; targets_L: that token, IGNORED in padding; sample_L: whose. spans: where each sample begins
+    and ends (padding is the last), on the host, for the plain path alone. length: of every sample where all
+    have the same and nothing is padded; else 0. dropout_keys_N: what each token's dropout is drawn from,
+    int64; None where nothing is dropped. See `model.dropout`. lengths_N: of each token's sample, int64, where
+    the decoder asks for them.
     """
 
     ids_N: torch.Tensor
@@ -50,7 +50,8 @@ class PackedBatch:
         """The same on a device, without waiting for it."""
         if device.type == "cpu":
             return self
-        moved = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+        moved = {name: tensor.pin_memory().to(device, non_blocking=True)
+                 for name, tensor in self.tensors().items()}
         return PackedBatch(**moved, samples=self.samples, spans=self.spans, length=self.length)
 
 
@@ -63,9 +64,9 @@ def pack(rows: Sequence[MaskedRow], *, bucket: int = 1, windows: Sequence[int | 
          lengths: bool = False, dropout_seeds: Sequence[int] | None = None) -> PackedBatch:
     """Lay rows one after another.
 
-    bucket: N and L are padded to multiples of it, L to more than it has. windows: how many tokens back a token
-    sees at most, itself counted, of each kind of layer. lengths: give `lengths_N`. dropout_seeds: of each row, where
-    something is to be dropped.
+    bucket: N and L are padded to multiples of it, L to more than it has. windows: how many tokens back a
+    token sees at most, itself counted, of each kind of layer. lengths: give `lengths_N`. dropout_seeds: of
+    each row, where something is to be dropped.
     """
     row_lengths = np.array([len(row.ids) for row in rows])
     total = int(row_lengths.sum())
@@ -83,7 +84,8 @@ def pack(rows: Sequence[MaskedRow], *, bucket: int = 1, windows: Sequence[int | 
     loss_mask = np.concatenate([np.asarray(row.loss_mask, bool) for row in rows])
     loss_mask[starts[:-1]] = False
     where = loss_mask.nonzero()[0] - 1
-    # Where all bears loss but each sample's first token, L then ends in the same bucket as N: one graph, not two.
+    # Where all bears loss but each sample's first token, L then ends in the same bucket as N: one graph, not
+    # two.
     width = round_up(len(where) + len(rows), bucket) if bucket > 1 else len(where)
     loss_positions_L, sample_L = np.zeros(width, np.int64), np.zeros(width, np.int64)
     targets_L = np.full(width, IGNORED, np.int64)
@@ -96,7 +98,8 @@ def pack(rows: Sequence[MaskedRow], *, bucket: int = 1, windows: Sequence[int | 
         spans.append((total, padded))
     return PackedBatch(
         torch.from_numpy(ids), torch.from_numpy(at - begin), torch.from_numpy(first.astype(np.int32)),
-        torch.from_numpy(last.astype(np.int32)), torch.from_numpy(loss_positions_L), torch.from_numpy(targets_L),
-        torch.from_numpy(sample_L), len(rows), tuple(spans), length,
-        None if dropout_seeds is None else torch.from_numpy(token_keys(dropout_seeds, row_lengths.tolist(), padded)),
+        torch.from_numpy(last.astype(np.int32)), torch.from_numpy(loss_positions_L),
+        torch.from_numpy(targets_L), torch.from_numpy(sample_L), len(rows), tuple(spans), length,
+        None if dropout_seeds is None
+        else torch.from_numpy(token_keys(dropout_seeds, row_lengths.tolist(), padded)),
         torch.from_numpy(end - begin + 1) if lengths else None)

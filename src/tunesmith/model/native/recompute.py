@@ -1,8 +1,8 @@
 """Gradient checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174): a layer keeps its input alone.
 
-Its forward pass runs again when its gradient is wanted. The inputs may wait in the host's memory meanwhile, on their way
-there and back while the GPU computes. torch's own checkpoint is not used: it asks that a layer saves the same tensors both
-times, and here the second time leaves out what only the next layer would want.
+Its forward pass runs again when its gradient is wanted. The inputs may wait in the host's memory meanwhile,
+on their way there and back while the GPU computes. torch's own checkpoint is not used: it asks that a layer
+saves the same tensors both times, and here the second time leaves out what only the next layer would want.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _LEAVING = 2
 class Offload:
     """Keeps the inputs of layers in the host's pinned memory from their forward to their backward pass.
 
-    The copies run on a stream of their own. They come back one layer ahead of their use, in the order of a backward pass.
+    The copies run on a stream of their own. They come back one layer ahead of their use, in the order of a
+    backward pass.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -52,7 +53,8 @@ class Offload:
 
     def get(self, place: int) -> torch.Tensor:
         """The tensor of a place, back on the device; the one before it sets out."""
-        # These copies stand ahead of the one below on their stream, and until that is waited for nothing is computed.
+        # These copies stand ahead of the one below on their stream, and until that is waited for nothing is
+        # computed.
         self._leaving.clear()
         x, done = self._coming.pop(place) if place in self._coming else self._fetch(place)
         torch.cuda.current_stream(x.device).wait_event(done)
@@ -74,20 +76,21 @@ class Offload:
         return done
 
 
-def recomputed(layer: Layer, residual_NC: torch.Tensor, learnable: Sequence[torch.Tensor], again: Callable[[], Any],
-               offload: Offload | None) -> tuple[torch.Tensor, torch.Tensor]:
+def recomputed(layer: Layer, residual_NC: torch.Tensor, learnable: Sequence[torch.Tensor],
+               again: Callable[[], Any], offload: Offload | None) -> tuple[torch.Tensor, torch.Tensor]:
     """What the layer gives, keeping its input alone.
 
     learnable: what of the layer gets a gradient. again: a context in which it runs the second time.
     """
-    given: tuple[torch.Tensor, torch.Tensor] = _Recomputed.apply(residual_NC, layer, again, offload, *learnable)
+    given: tuple[torch.Tensor, torch.Tensor] = _Recomputed.apply(residual_NC, layer, again, offload,
+                                                                 *learnable)
     return given
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, residual_NC: torch.Tensor, layer: Layer, again: Callable[[], Any], offload: Offload | None,
-                *learnable: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, residual_NC: torch.Tensor, layer: Layer, again: Callable[[], Any],
+                offload: Offload | None, *learnable: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found = layer(residual_NC)
         ctx.layer, ctx.again, ctx.offload = layer, again, offload
         ctx.place = None if offload is None else offload.put(residual_NC)
@@ -104,7 +107,8 @@ class _Recomputed(torch.autograd.Function):
             found = ctx.layer(residual_NC)
         wanted = [*([residual_NC] if residual_NC.requires_grad else []), *learnable]
         # What enters the first layer learns nothing, nor does what is only handed on of it.
-        outputs, d_outputs = zip(*((out, d) for out, d in zip(found, d_found, strict=True) if out.requires_grad), strict=True)
+        outputs, d_outputs = zip(*((out, d) for out, d in zip(found, d_found, strict=True)
+                                   if out.requires_grad), strict=True)
         grads = list(torch.autograd.grad(outputs, wanted, d_outputs, allow_unused=True))
         d_residual_NC = grads.pop(0) if residual_NC.requires_grad else None
         return d_residual_NC, None, None, None, *grads

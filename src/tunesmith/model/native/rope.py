@@ -1,4 +1,5 @@
-"""Rotary position embedding: its frequencies as transformers computes them, and the angles of a batch's tokens.
+"""Rotary position embedding: its frequencies as transformers computes them, and the angles of a batch's
+tokens.
 
 Shapes: N tokens, H heads, D the width of a head, R <= D the channels that are turned.
 """
@@ -18,7 +19,9 @@ from tunesmith.model.native.kernels.rope import rotate_
 
 @dataclass(frozen=True)
 class Rope:
-    """Cosines and sines of each token's angles [N, R / 2], fp32 (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
+    """Cosines and sines of each token's angles [N, R / 2], fp32 (Su et al. 2021,
+    https://arxiv.org/abs/2104.09864).
+    """
 
     cos_NR2: torch.Tensor
     sin_NR2: torch.Tensor
@@ -31,8 +34,11 @@ class Rope:
         turned = torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x_NHD.dtype)
         return turned if channels == x_NHD.shape[-1] else torch.cat([turned, x_NHD[..., channels:]], dim=-1)
 
-    def rotate_(self, x_NHD: torch.Tensor, *, inverse: bool = False, source_NHD: torch.Tensor | None = None) -> None:
-        """The same in place, or by minus the angles; `source_NHD`: where the values come from, x itself by default."""
+    def rotate_(self, x_NHD: torch.Tensor, *, inverse: bool = False,
+                source_NHD: torch.Tensor | None = None) -> None:
+        """The same in place, or by minus the angles; `source_NHD`: where the values come from, x itself by
+        default.
+        """
         channels = 2 * self.cos_NR2.shape[1]
         if channels == x_NHD.shape[-1]:
             rotate_(x_NHD, self.cos_NR2, self.sin_NR2, inverse, source_NHD)
@@ -46,8 +52,8 @@ class Rope:
 class RopeTable(nn.Module):
     """Inverse frequencies [R / 2] of one kind of layer, and the factor of cosines and sines (yarn, longrope).
 
-    longest: the longest sample that `inverse` is for (longrope; Ding et al. 2024, https://arxiv.org/abs/2402.13753); all
-    tokens of longer ones take `long_inverse`. None: for all.
+    longest: the longest sample that `inverse` is for (longrope; Ding et al. 2024,
+    https://arxiv.org/abs/2402.13753); all tokens of longer ones take `long_inverse`. None: for all.
     """
 
     inverse: torch.Tensor
@@ -93,4 +99,5 @@ def rope_table(rope: parts.Rope, config: Any, width: int, device: torch.device) 
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"its config.json asks for the RoPE scaling {rope.scaling!r} without a usable "
                           f"{error}", setting="model.base") from None
-    return RopeTable(inverse_R2.float().to(device), float(factor), long_inverse_R2.float().to(device), longest)
+    return RopeTable(inverse_R2.float().to(device), float(factor), long_inverse_R2.float().to(device),
+                     longest)

@@ -1,7 +1,8 @@
 """Attention of short samples on a CPU: small products, of which the half above the diagonal is not computed.
 
-torch's own attention computes whole squares for samples of this size. Shapes: N tokens, H heads of queries, K of keys and
-values, G = H / K, D the width of a head; n tokens of a sample, c of a block of its queries, e keys up to the block's end.
+torch's own attention computes whole squares for samples of this size. Shapes: N tokens, H heads of queries, K
+of keys and values, G = H / K, D the width of a head; n tokens of a sample, c of a block of its queries, e
+keys up to the block's end.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 
-#: The most probabilities that a layer keeps for its backward pass (64 MB); beyond, torch's own attention keeps none.
+#: The most probabilities that a layer keeps for its backward pass (64 MB); beyond, torch's own attention
+#: keeps none.
 _MOST_KEPT = 1 << 24
 #: Queries at once.
 _BLOCK = 128
@@ -22,16 +24,21 @@ def keeps_little(spans: tuple[tuple[int, int], ...], heads: int) -> bool:
     return heads * sum((stop - start) ** 2 for start, stop in spans) <= _MOST_KEPT
 
 
-def short_attention(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, spans: tuple[tuple[int, int], ...],
-                    slopes_H: torch.Tensor | None, scale: float | None = None) -> torch.Tensor:
-    """[N, H, D]: causal inside each span; differentiable. fp32 throughout. scale: of q k^T; None for 1 / sqrt(D)."""
+def short_attention(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor,
+                    spans: tuple[tuple[int, int], ...], slopes_H: torch.Tensor | None,
+                    scale: float | None = None) -> torch.Tensor:
+    """[N, H, D]: causal inside each span; differentiable. fp32 throughout. scale: of q k^T; None for 1 /
+    sqrt(D).
+    """
     scale = q_NHD.shape[2] ** -0.5 if scale is None else scale
     o_NHD: torch.Tensor = _ShortAttention.apply(q_NHD, k_NKD, v_NKD, spans, slopes_H, scale)
     return o_NHD
 
 
 def _blocks(spans: tuple[tuple[int, int], ...]) -> Iterator[tuple[int, slice, slice]]:
-    """(how many keys stand before the block in its sample, its queries, the keys up to its end), over all samples."""
+    """(how many keys stand before the block in its sample, its queries, the keys up to its end), over all
+    samples.
+    """
     for start, stop in spans:
         for begin in range(start, stop, _BLOCK):
             end = min(begin + _BLOCK, stop)
@@ -44,10 +51,12 @@ def _heads_first(x_NHD: torch.Tensor) -> torch.Tensor:
 
 class _ShortAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor, spans: tuple[tuple[int, int], ...],
-                slopes_H: torch.Tensor | None, scale: float) -> torch.Tensor:
+    def forward(ctx: Any, q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor,
+                spans: tuple[tuple[int, int], ...], slopes_H: torch.Tensor | None,
+                scale: float) -> torch.Tensor:
         (N, H, D), K = q_NHD.shape, k_NKD.shape[1]
-        q, k, v = _heads_first(q_NHD).mul_(scale).view(K, H // K, N, D), _heads_first(k_NKD), _heads_first(v_NKD)
+        q, k, v = _heads_first(q_NHD).mul_(scale).view(K, H // K, N,
+                                                       D), _heads_first(k_NKD), _heads_first(v_NKD)
         out = torch.empty(K, H // K, N, D)
         after_cc = torch.full((_BLOCK, _BLOCK), float("-inf")).triu_(1)
         longest = max(stop - start for start, stop in spans)
@@ -55,8 +64,10 @@ class _ShortAttention(torch.autograd.Function):
         probabilities: list[torch.Tensor] = []
         for before, queries, keys in _blocks(spans):
             count, seen = queries.stop - queries.start, keys.stop - keys.start
-            s = torch.bmm(q[:, :, queries].reshape(K, -1, D), k[:, keys].transpose(1, 2)).view(K, H // K, count, seen)
-            if bias is not None:  # a softmax does not see what is added to a whole row, so the key's place is enough
+            s = torch.bmm(q[:, :, queries].reshape(K, -1, D),
+                          k[:, keys].transpose(1, 2)).view(K, H // K, count, seen)
+            # a softmax does not see what is added to a whole row, so the key's place is enough
+            if bias is not None:
                 s += bias[..., :seen]
             s[..., before:] += after_cc[:count, :count]
             p = torch.softmax(s, dim=-1).view(K, -1, seen)
@@ -76,7 +87,8 @@ class _ShortAttention(torch.autograd.Function):
         for (_, queries, keys), p in zip(_blocks(ctx.spans), probabilities, strict=True):
             do_here = do[:, :, queries].reshape(K, -1, D)
             dv[:, keys] += torch.bmm(p.transpose(1, 2), do_here)
-            ds = torch.baddbmm(delta[:, :, queries].reshape(K, -1, 1), do_here, v[:, keys].transpose(1, 2), beta=-1).mul_(p)
+            ds = torch.baddbmm(delta[:, :, queries].reshape(K, -1, 1), do_here, v[:, keys].transpose(1, 2),
+                               beta=-1).mul_(p)
             dq[:, :, queries] = torch.bmm(ds, k[:, keys]).view(K, G, -1, D)
             dk[:, keys] += torch.bmm(ds.transpose(1, 2), q[:, :, queries].reshape(K, -1, D))
         dq.mul_(ctx.scale)

@@ -2,8 +2,9 @@
 
 Shapes: O outputs, I inputs, N tokens, R ranks. xa: the activations' product with LoRA's A.
 
-The exact path quantises no activation. A quantised weight is turned back into a buffer that lives for one product: a
-product of some hundred tokens keeps the tensor cores busy for much longer than the buffer takes to write.
+The exact path quantises no activation. A quantised weight is turned back into a buffer that lives for one
+product: a product of some hundred tokens keeps the tensor cores busy for much longer than the buffer takes to
+write.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def frozen(tensor: torch.Tensor) -> nn.Parameter:
 class FrozenWeight(nn.Module):
     """A weight [O, I] that does not learn. Subclasses say how it is kept.
 
-    dtype: what its products are computed in. joins: whether `beside` and one product are another way to `project`.
+    dtype: what its products are computed in. joins: whether `beside` and one product are another way to
+    `project`.
     """
 
     joins = True
@@ -41,7 +43,8 @@ class FrozenWeight(nn.Module):
 
     def dense(self) -> torch.Tensor:
         """The weight in `dtype` [O, I]; a buffer of its own when it is kept in fewer bits."""
-        out_OI = torch.empty((self.outputs, self.inputs), dtype=self.dtype, device=next(self.parameters()).device)
+        out_OI = torch.empty((self.outputs, self.inputs), dtype=self.dtype,
+                             device=next(self.parameters()).device)
         self.fill(out_OI)
         return out_OI
 
@@ -63,7 +66,8 @@ class FrozenWeight(nn.Module):
 
     def beside(self, b_OR: torch.Tensor) -> torch.Tensor:
         """[W b], [O, I + R], in a buffer of its own. b_OR: from `room_for_b`."""
-        wide_OIR = torch.empty((self.outputs, self.inputs + b_OR.shape[1]), dtype=self.dtype, device=b_OR.device)
+        wide_OIR = torch.empty((self.outputs, self.inputs + b_OR.shape[1]), dtype=self.dtype,
+                               device=b_OR.device)
         self.fill(wide_OIR[:, :self.inputs])
         wide_OIR[:, self.inputs:] = b_OR
         return wide_OIR
@@ -148,12 +152,14 @@ class StackedWeight(FrozenWeight):
 
 
 def widens(weight: FrozenWeight, ranks: int) -> bool:
-    """Whether x W^T + (x A^T) b^T is to be computed as [x, x A^T] [W b]^T: with kernels, where the output is the wider side.
+    """Whether x W^T + (x A^T) b^T is to be computed as [x, x A^T] [W b]^T: with kernels, where the output is
+    the wider side.
 
-    The sum then costs no pass over the output; joining the two inputs is one over the input. Rows stay in steps of 16
-    bytes.
+    The sum then costs no pass over the output; joining the two inputs is one over the input. Rows stay in
+    steps of 16 bytes.
     """
-    kernels, aligned = use_triton(next(weight.parameters())), (weight.inputs + ranks) % (16 // weight.dtype.itemsize) == 0
+    kernels, aligned = use_triton(next(weight.parameters())), (weight.inputs
+                                                               + ranks) % (16 // weight.dtype.itemsize) == 0
     return kernels and aligned and 2 * weight.outputs >= 3 * weight.inputs
 
 

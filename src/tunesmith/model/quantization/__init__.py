@@ -1,7 +1,7 @@
 """The ways of keeping the frozen weights of a base, one file each. See `way.Way` for what a file says.
 
-A new way is one file here and its row in `WAYS`: the recipe, both engines, planning, merging, cards, `doctor` and the
-command line's words read it from there.
+A new way is one file here and its row in `WAYS`: the recipe, both engines, planning, merging, cards, `doctor`
+and the command line's words read it from there.
 """
 
 from __future__ import annotations

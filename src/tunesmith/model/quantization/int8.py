@@ -16,7 +16,9 @@ _VALUES_AT_ONCE = 1 << 24
 
 
 class Int8(Way):
-    """A row's values as multiples of its largest / 127 (eq. 3 of the paper). Parts: q int8 [O, I], scale fp32 [O]."""
+    """A row's values as multiples of its largest / 127 (eq. 3 of the paper). Parts: q int8 [O, I], scale fp32
+    [O].
+    """
 
     name = "int8"
     about = "LLM.int8"
@@ -37,8 +39,10 @@ class Int8(Way):
     def fails_on(self, config: Mapping[str, Any], device: str) -> str | None:
         """Latent attention on a CPU; Gemma 3n."""
         kind = str(config["model_type"])
-        if device == "cpu" and (config.get("kv_lora_rank") or kind.startswith(("deepseek_v2", "deepseek_v3"))):
-            return "bitsandbytes' CPU routine does not take what its latent attention hands over while answers are made"
+        if device == "cpu" and (config.get("kv_lora_rank")
+                                or kind.startswith(("deepseek_v2", "deepseek_v3"))):
+            return ("bitsandbytes' CPU routine does not take what its latent attention hands over while "
+                    "answers are made")
         return "transformers cannot quantise Gemma 3n in it" if kind.startswith("gemma3n") else None
 
     def transformers_config(self, dtype: torch.dtype) -> Any:
@@ -48,7 +52,9 @@ class Int8(Way):
         return BitsAndBytesConfig(load_in_8bit=True)
 
     def prepare(self, model: torch.nn.Module) -> None:
-        """Silence the note that each layer prints when its input is not fp16; the cast is what LLM.int8 is."""
+        """Silence the note that each layer prints when its input is not fp16; the cast is what LLM.int8
+        is.
+        """
         import logging
 
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -100,8 +106,9 @@ def quantise_rows(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(int8 [O, I], each row's largest magnitude in fp32 [O]).
 
     A row of zeros, or with what fp16 cannot hold, becomes zeros. To the bit what
-    bitsandbytes.functional.int8_vectorwise_quant does on a CPU, without its import, which takes seconds.
-    Its CUDA kernel multiplies in another order, and may differ by one where a value lies halfway between two integers.
+    bitsandbytes.functional.int8_vectorwise_quant does on a CPU, without its import, which takes seconds. Its
+    CUDA kernel multiplies in another order, and may differ by one where a value lies halfway between two
+    integers.
     """
     import torch
 
@@ -110,7 +117,8 @@ def quantise_rows(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     for rows in range(0, len(q_OI), step := max(1, _VALUES_AT_ONCE // weight_OI.shape[1])):
         half_RI = weight_OI[rows:rows + step].to(torch.float16)
         absmax_R = half_RI.abs().amax(1).float()
-        # 127 / 0 and 127 / infinity leave no numbers in their rows; what integer those become, each machine decides.
+        # 127 / 0 and 127 / infinity leave no numbers in their rows; what integer those become, each machine
+        # decides.
         q_OI[rows:rows + step] = (half_RI * (127.0 / absmax_R)[:, None]).round_().nan_to_num_(0.0)
         absmax_O[rows:rows + step] = absmax_R
     return q_OI, absmax_O

@@ -20,7 +20,8 @@ _BLOCK = 64
 class Nf4(Way):
     """Two values a byte, in blocks of 64 with a scale, which is quantised itself.
 
-    Parts: bitsandbytes' packed codes, the table of values, and the scales as codes, table, nested scales and offset.
+    Parts: bitsandbytes' packed codes, the table of values, and the scales as codes, table, nested scales and
+    offset.
     """
 
     name = "nf4"
@@ -44,22 +45,26 @@ class Nf4(Way):
         """4-bit weights that are turned back to `dtype` for every product."""
         from transformers import BitsAndBytesConfig
 
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                  bnb_4bit_compute_dtype=dtype)
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                  bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
     def prepare(self, model: torch.nn.Module) -> None:
         """Keep every layer on the one exact path on CPU.
 
-        On CPUs with AVX512-BF16 bitsandbytes repacks the weights in place when a layer is first called outside
-        training, computes in bf16 from then on, and fails for widths that 32 does not divide. Training and judging must
-        see the same weights, so that shortcut is declined.
+        On CPUs with AVX512-BF16 bitsandbytes repacks the weights in place when a layer is first called
+        outside training, computes in bf16 from then on, and fails for widths that 32 does not divide.
+        Training and judging must see the same weights, so that shortcut is declined.
         """
         kind = import_bitsandbytes().nn.Linear4bit
         for layer in model.modules():
             if isinstance(layer, kind):
                 layer.support_avx512bf16_for_cpu = False
                 state = layer.weight.quant_state
-                if state is not None and layer.weight.device.type == "cpu" and layer.in_features % state.blocksize:
+                if (
+                    state is not None
+                    and layer.weight.device.type == "cpu"
+                    and layer.in_features % state.blocksize
+                ):
                     layer.forward = functools.partial(_as_one_row, layer)
 
     def is_whole(self, layer: torch.nn.Module) -> bool | None:
@@ -87,8 +92,9 @@ class Nf4(Way):
         """By bitsandbytes."""
         packed, state = import_bitsandbytes().functional.quantize_4bit(
             weight_OI.contiguous(), blocksize=_BLOCK, compress_statistics=True, quant_type="nf4")
-        return {"packed": packed.flatten(), "code": state.code.float(), "absmax_q": state.absmax, "offset": state.offset,
-                "absmax_code": state.state2.code.float(), "absmax_nested": state.state2.absmax}
+        return {"packed": packed.flatten(), "code": state.code.float(), "absmax_q": state.absmax,
+                "offset": state.offset, "absmax_code": state.state2.code.float(),
+                "absmax_nested": state.state2.absmax}
 
     def fill(self, parts: Parts, out_OI: torch.Tensor) -> None:
         """code[nibble] * absmax of its block."""
@@ -102,9 +108,9 @@ class Nf4(Way):
 def _as_one_row(layer: Any, x: torch.Tensor) -> torch.Tensor:
     """x W^T + b of a layer on the CPU whose rows do not end where the blocks of the format end.
 
-    bitsandbytes' AVX512 routine goes row by row and takes the wrong scale as soon as a block spans two rows (0.50.2:
-    errors as large as the weights, at widths that 32 divides and the blocksize does not). Told that the weight is one
-    long row it is right.
+    bitsandbytes' AVX512 routine goes row by row and takes the wrong scale as soon as a block spans two rows
+    (0.50.2: errors as large as the weights, at widths that 32 divides and the blocksize does not). Told that
+    the weight is one long row it is right.
     """
     import torch
 

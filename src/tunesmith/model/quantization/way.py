@@ -1,7 +1,8 @@
 """What is known of one way of keeping the frozen weights of a base: `none`, `int8`, `nf4`, or a new one.
 
-A way is one file of this package with a subclass of `Way`, and a row in `WAYS`. Nothing here imports torch before it is
-called: the recipe, planning and the command line read these files, too. Shapes: O outputs, I inputs of a linear layer.
+A way is one file of this package with a subclass of `Way`, and a row in `WAYS`. Nothing here imports torch
+before it is called: the recipe, planning and the command line read these files, too. Shapes: O outputs, I
+inputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ Parts = Mapping[str, "torch.Tensor"]
 
 
 class Way:
-    """What a subclass does not say is as it is for weights that are kept in the dtype that they are computed in.
+    """What a subclass does not say is as it is for weights that are kept in the dtype that they are computed
+    in.
 
-    name: as the recipe says it. about: what the recipe's help adds to the name. also_called: settings of other programs
-    that mean it. quantised: whether linear layers are kept in fewer bits than they are computed in.
-    size_share: of its size in 16 bits, about what a whole base takes up, embeddings and scales counted.
-    tensors_beside: a regular expression of the last parts of names that a checkpoint kept this way has beside a weight.
-    loading_code, loading_import: how a model card loads the base with transformers.
+    name: as the recipe says it. about: what the recipe's help adds to the name. also_called: settings of
+    other programs that mean it. quantised: whether linear layers are kept in fewer bits than they are
+    computed in. size_share: of its size in 16 bits, about what a whole base takes up, embeddings and scales
+    counted. tensors_beside: a regular expression of the last parts of names that a checkpoint kept this way
+    has beside a weight. loading_code, loading_import: how a model card loads the base with transformers.
     """
 
     name: str
@@ -38,15 +40,21 @@ class Way:
     # Arithmetic and words
 
     def value_bytes(self, computed_bytes: int) -> float:
-        """Bytes of one value of a linear layer. computed_bytes: of a value in the dtype that products are computed in."""
+        """Bytes of one value of a linear layer. computed_bytes: of a value in the dtype that products are
+        computed in.
+        """
         return computed_bytes
 
     def keeps(self, config: Mapping[str, Any]) -> bool:
-        """Whether bitsandbytes' part of a checkpoint's config.json says that its weights are kept this way already."""
+        """Whether bitsandbytes' part of a checkpoint's config.json says that its weights are kept this way
+        already.
+        """
         return False
 
     def fails_on(self, config: Mapping[str, Any], device: str) -> str | None:
-        """Why a library is known to fail at a base (its config.json) on a device; None where nothing is known."""
+        """Why a library is known to fail at a base (its config.json) on a device; None where nothing is
+        known.
+        """
         return None
 
     # The hf engine: transformers and bitsandbytes
@@ -74,7 +82,9 @@ class Way:
         return frozenset(name for name, module in model.named_modules() if hasattr(module, "source_cls"))
 
     def is_whole(self, layer: torch.nn.Module) -> bool | None:
-        """Whether a layer has all that turns its weight back to floats; None for a layer that is not kept this way."""
+        """Whether a layer has all that turns its weight back to floats; None for a layer that is not kept
+        this way.
+        """
         return None
 
     def count(self, parameter: torch.nn.Parameter) -> int | None:
@@ -103,6 +113,7 @@ class Way:
         return None
 
     def int8_rows(self, parts: Parts) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(int8 [O, I], fp32 scale [O]) whose product the weight is, where that is how it is kept: products in 8 bits take
-        these as they are."""
+        """(int8 [O, I], fp32 scale [O]) whose product the weight is, where that is how it is kept: products
+        in 8 bits take these as they are.
+        """
         return None

@@ -1,7 +1,8 @@
 """A PEFT LoRA adapter as the GGUF that llama.cpp puts on a base of its own (--lora).
 
-What llama.cpp expects is in its src/llama-adapter.cpp: each tensor of the base that is changed, by its name there, with
-.lora_a [r, inputs] and .lora_b [outputs, r] behind it; the product counts alpha / r times, with one alpha for the file.
+What llama.cpp expects is in its src/llama-adapter.cpp: each tensor of the base that is changed, by its name
+there, with .lora_a [r, inputs] and .lora_b [outputs, r] behind it; the product counts alpha / r times, with
+one alpha for the file.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _LORA = re.compile(r"^base_model\.model\.(.+)\.lora_([AB])\.weight$")
 def write_adapter_gguf(adapter: Path, base: BaseFiles, out: Path, *, outtype: str = "f32") -> dict[str, Any]:
     """Write a PEFT adapter folder as `out`. outtype: f32 or f16.
 
-    base: what it was trained on; only its config and its names are read, not its weights.
-    Returns {path, architecture, outtype, alpha, modules, bytes, notes}. Raises IntegrityError for an adapter that is damaged
+    base: what it was trained on; only its config and its names are read, not its weights. Returns {path,
+    architecture, outtype, alpha, modules, bytes, notes}. Raises IntegrityError for an adapter that is damaged
     or does not fit the base, RecipeError naming what LoRA in llama.cpp cannot hold, DiskError.
     """
     from tunesmith.model.lora import CONFIG_NAME, check_adapter
@@ -53,13 +54,14 @@ def write_adapter_gguf(adapter: Path, base: BaseFiles, out: Path, *, outtype: st
 
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_name(adapter.resolve().name)
-        writer.add_file_type({"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}[outtype])
+        writer.add_file_type({"f32": gguf.LlamaFileType.ALL_F32,
+                              "f16": gguf.LlamaFileType.MOSTLY_F16}[outtype])
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
 
     size = write_file(out, layout.architecture, fill, entries)
-    return {"path": str(out), "architecture": layout.architecture, "outtype": outtype, "alpha": alpha, "modules": len(pairs),
-            "bytes": size, "notes": []}
+    return {"path": str(out), "architecture": layout.architecture, "outtype": outtype, "alpha": alpha,
+            "modules": len(pairs), "bytes": size, "notes": []}
 
 
 def _as_read(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
@@ -79,7 +81,8 @@ def _check_config(adapter: Path, config: dict[str, Any]) -> None:
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """What PEFT multiplies B A by in a module: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023, eq. 3).
+    """What PEFT multiplies B A by in a module: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023,
+    eq. 3).
 
     alpha_pattern's keys are regular expressions that match the end of a module's name, from a dot on.
     """
@@ -90,7 +93,9 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
 
 
 def _read_pairs(adapter: Path, layout: Layout) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """(A [r, inputs], B [outputs, r]) by the module's name. Raises IntegrityError or RecipeError, listing what does not fit."""
+    """(A [r, inputs], B [outputs, r]) by the module's name. Raises IntegrityError or RecipeError, listing
+    what does not fit.
+    """
     import safetensors.torch
 
     from tunesmith.model.lora import WEIGHTS_NAME, listing
@@ -99,12 +104,13 @@ def _read_pairs(adapter: Path, layout: Layout) -> dict[str, tuple[torch.Tensor, 
     for name, tensor in sorted(safetensors.torch.load_file(adapter / WEIGHTS_NAME).items()):
         match = _LORA.match(name)
         if match is None:
-            raise RecipeError(f"{adapter}: cannot be written as a GGUF adapter: {name} is not a LoRA of a linear module",
+            raise RecipeError(f"{adapter}: cannot be written as a GGUF adapter: {name} is not a LoRA of a "
+                              "linear module",
                               "Merge it into its base and write the whole model as GGUF instead.")
         halves.setdefault(layout.canonical(match[1]) or match[1], {})[match[2]] = tensor
     if "lm_head" in halves and layout.tied:
-        raise RecipeError(f"{adapter}: cannot be written as a GGUF adapter: it is on lm_head, which is the embedding in this "
-                          "base, and llama.cpp would change that too",
+        raise RecipeError(f"{adapter}: cannot be written as a GGUF adapter: it is on lm_head, which is the "
+                          "embedding in this base, and llama.cpp would change that too",
                           "Merge it into its base and write the whole model as GGUF instead.")
     problems = list(filter(None, (_misfit(module, pair, layout) for module, pair in halves.items())))
     if problems:
@@ -122,4 +128,6 @@ def _misfit(module: str, pair: dict[str, torch.Tensor], layout: Layout) -> str |
     a_RI, b_OR = pair["A"], pair["B"]
     if a_RI.ndim == b_OR.ndim == 2 and (b_OR.shape[0], a_RI.shape[1]) == shape:
         return None
-    return f"{module}: A is {list(a_RI.shape)} and B {list(b_OR.shape)}, the module {list(shape)} in this base"
+    return (
+        f"{module}: A is {list(a_RI.shape)} and B {list(b_OR.shape)}, the module {list(shape)} in this base"
+    )

@@ -1,8 +1,9 @@
 """One GGUF file, written tensor by tensor and whole or not at all.
 
-gguf's writer makes the head of the file: magic, metadata, the table of tensors. What follows it is written here, because
-that writer reports a full disk without its error number and never calls fsync. After the head each tensor begins at a
-multiple of 32 bytes (general.alignment's default, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+gguf's writer makes the head of the file: magic, metadata, the table of tensors. What follows it is written
+here, because that writer reports a full disk without its error number and never calls fsync. After the head
+each tensor begins at a multiple of 32 bytes (general.alignment's default,
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: its name in GGUF, its shape as torch has it, f32 / f16 / q8_0, and how to read it.
+    """A tensor to be written: its name in GGUF, its shape as torch has it, f32 / f16 / q8_0, and how to read
+    it.
 
     rows: the order of its rows, [rows] of int64, if not as they are. factor: what it is multiplied by.
     """
@@ -52,7 +54,9 @@ class Entry:
         return prod(self.shape) * {"f32": 4, "f16": 2}[self.kind]
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Its rows as they go into the file, some at a time. Raises IntegrityError for what is not finite in its kind."""
+        """Its rows as they go into the file, some at a time. Raises IntegrityError for what is not finite in
+        its kind.
+        """
         tensor = self.read()
         step = max(1, _CHUNK // max(1, prod(self.shape[1:])))
         for start in range(0, self.shape[0], step):
@@ -68,7 +72,8 @@ class Entry:
         if not torch.isfinite(values).all():
             if torch.isfinite(chunk).all():
                 largest = chunk.abs().max().item()
-                raise IntegrityError(f"{self.name}: a weight of {largest:.3g} is beyond what f16 holds (65504)",
+                raise IntegrityError(f"{self.name}: a weight of {largest:.3g} is beyond what f16 holds "
+                                     "(65504)",
                                      "Take q8_0, which has a scale for every 32 weights.")
             raise IntegrityError(f"{self.name}: NaN or infinite")
         array = values.contiguous().numpy()
@@ -119,7 +124,8 @@ def _write_head(path: Path, architecture: str, fill: Callable[[Any], None], entr
     writer = gguf.GGUFWriter(path, architecture)
     fill(writer)
     for entry in entries:
-        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.size, raw_dtype=kinds[entry.kind])
+        writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.size,
+                               raw_dtype=kinds[entry.kind])
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -1,8 +1,10 @@
-"""Where the tensors of each family go in a GGUF: their names there, and in which order llama.cpp wants their rows.
+"""Where the tensors of each family go in a GGUF: their names there, and in which order llama.cpp wants their
+rows.
 
-The names come from the gguf package's own table (gguf.get_tensor_name_map). Rows are reordered in two families:
-- llama: RoPE turns neighbouring channels in llama.cpp, the two halves of a head in transformers, so the rows of q and k
-  go from [head, 2, width / 2] to [head, width / 2, 2];
+The names come from the gguf package's own table (gguf.get_tensor_name_map). Rows are reordered in two
+families:
+- llama: RoPE turns neighbouring channels in llama.cpp, the two halves of a head in transformers, so the
+  rows of q and k go from [head, 2, width / 2] to [head, width / 2, 2];
 - bloom: query_key_value goes from [head, 3, width] to [3, head, width], all of q first.
 """
 
@@ -82,18 +84,24 @@ class Layout:
         return gguf.get_tensor_name_map(known[self.architecture], self.layers)
 
     def canonical(self, name: str) -> str | None:
-        """A checkpoint's name of a tensor or a module as transformers' model has it; None for a buffer that nothing reads."""
+        """A checkpoint's name of a tensor or a module as transformers' model has it; None for a buffer that
+        nothing reads.
+        """
         if name.endswith(_BUFFERS):
             return None
         body = self.gguf.body
         return name if name.startswith((body, _HEAD)) else body + name
 
     def gguf_name(self, name: str) -> str:
-        """llama.cpp's name of a parameter (canonical, with its .weight or .bias). Raises IntegrityError for an unknown one."""
+        """llama.cpp's name of a parameter (canonical, with its .weight or .bias). Raises IntegrityError for
+        an unknown one.
+        """
         tries = [name, name.removeprefix(self.gguf.body)]
-        found = next(filter(None, (self._names.get_name(key=each, try_suffixes=(".weight", ".bias")) for each in tries)), None)
+        found = next(filter(None, (self._names.get_name(key=each, try_suffixes=(".weight", ".bias"))
+                                   for each in tries)), None)
         if found is None:
-            raise IntegrityError(f"{self.base.name}: the tensor {name} has no place in a GGUF of {self.architecture}")
+            raise IntegrityError(f"{self.base.name}: the tensor {name} has no place in a GGUF of "
+                                 f"{self.architecture}")
         return str(found)
 
     def rows(self, name: str) -> torch.Tensor | None:
@@ -117,7 +125,8 @@ class Layout:
 
 def layout_of(base: BaseFiles) -> Layout:
     """The layout of a base. Raises RecipeError, naming what it is that GGUF or llama.cpp has no place for."""
-    words = {key: value for key, value in base.config.items() if key not in ("hidden_dropout", "attention_dropout")}
+    words = {key: value for key, value in base.config.items()
+             if key not in ("hidden_dropout", "attention_dropout")}
     reason, family = why_not_native(words), FAMILIES.get(base.architecture)
     gguf = family.GGUF if family else None
     if reason is None and gguf is None:
@@ -128,7 +137,8 @@ def layout_of(base: BaseFiles) -> Layout:
         except TunesmithError:  # a signal of the user's
             raise
         except Exception as error:  # transformers raises whatever its checks meet
-            reason = f"its config.json is not usable: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = f"its config.json is not usable: {said}"
         else:
             reason = _llama_cpp_lacks(config, gguf) if gguf else None
     found = describe(words) if reason is None else None

@@ -21,8 +21,8 @@ _BLOOM_POSITIONS = 2048
 def context_length(layout: Layout) -> tuple[int, str | None]:
     """(how many positions the GGUF admits, a note where these are fewer than the model's own).
 
-    llama.cpp's code of these families has no sliding window. Up to the window's length it makes no difference, so a
-    model with one is written as a model of that length.
+    llama.cpp's code of these families has no sliding window. Up to the window's length it makes no
+    difference, so a model with one is written as a model of that length.
     """
     config = layout.config
     if layout.architecture == "bloom":
@@ -30,8 +30,9 @@ def context_length(layout: Layout) -> tuple[int, str | None]:
     whole = int(config.max_position_embeddings)
     size = min((each for each in layout.parts.windows if each), default=None)
     if size and size < whole:
-        return size, (f"the model sees {size} tokens back (sliding_window), which llama.cpp does not do for this family; "
-                      f"its context is set to {size} instead of {whole}, within which both are the same")
+        return size, (f"the model sees {size} tokens back (sliding_window), which llama.cpp does not do for "
+                      f"this family; its context is set to {size} instead of {whole}, within which both are "
+                      "the same")
     return whole, None
 
 
@@ -72,14 +73,16 @@ def _write_scaling(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(factor)
         writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
-        # llama.cpp multiplies by 0.1 ln(factor) + 1 (Peng et al. 2023, eq. 22) on its own; what is left is told.
+        # llama.cpp multiplies by 0.1 ln(factor) + 1 (Peng et al. 2023, eq. 22) on its own; what is left is
+        # told.
         writer.add_rope_scaling_attn_factors(attention / (0.1 * math.log(factor) + 1 if factor > 1 else 1.0))
         writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32))
         writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1))
 
 
 def rope_factors(layout: Layout) -> torch.Tensor | None:
-    """What llama.cpp divides each frequency by, [width / 2] of f32 (its tensor rope_freqs), for llama3's scaling; else None.
+    """What llama.cpp divides each frequency by, [width / 2] of f32 (its tensor rope_freqs), for llama3's
+    scaling; else None.
 
     From the frequencies that transformers computes for the same config, so the two agree by construction.
     """
@@ -94,7 +97,9 @@ def rope_factors(layout: Layout) -> torch.Tensor | None:
 
 
 def _scaled(config: Any) -> tuple[torch.Tensor, float]:
-    """(inverse frequencies [width / 2], attention factor) of a scaled RoPE. Raises RecipeError where its keys are missing."""
+    """(inverse frequencies [width / 2], attention factor) of a scaled RoPE. Raises RecipeError where its keys
+    are missing.
+    """
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -102,5 +107,6 @@ def _scaled(config: Any) -> tuple[torch.Tensor, float]:
     try:
         inverse_D2, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     except (KeyError, TypeError, ValueError) as error:
-        raise RecipeError(f"config.json asks for the RoPE scaling {kind!r} without a usable {error}") from None
+        raise RecipeError(f"config.json asks for the RoPE scaling {kind!r} without a usable "
+                          f"{error}") from None
     return inverse_D2, float(factor)

@@ -37,11 +37,11 @@ def write_model_gguf(checkpoint: Path, out: Path, outtype: str = "f16", progress
                      name: str | None = None) -> dict[str, Any]:
     """Write a transformers checkpoint folder (config.json, *.safetensors, tokenizer files) as `out`.
 
-    outtype: f16, or q8_0 for 8.5 bits a weight; vectors stay in f32. progress: called with (bytes of tensors written, of all).
-    name: of the model in its metadata, by default the folder's. Tensors are read one by one, so memory holds one at a time.
-    Returns {path, name, architecture, outtype, tensors, bytes, tokenizer, notes}; notes say in words where llama.cpp
-    will differ. Raises RecipeError naming what GGUF has no place for, IntegrityError for a checkpoint that is not whole,
-    DiskError.
+    outtype: f16, or q8_0 for 8.5 bits a weight; vectors stay in f32. progress: called with (bytes of tensors
+    written, of all). name: of the model in its metadata, by default the folder's. Tensors are read one by
+    one, so memory holds one at a time. Returns {path, name, architecture, outtype, tensors, bytes, tokenizer,
+    notes}; notes say in words where llama.cpp will differ. Raises RecipeError naming what GGUF has no place
+    for, IntegrityError for a checkpoint that is not whole, DiskError.
     """
     check_outtype(outtype, ("f16", "q8_0"))
     base = locate_base(str(checkpoint.resolve()), None)
@@ -53,7 +53,8 @@ def write_model_gguf(checkpoint: Path, out: Path, outtype: str = "f16", progress
 
         writer.add_type(gguf.GGUFType.MODEL)
         writer.add_name(name or base.folder.name)
-        writer.add_file_type({"f16": gguf.LlamaFileType.MOSTLY_F16, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[outtype])
+        writer.add_file_type({"f16": gguf.LlamaFileType.MOSTLY_F16,
+                              "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}[outtype])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         notes.extend(write_hyperparameters(writer, layout))
         vocabulary.write(writer)
@@ -63,14 +64,17 @@ def write_model_gguf(checkpoint: Path, out: Path, outtype: str = "f16", progress
         size = write_file(out, layout.architecture, fill, entries, progress)
     wide = [entry for entry in entries if outtype == "q8_0" and entry.kind == "f16"]
     if wide:
-        notes.append(f"{len(wide)} tensors are f16: their rows do not divide into the blocks of 32 that q8_0 has")
-    return {"path": str(out), "name": name or base.folder.name, "architecture": layout.architecture, "outtype": outtype,
-            "tensors": len(entries), "bytes": size, "tokenizer": vocabulary.pre or vocabulary.model,
-            "notes": notes + vocabulary.notes}
+        notes.append(f"{len(wide)} tensors are f16: their rows do not divide into the blocks of 32 that q8_0 "
+                     "has")
+    return {"path": str(out), "name": name or base.folder.name, "architecture": layout.architecture,
+            "outtype": outtype, "tensors": len(entries), "bytes": size,
+            "tokenizer": vocabulary.pre or vocabulary.model, "notes": notes + vocabulary.notes}
 
 
 class _Tensors:
-    """The tensors of a checkpoint by their canonical names, wherever they lie among its files. Use it as a context manager."""
+    """The tensors of a checkpoint by their canonical names, wherever they lie among its files. Use it as a
+    context manager.
+    """
 
     def __init__(self, base: BaseFiles, layout: Layout) -> None:
         self.base, self.layout = base, layout
@@ -92,7 +96,8 @@ class _Tensors:
             raise IntegrityError(f"{self.base.name}: cannot be read: {error}") from None
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         for file in self._files:
             file.__exit__(kind, error, trace)
 
@@ -108,13 +113,16 @@ class _Tensors:
             raise IntegrityError(f"{self.base.name}: cannot be read: {own}: {error}") from None
 
     def entries(self, outtype: str) -> list[Entry]:
-        """Every tensor of the GGUF. Raises IntegrityError, listing what is missing, too many or of another shape."""
+        """Every tensor of the GGUF. Raises IntegrityError, listing what is missing, too many or of another
+        shape.
+        """
         expected = dict(self.layout.parameters)
         if self.layout.tied and _HEAD in self._where and not self._copy_of_embedding():
             expected[_HEAD] = expected[f"{self.layout.parts.embedding}.weight"]
         self._check(expected)
-        entries = [Entry(self.layout.gguf_name(name), shape, kind_for(shape, outtype), partial(self.read, name),
-                         self.layout.rows(name)) for name, shape in expected.items()]
+        entries = [Entry(self.layout.gguf_name(name), shape, kind_for(shape, outtype),
+                         partial(self.read, name), self.layout.rows(name))
+                   for name, shape in expected.items()]
         factors = rope_factors(self.layout)
         if factors is not None:
             entries.append(Entry("rope_freqs.weight", tuple(factors.shape), "f32", lambda: factors))
@@ -139,5 +147,6 @@ class _Tensors:
             if shape != expected[name]:
                 problems.append(f"{name}: {list(shape)}, its config.json calls for {list(expected[name])}")
         if problems:
-            raise IntegrityError(f"{self.base.name}: is not the checkpoint of its config.json:\n  {listing(sorted(problems))}",
+            raise IntegrityError(f"{self.base.name}: is not the checkpoint of its config.json:\n  "
+                                 f"{listing(sorted(problems))}",
                                  "Copy, download or merge it again.")

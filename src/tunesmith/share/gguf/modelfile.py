@@ -12,7 +12,8 @@ from tunesmith.errors import RecipeError, TunesmithError
 #: What the recipes' prompts are cut at; no text has it.
 _HERE = "\0here\0"
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
-#: How each known format writes a message, and what stands in front of an answer: texts as Go's templates have them.
+#: How each known format writes a message, and what stands in front of an answer: texts as Go's templates have
+#: them.
 _FORMATS = {
     "ChatML": ("<|im_start|>{role}\n{content}<|im_end|>\n", "<|im_start|>assistant\n"),
     "Llama 3": ("<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>",
@@ -20,14 +21,14 @@ _FORMATS = {
 }
 
 
-def modelfile(gguf_name: str, *, template: str | None, prompt: str | None, stop: list[str], adapter_name: str | None) -> str:
+def modelfile(gguf_name: str, *, template: str | None, prompt: str | None, stop: list[str],
+              adapter_name: str | None) -> str:
     """The text of a Modelfile.
 
-    gguf_name: the file of the model, beside the Modelfile. adapter_name: the file of a LoRA on it.
-    prompt: how the recipe writes a prompt; the user's text takes the place of its column. template: else, the chat template
-    (Jinja) of the tokenizer. stop: texts that end an answer.
-    What Ollama cannot be told is left out, with a comment that says so. Raises RecipeError for a name or a stop text that a
-    Modelfile cannot hold.
+    gguf_name: the file of the model, beside the Modelfile. adapter_name: the file of a LoRA on it. prompt:
+    how the recipe writes a prompt; the user's text takes the place of its column. template: else, the chat
+    template (Jinja) of the tokenizer. stop: texts that end an answer. What Ollama cannot be told is left out,
+    with a comment that says so. Raises RecipeError for a name or a stop text that a Modelfile cannot hold.
     """
     lines, notes = [f"FROM {_file(gguf_name)}"], []
     if adapter_name is not None:
@@ -48,12 +49,15 @@ def modelfile(gguf_name: str, *, template: str | None, prompt: str | None, stop:
 
 def _file(name: str) -> str:
     if not name or any(char.isspace() or not char.isprintable() or char == '"' for char in name):
-        raise RecipeError(f"Modelfile: {name!r} is not a file name that it can hold", "Take one without spaces and quotes.")
+        raise RecipeError(f"Modelfile: {name!r} is not a file name that it can hold",
+                          "Take one without spaces and quotes.")
     return name if name.startswith((".", "/", "~")) else f"./{name}"
 
 
 def _quoted(text: str) -> str:
-    """A value as Ollama's parser unquotes it: it knows no escapes, drops what cannot be printed, and trims around quotes."""
+    """A value as Ollama's parser unquotes it: it knows no escapes, drops what cannot be printed, and trims
+    around quotes.
+    """
     if '"""' in text or any(not char.isprintable() and char not in "\n\t" for char in text) or not text:
         raise RecipeError(f"Modelfile: the stop text {text!r} cannot be written there",
                           "Leave it out, and stop by the end token.")
@@ -61,10 +65,11 @@ def _quoted(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text as it stands in a Go template inside triple quotes: braces, triple quotes and what Ollama's parser would drop,
-    because it cannot be printed, become Go strings.
+    """Text as it stands in a Go template inside triple quotes: braces, triple quotes and what Ollama's parser
+    would drop, because it cannot be printed, become Go strings.
     """
-    return "".join(piece if piece in ("\n", "\t") or (piece.isprintable() and piece not in ("{", '"""')) else _go_string(piece)
+    return "".join(piece if piece in ("\n", "\t") or (piece.isprintable() and piece not in ("{", '"""'))
+                   else _go_string(piece)
                    for piece in re.findall(r'"""|.', text, re.DOTALL))
 
 
@@ -78,16 +83,18 @@ def _around(prompt: str) -> tuple[str | None, str | None]:
     parsed = Template(prompt, "data.prompt")
     columns = list(dict.fromkeys(parsed.columns))
     if len(columns) != 1:
-        return "{{ .Prompt }}", (f"The prompts of the recipe have {len(columns) or 'no'} columns; Ollama has one text. "
-                                 "Send it the whole prompt.")
+        return "{{ .Prompt }}", (f"The prompts of the recipe have {len(columns) or 'no'} columns; Ollama has "
+                                 "one text. Send it the whole prompt.")
     filled = parsed.fill(Row({columns[0]: _HERE}, "the recipe"))
     return "{{ .Prompt }}".join(_literal(piece) for piece in filled.split(_HERE)), None
 
 
 def _chat(template: str) -> tuple[str | None, str | None]:
-    """(the Go template of a chat format that is recognised by what the Jinja template writes, or None, a note)."""
-    talk = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}, {"role": "assistant", "content": "A"},
-            {"role": "user", "content": "V"}]
+    """(the Go template of a chat format that is recognised by what the Jinja template writes, or None, a
+    note).
+    """
+    talk = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"},
+            {"role": "assistant", "content": "A"}, {"role": "user", "content": "V"}]
     whole, bare = _render(template, talk), _render(template, talk[1:])
     for message, answer in _FORMATS.values():
         written = [message.format(**each) for each in talk]
@@ -104,7 +111,9 @@ def _chat(template: str) -> tuple[str | None, str | None]:
 
 
 def _render(template: str, messages: list[dict[str, str]]) -> str | None:
-    """What a chat template writes, with a place for the answer, without the token in front; None when it fails."""
+    """What a chat template writes, with a place for the answer, without the token in front; None when it
+    fails.
+    """
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -116,7 +125,8 @@ def _render(template: str, messages: list[dict[str, str]]) -> str | None:
     environment.globals["raise_exception"] = refuse
     try:
         compiled = environment.from_string(_GENERATION.sub("", template))
-        return str(compiled.render(messages=messages, add_generation_prompt=True, bos_token="", eos_token="<eos>"))
+        return str(compiled.render(messages=messages, add_generation_prompt=True, bos_token="",
+                                   eos_token="<eos>"))
     except TunesmithError:  # a signal of the user's
         raise
     except Exception:  # a template is a program of its own, and may raise anything

@@ -1,9 +1,13 @@
-"""A tokenizer as llama.cpp reads it: from what transformers really uses, recognised by its structure, never guessed.
+"""A tokenizer as llama.cpp reads it: from what transformers really uses, recognised by its structure, never
+guessed.
 
-llama.cpp knows two kinds that matter here (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, "Tokenizer"):
-- "gpt2": byte-level BPE by ranked merges; how a text is cut into words first is named by tokenizer.ggml.pre, which stands
-  for a list of regular expressions in llama.cpp's source (src/llama-vocab.cpp);
-- "llama": SentencePiece's BPE, which joins the neighbours whose union has the best score, with bytes for the rest.
+llama.cpp knows two kinds that matter here (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md,
+"Tokenizer"):
+- "gpt2": byte-level BPE by ranked merges; how a text is cut into words first is named by
+  tokenizer.ggml.pre, which stands for a list of regular expressions in llama.cpp's source
+  (src/llama-vocab.cpp);
+- "llama": SentencePiece's BPE, which joins the neighbours whose union has the best score, with bytes for
+  the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +41,8 @@ _PRES: dict[tuple[tuple[tuple[Any, ...], ...], bool], str] = {
     ((("Split", _BLOOM, "Isolated", False), _BYTES_ALONE), False): "bloom",
     ((("Split", _QWEN2, "Isolated", False), _BYTES_ALONE), False): "qwen2",
     ((("Split", _LLAMA3, "Isolated", False), _BYTES_ALONE), True): "llama-bpe",
-    ((("Split", _LLAMA3, "Isolated", False), _BYTES_ALONE), False): "smaug-bpe",  # the same words, merged from bytes
+    # the same words, merged from bytes
+    ((("Split", _LLAMA3, "Isolated", False), _BYTES_ALONE), False): "smaug-bpe",
 }
 
 
@@ -79,7 +84,8 @@ class Vocabulary:
             writer.add_unk_token_id(self.unk)
         if self.pad is not None:
             writer.add_pad_token_id(self.pad)
-        for add, token in zip((writer.add_eot_token_id, writer.add_eom_token_id), self.more_stops, strict=False):
+        for add, token in zip((writer.add_eot_token_id, writer.add_eom_token_id), self.more_stops,
+                              strict=False):
             add(token)
         writer.add_add_bos_token(self.add_bos)
         writer.add_add_eos_token(self.add_eos)
@@ -91,7 +97,8 @@ class Vocabulary:
 def read_vocabulary(base: BaseFiles, rows: int) -> Vocabulary:
     """A base's tokenizer. rows: of its embedding; those without a token are filled with unused ones.
 
-    Raises RecipeError naming what llama.cpp has no counterpart for, IntegrityError for one that contradicts itself.
+    Raises RecipeError naming what llama.cpp has no counterpart for, IntegrityError for one that contradicts
+    itself.
     """
     tokenizer = load_tokenizer(base)
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -100,34 +107,40 @@ def read_vocabulary(base: BaseFiles, rows: int) -> Vocabulary:
     words = json.loads(backend.to_str())
     model = words["model"]
     if model["type"] != "BPE":
-        raise _refused(base, f"its kind is {model['type']}; llama.cpp's tokenizers for these families are BPE")
+        raise _refused(base,
+                       f"its kind is {model['type']}; llama.cpp's tokenizers for these families are BPE")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise _refused(base, f"its {key} is {model[key]!r}")
     tokens, types = _tokens(base, words, rows)
-    found = Vocabulary("gpt2", tokens, types, add_bos=False, add_eos=False, **_special(base, tokenizer, words, rows))
+    found = Vocabulary("gpt2", tokens, types, add_bos=False, add_eos=False,
+                       **_special(base, tokenizer, words, rows))
     _ends(base, tokenizer, found)
-    merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge)
+              for merge in model["merges"]]
     steps = _steps(words.get("pre_tokenizer"))
     if any(step[0] == "ByteLevel" for step in steps):
         _byte_level(base, words, steps, merges, found)
     elif model.get("byte_fallback"):
         _sentencepiece(base, words, merges, found)
     else:
-        raise _refused(base, f"its pre-tokenizer is {_named(words.get('pre_tokenizer'))}, and it has neither byte-level "
+        raise _refused(base,
+                       f"its pre-tokenizer is {_named(words.get('pre_tokenizer'))}, and it has neither "
+                       "byte-level "
                              "words nor a fallback to bytes")
     loose = [token["content"] for token in words.get("added_tokens", []) if token["lstrip"] or token["rstrip"]
              or token["single_word"]]
     if loose:
-        found.notes.append(f"llama.cpp does not take the spaces around {', '.join(loose[:3])} into the token, "
-                           "as transformers does")
+        found.notes.append(f"llama.cpp does not take the spaces around {', '.join(loose[:3])} into the "
+                           "token, as transformers does")
     return found
 
 
 def _refused(base: BaseFiles, reason: str) -> RecipeError:
     return RecipeError(f"{base.name}: its tokenizer cannot be written as GGUF: {reason}",
-                       "Known are byte-level BPE as in GPT-2, BLOOM, Qwen 2 / 3, Llama 3 and SmolLM, and SentencePiece's BPE "
-                       "as in Llama 2 and Mistral 7B. The PEFT adapter works without GGUF.")
+                       "Known are byte-level BPE as in GPT-2, BLOOM, Qwen 2 / 3, Llama 3 and SmolLM, and "
+                       "SentencePiece's BPE as in Llama 2 and Mistral 7B. The PEFT adapter works without "
+                       "GGUF.")
 
 
 def _named(step: dict[str, Any] | None) -> str:
@@ -135,30 +148,35 @@ def _named(step: dict[str, Any] | None) -> str:
 
 
 def _tokens(base: BaseFiles, words: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
-    """(texts, types) by id, as long as the embedding. Raises IntegrityError for ids beyond it and for texts that come twice."""
+    """(texts, types) by id, as long as the embedding. Raises IntegrityError for ids beyond it and for texts
+    that come twice.
+    """
     texts = {number: (text, NORMAL) for text, number in words["model"]["vocab"].items()}
     for token in words.get("added_tokens", []):
         texts[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
     if max(texts) >= rows:
-        raise IntegrityError(f"{base.name}: its tokenizer has the id {max(texts)}, its embedding only {rows} rows",
+        raise IntegrityError(f"{base.name}: its tokenizer has the id {max(texts)}, its embedding only {rows} "
+                             "rows",
                              "Resize the model's embedding to its tokenizer first.")
     filled = [texts.get(number, (f"[PAD{number}]", UNUSED)) for number in range(rows)]
     seen: dict[str, int] = {}
     for number, (text, _) in enumerate(filled):
         if seen.setdefault(text, number) != number:
-            raise IntegrityError(f"{base.name}: its tokenizer has {text!r} twice, as {seen[text]} and {number}, "
-                                 "which llama.cpp refuses")
+            raise IntegrityError(f"{base.name}: its tokenizer has {text!r} twice, as {seen[text]} and "
+                                 f"{number}, which llama.cpp refuses")
     return [text for text, _ in filled], [kind for _, kind in filled]
 
 
 def _special(base: BaseFiles, tokenizer: Any, words: dict[str, Any], rows: int) -> dict[str, Any]:
-    """The ids of the special tokens and the chat template. What ends an answer comes from generation_config.json first.
+    """The ids of the special tokens and the chat template. What ends an answer comes from
+    generation_config.json first.
 
     Raises RecipeError when nothing ends an answer, IntegrityError for an id beyond the embedding.
     """
     path = base.folder / "generation_config.json"
     generation = read_json_object(path) if path.exists() else {}
-    ends = next((each for each in (generation.get("eos_token_id"), tokenizer.eos_token_id, base.config.get("eos_token_id"))
+    ends = next((each for each in (generation.get("eos_token_id"), tokenizer.eos_token_id,
+                                   base.config.get("eos_token_id"))
                  if each is not None), None)
     stops = [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
     if not stops:
@@ -168,23 +186,27 @@ def _special(base: BaseFiles, tokenizer: Any, words: dict[str, Any], rows: int) 
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else base.config.get("bos_token_id")
     beyond = next((token for token in (*stops, bos) if token is not None and not 0 <= token < rows), None)
     if beyond is not None:
-        raise IntegrityError(f"{base.name}: its special token {beyond} is none of the {rows} of its embedding")
+        raise IntegrityError(f"{base.name}: its special token {beyond} is none of the {rows} of its "
+                             "embedding")
     unk_text = words["model"].get("unk_token")
     unk = words["model"]["vocab"].get(unk_text) if unk_text else tokenizer.unk_token_id
     template = tokenizer.chat_template
     template = template.get("default") if isinstance(template, dict) else template
-    notes = [f"of its {len(stops)} end tokens GGUF has room for three; give the others as stops"] if len(more) > 2 else []
+    notes = [f"of its {len(stops)} end tokens GGUF has room for three; give the others as "
+             "stops"] if len(more) > 2 else []
     return {"bos": bos, "eos": eos, "unk": unk, "pad": tokenizer.pad_token_id, "more_stops": more,
             "chat_template": template, "notes": notes}
 
 
 def _ends(base: BaseFiles, tokenizer: Any, found: Vocabulary) -> None:
     """What the tokenizer puts in front of and behind every text, as it does it, not as some flag says."""
-    plain, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
+    plain, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"])
+                    for special in (False, True))
     place = next((i for i in range(len(whole)) if whole[i:i + len(plain)] == plain), None)
     front, behind = ([], []) if place is None else (whole[:place], whole[place + len(plain):])
     if place is None or len(front) > 1 or behind not in ([], [found.eos]):
-        raise _refused(base, f"around a text it puts other tokens than one in front and its end token: {whole}")
+        raise _refused(base,
+                       f"around a text it puts other tokens than one in front and its end token: {whole}")
     if front:
         found.add_bos, found.bos = True, front[0]
     found.add_eos = bool(behind)
@@ -202,27 +224,33 @@ def _steps(step: dict[str, Any] | None) -> list[tuple[Any, ...]]:
     if kind == "Digits":
         return [(kind, step["individual_digits"])]
     if kind == "ByteLevel":
-        return [(kind, step.get("use_regex", True), *(["a space in front"] if step["add_prefix_space"] else []))]
+        return [(kind, step.get("use_regex", True),
+                 *(["a space in front"] if step["add_prefix_space"] else []))]
     return [(kind, json.dumps(step, sort_keys=True))]
 
 
-def _byte_level(base: BaseFiles, words: dict[str, Any], steps: list[tuple[Any, ...]], merges: Iterable[tuple[str, ...]],
-                found: Vocabulary) -> None:
-    """Byte-level BPE. Raises RecipeError for a normalizer or a pre-tokenizer that llama.cpp has no name for."""
+def _byte_level(base: BaseFiles, words: dict[str, Any], steps: list[tuple[Any, ...]],
+                merges: Iterable[tuple[str, ...]], found: Vocabulary) -> None:
+    """Byte-level BPE. Raises RecipeError for a normalizer or a pre-tokenizer that llama.cpp has no name
+    for.
+    """
     whole = bool(words["model"].get("ignore_merges"))
     pre = _PRES.get((tuple(steps), whole))
     if pre is None:
         more = " with ignore_merges" if whole else ""
-        raise _refused(base, f"its pre-tokenizer is not one of those known: {_named(words['pre_tokenizer'])}{more}")
+        raise _refused(base,
+                       f"its pre-tokenizer is not one of those known: {_named(words['pre_tokenizer'])}{more}")
     normalizer = words.get("normalizer")
     if normalizer is not None:
         if normalizer["type"] != "NFC":
             raise _refused(base, f"its normalizer is {_named(normalizer)}")
-        found.notes.append("llama.cpp does not bring text into Unicode's form NFC first, as transformers does: give it NFC")
+        found.notes.append("llama.cpp does not bring text into Unicode's form NFC first, as transformers "
+                           "does: give it NFC")
     found.pre, found.merges = pre, [" ".join(merge) for merge in merges]
 
 
-def _sentencepiece(base: BaseFiles, words: dict[str, Any], merges: list[tuple[str, ...]], found: Vocabulary) -> None:
+def _sentencepiece(base: BaseFiles, words: dict[str, Any], merges: list[tuple[str, ...]],
+                   found: Vocabulary) -> None:
     """SentencePiece's BPE: a token's score is the rank of the first merge that makes it, negative."""
     model, vocab = words["model"], words["model"]["vocab"]
     found.model, found.space_prefix = "llama", _space_prefix(base, words, found)
@@ -243,23 +271,34 @@ def _sentencepiece(base: BaseFiles, words: dict[str, Any], merges: list[tuple[st
     missing = sum((text[:cut], text[cut:]) not in known for text in ranks for cut in range(1, len(text))
                   if text[:cut] in vocab and text[cut:] in vocab)
     if apart or missing:
-        found.notes.append(f"its merges are not all that SentencePiece makes of its tokens ({missing} are missing, "
-                           f"{apart} tokens out of order), so llama.cpp may cut a rare word otherwise")
+        found.notes.append(f"its merges are not all that SentencePiece makes of its tokens ({missing} are "
+                           f"missing, {apart} tokens out of order), so llama.cpp may cut a rare word "
+                           "otherwise")
 
 
 def _space_prefix(base: BaseFiles, words: dict[str, Any], found: Vocabulary) -> bool:
-    """Whether a space is put in front of a text. Raises RecipeError where spaces become anything but SentencePiece's mark."""
+    """Whether a space is put in front of a text. Raises RecipeError where spaces become anything but
+    SentencePiece's mark.
+    """
     normalizer, pre = words.get("normalizer"), words.get("pre_tokenizer")
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepend = {"type": "Prepend", "prepend": _SPACE}
     inner = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     if pre is None and inner in ([prepend, replace], [replace]):
         return bool(inner[0] == prepend)
-    if inner == [] and pre is not None and pre["type"] == "Metaspace" and pre["replacement"] == _SPACE and not pre["split"]:
+    if (
+        inner == []
+        and pre is not None
+        and pre["type"] == "Metaspace"
+        and pre["replacement"] == _SPACE
+        and not pre["split"]
+    ):
         if pre["prepend_scheme"] == "never":
             return False
-        found.notes.append("in front of a text that begins with a space llama.cpp puts another one, transformers does not")
+        found.notes.append("in front of a text that begins with a space llama.cpp puts another one, "
+                           "transformers does not")
         if pre["prepend_scheme"] == "first":
-            found.notes.append("behind a special token inside a text llama.cpp puts a space, transformers does not")
+            found.notes.append("behind a special token inside a text llama.cpp puts a space, transformers "
+                               "does not")
         return True
     raise _refused(base, f"its normalizer is {_named(normalizer)}, its pre-tokenizer {_named(pre)}")

@@ -1,1 +1,3 @@
-"""Element-wise, dequantisation, loss and attention kernels: each in Triton for CUDA, with a twin in plain torch."""
+"""Element-wise, dequantisation, loss and attention kernels: each in Triton for CUDA, with a twin in plain
+torch.
+"""

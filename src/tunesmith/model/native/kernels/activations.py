@@ -1,6 +1,7 @@
 """The MLP's activations, forward and backward: BLOOM's GELU and Llama's SwiGLU.
 
-N tokens, C channels, I the MLP's width (2I: gate and up side by side). Arithmetic is in fp32; results have the input's dtype.
+N tokens, C channels, I the MLP's width (2I: gate and up side by side). Arithmetic is in fp32; results have
+the input's dtype.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ def gelu(h_NC: torch.Tensor) -> torch.Tensor:
     return gelu_plain(h_NC)
 
 
-def gelu_backward(da_NC: torch.Tensor, h_NC: torch.Tensor, again_NC: torch.Tensor | None = None) -> torch.Tensor:
+def gelu_backward(da_NC: torch.Tensor, h_NC: torch.Tensor,
+                  again_NC: torch.Tensor | None = None) -> torch.Tensor:
     """The gradient [N, C] with respect to gelu's input h_NC, from the gradient da_NC of its output.
 
-    again_NC: where given it is filled with gelu(h_NC) on the way; it may be da_NC itself, which is then overwritten.
+    again_NC: where given it is filled with gelu(h_NC) on the way; it may be da_NC itself, which is then
+    overwritten.
     """
     if use_triton(h_NC):
         from tunesmith.model.native.kernels.activations_triton import gelu_backward_triton
@@ -36,7 +39,9 @@ def gelu_backward(da_NC: torch.Tensor, h_NC: torch.Tensor, again_NC: torch.Tenso
 
 
 def swiglu(gate_up_N2I: torch.Tensor) -> torch.Tensor:
-    """silu(the first half of the columns) times the second half [N, I]. Shazeer 2020 (https://arxiv.org/abs/2002.05202)."""
+    """silu(the first half of the columns) times the second half [N, I]. Shazeer 2020
+    (https://arxiv.org/abs/2002.05202).
+    """
     if use_triton(gate_up_N2I):
         from tunesmith.model.native.kernels.activations_triton import swiglu_triton
 
@@ -44,11 +49,12 @@ def swiglu(gate_up_N2I: torch.Tensor) -> torch.Tensor:
     return swiglu_plain(gate_up_N2I)
 
 
-def swiglu_backward(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor, again_NI: torch.Tensor | None = None) -> torch.Tensor:
+def swiglu_backward(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor,
+                    again_NI: torch.Tensor | None = None) -> torch.Tensor:
     """The gradient [N, 2I] with respect to swiglu's input, from the gradient da_NI of its output.
 
-    again_NI: where given it is filled with swiglu(gate_up_N2I) on the way; it may be da_NI itself, which is then
-    overwritten.
+    again_NI: where given it is filled with swiglu(gate_up_N2I) on the way; it may be da_NI itself, which is
+    then overwritten.
     """
     if use_triton(gate_up_N2I):
         from tunesmith.model.native.kernels.activations_triton import swiglu_backward_triton
@@ -62,7 +68,8 @@ def gelu_plain(h_NC: torch.Tensor) -> torch.Tensor:
     return F.gelu(h_NC, approximate="tanh")
 
 
-def gelu_backward_plain(da_NC: torch.Tensor, h_NC: torch.Tensor, again_NC: torch.Tensor | None = None) -> torch.Tensor:
+def gelu_backward_plain(da_NC: torch.Tensor, h_NC: torch.Tensor,
+                        again_NC: torch.Tensor | None = None) -> torch.Tensor:
     """`gelu_backward` in plain torch."""
     dh_NC: torch.Tensor = torch.ops.aten.gelu_backward(da_NC, h_NC, approximate="tanh")
     if again_NC is not None:

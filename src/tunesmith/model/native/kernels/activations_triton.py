@@ -8,13 +8,16 @@ import triton.language as tl
 
 from tunesmith.model.native.kernels.dispatch import power_of_two, require_contiguous, warps
 
-#: Elements that a program of the one-dimensional kernels takes on, and the most columns of the two-dimensional ones.
+#: Elements that a program of the one-dimensional kernels takes on, and the most columns of the
+#: two-dimensional ones.
 _BLOCK = 2048
 
 
 @triton.jit
 def _gelu_gate(h):
-    """0.5 (1 + tanh(z)), z being GELU's inner term: sigmoid(2z), which unlike 1 + tanh(z) keeps its digits near 0."""
+    """0.5 (1 + tanh(z)), z being GELU's inner term: sigmoid(2z), which unlike 1 + tanh(z) keeps its digits
+    near 0.
+    """
     return tl.sigmoid(1.5957691216057308 * h * (1.0 + 0.044715 * h * h))
 
 
@@ -82,13 +85,14 @@ def gelu_triton(h_NC: torch.Tensor) -> torch.Tensor:
     return a_NC
 
 
-def gelu_backward_triton(da_NC: torch.Tensor, h_NC: torch.Tensor, again_NC: torch.Tensor | None = None) -> torch.Tensor:
+def gelu_backward_triton(da_NC: torch.Tensor, h_NC: torch.Tensor,
+                         again_NC: torch.Tensor | None = None) -> torch.Tensor:
     """Launch `gelu_backward`."""
     require_contiguous(da_NC, h_NC, again_NC)
     dh_NC, count = torch.empty_like(h_NC), h_NC.numel()
     with torch.cuda.device_of(h_NC):
-        _gelu_backward_kernel[(triton.cdiv(count, _BLOCK),)](da_NC, h_NC, dh_NC, again_NC, count, BLOCK=_BLOCK,
-                                                             num_warps=warps(_BLOCK))
+        _gelu_backward_kernel[(triton.cdiv(count, _BLOCK),)](da_NC, h_NC, dh_NC, again_NC, count,
+                                                             BLOCK=_BLOCK, num_warps=warps(_BLOCK))
     return dh_NC
 
 
@@ -100,7 +104,8 @@ def swiglu_triton(gate_up_N2I: torch.Tensor) -> torch.Tensor:
     block = min(_BLOCK, power_of_two(width))
     tiles = triton.cdiv(width, block)
     with torch.cuda.device_of(gate_up_N2I):
-        _swiglu_kernel[(tokens * tiles,)](gate_up_N2I, a_NI, width, tiles, BLOCK=block, num_warps=warps(block))
+        _swiglu_kernel[(tokens * tiles,)](gate_up_N2I, a_NI, width, tiles, BLOCK=block,
+                                          num_warps=warps(block))
     return a_NI
 
 

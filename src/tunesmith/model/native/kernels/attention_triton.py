@@ -1,8 +1,10 @@
-"""Attention over a packed stream in Triton: one pass forward, two passes backward, nothing of size N x N in memory.
+"""Attention over a packed stream in Triton: one pass forward, two passes backward, nothing of size N x N in
+memory.
 
-After FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691). Samples stand one after another; a token sees the
-keys from `first_key_N` to itself, so blocks of other samples are never read. Scores are in base 2: exp2 is the GPU's own.
-Every block is masked: what that costs is less than what a second and third copy of each loop cost to compile.
+After FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691). Samples stand one after another; a token
+sees the keys from `first_key_N` to itself, so blocks of other samples are never read. Scores are in base 2:
+exp2 is the GPU's own. Every block is masked: what that costs is less than what a second and third copy of
+each loop cost to compile.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ def _rows(ptr, at, stride, d, N, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def _forward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, first_ptr, slope_ptr, N, scale, q_sn, q_sh, k_sn, k_sh, v_sn, v_sh,
-                    GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-                    ALIBI: tl.constexpr, PRECISION: tl.constexpr):
+def _forward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, first_ptr, slope_ptr, N, scale, q_sn, q_sh, k_sn,
+                    k_sh, v_sn, v_sh, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
+                    BM: tl.constexpr, BN: tl.constexpr, ALIBI: tl.constexpr, PRECISION: tl.constexpr):
     """Blocks of BM queries; the last ones, which have the most keys, are launched first."""
     block, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     heads = tl.num_programs(1)
@@ -61,7 +63,8 @@ def _forward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, first_ptr, slope_ptr, N
         top = new_top
     acc = acc / total[:, None]
     inside = (m[:, None] < N) & (d[None, :] < D)
-    tl.store(o_ptr + (m[:, None].to(tl.int64) * heads + head) * D + d[None, :], acc.to(o_ptr.dtype.element_ty), mask=inside)
+    tl.store(o_ptr + (m[:, None].to(tl.int64) * heads + head) * D + d[None, :],
+             acc.to(o_ptr.dtype.element_ty), mask=inside)
     tl.store(lse_ptr + head.to(tl.int64) * N + m, top + tl.log2(total), mask=m < N)
 
 
@@ -75,9 +78,10 @@ def _delta_kernel(o_ptr, do_ptr, delta_ptr, N, H, D: tl.constexpr, BD: tl.conste
 
 
 @triton.jit
-def _key_kernel(q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, last_ptr, slope_ptr, N, scale, grad_scale,
-                q_sn, q_sh, k_sn, k_sh, v_sn, v_sh, H, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
-                BM: tl.constexpr, BN: tl.constexpr, ALIBI: tl.constexpr, PRECISION: tl.constexpr):
+def _key_kernel(q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, last_ptr, slope_ptr, N,
+                scale, grad_scale, q_sn, q_sh, k_sn, k_sh, v_sn, v_sh, H, GROUP: tl.constexpr,
+                D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ALIBI: tl.constexpr,
+                PRECISION: tl.constexpr):
     """Gradients of a block of BN keys and values, from every head of queries that they serve."""
     block, kv_head = tl.program_id(0), tl.program_id(1)
     n, d = block * BN + tl.arange(0, BN), tl.arange(0, BD)
@@ -112,9 +116,10 @@ def _key_kernel(q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
 
 
 @triton.jit
-def _query_kernel(q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, first_ptr, slope_ptr, N, scale, grad_scale,
-                  q_sn, q_sh, k_sn, k_sh, v_sn, v_sh, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
-                  BM: tl.constexpr, BN: tl.constexpr, ALIBI: tl.constexpr, PRECISION: tl.constexpr):
+def _query_kernel(q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, first_ptr, slope_ptr, N, scale,
+                  grad_scale, q_sn, q_sh, k_sn, k_sh, v_sn, v_sh, GROUP: tl.constexpr, D: tl.constexpr,
+                  BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, ALIBI: tl.constexpr,
+                  PRECISION: tl.constexpr):
     """Gradient of a block of BM queries."""
     block, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     heads = tl.num_programs(1)
@@ -153,14 +158,15 @@ def _launch(q_NHD: torch.Tensor, k_NHD: torch.Tensor, slopes_H: torch.Tensor | N
     heads, width = q_NHD.shape[1:]
     padded = max(16, triton.next_power_of_2(width))
     row_bytes = padded * q_NHD.element_size()
-    blocks, stages = ((64, 64), 3) if row_bytes <= 256 else ((32, 32), 2) if row_bytes <= 512 else ((16, 16), 1)
-    return {"GROUP": heads // k_NHD.shape[1], "D": width, "BD": padded, "ALIBI": slopes_H is not None, "BM": blocks[0],
-            "BN": blocks[1], "PRECISION": "ieee" if q_NHD.dtype == torch.float32 else "tf32", "num_warps": 4,
-            "num_stages": stages}
+    blocks, stages = ((64, 64), 3) if row_bytes <= 256 else ((32, 32),
+                                                             2) if row_bytes <= 512 else ((16, 16), 1)
+    return {"GROUP": heads // k_NHD.shape[1], "D": width, "BD": padded, "ALIBI": slopes_H is not None,
+            "BM": blocks[0], "BN": blocks[1], "PRECISION": "ieee" if q_NHD.dtype == torch.float32 else "tf32",
+            "num_warps": 4, "num_stages": stages}
 
 
-def attention_forward_triton(q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: torch.Tensor, first_key_N: torch.Tensor,
-                             slopes_H: torch.Tensor | None,
+def attention_forward_triton(q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: torch.Tensor,
+                             first_key_N: torch.Tensor, slopes_H: torch.Tensor | None,
                              scale: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(output [N, H, D], log2 of the sum of exponentials [H, N] fp32). k and v may have fewer heads.
 
@@ -178,10 +184,11 @@ def attention_forward_triton(q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: to
     return o_NHD, lse_HN
 
 
-def attention_backward_triton(do_NHD: torch.Tensor, q_NHD: torch.Tensor, k_NHD: torch.Tensor, v_NHD: torch.Tensor,
-                              o_NHD: torch.Tensor, lse_HN: torch.Tensor, first_key_N: torch.Tensor,
-                              last_query_N: torch.Tensor, slopes_H: torch.Tensor | None, dq_NHD: torch.Tensor,
-                              dk_NHD: torch.Tensor, dv_NHD: torch.Tensor, scale: float | None = None) -> None:
+def attention_backward_triton(do_NHD: torch.Tensor, q_NHD: torch.Tensor, k_NHD: torch.Tensor,
+                              v_NHD: torch.Tensor, o_NHD: torch.Tensor, lse_HN: torch.Tensor,
+                              first_key_N: torch.Tensor, last_query_N: torch.Tensor,
+                              slopes_H: torch.Tensor | None, dq_NHD: torch.Tensor, dk_NHD: torch.Tensor,
+                              dv_NHD: torch.Tensor, scale: float | None = None) -> None:
     """Fill dq, dk and dv, which have the strides of q, k and v. do and o are contiguous."""
     N, heads, width = q_NHD.shape
     launch = _launch(q_NHD, k_NHD, slopes_H)
@@ -190,10 +197,11 @@ def attention_backward_triton(do_NHD: torch.Tensor, q_NHD: torch.Tensor, k_NHD: 
     scale = width ** -0.5 if scale is None else scale
     delta_HN = torch.empty_like(lse_HN)
     with torch.cuda.device_of(q_NHD):
-        _delta_kernel[(triton.cdiv(N, 64), heads)](o_NHD, do_NHD, delta_HN, N, heads, D=width, BD=launch["BD"], BM=64)
+        _delta_kernel[(triton.cdiv(N, 64), heads)](o_NHD, do_NHD, delta_HN, N, heads, D=width,
+                                                   BD=launch["BD"], BM=64)
         _key_kernel[(triton.cdiv(N, launch["BN"]), k_NHD.shape[1])](
-            q_NHD, k_NHD, v_NHD, do_NHD, lse_HN, delta_HN, dk_NHD, dv_NHD, last_query_N, slopes_H, N, scale * _LOG2E, scale,
-            *strides, heads, **launch)
+            q_NHD, k_NHD, v_NHD, do_NHD, lse_HN, delta_HN, dk_NHD, dv_NHD, last_query_N, slopes_H, N,
+            scale * _LOG2E, scale, *strides, heads, **launch)
         _query_kernel[(triton.cdiv(N, launch["BM"]), heads)](
-            q_NHD, k_NHD, v_NHD, do_NHD, lse_HN, delta_HN, dq_NHD, first_key_N, slopes_H, N, scale * _LOG2E, scale, *strides,
-            **launch)
+            q_NHD, k_NHD, v_NHD, do_NHD, lse_HN, delta_HN, dq_NHD, first_key_N, slopes_H, N, scale * _LOG2E,
+            scale, *strides, **launch)

@@ -1,4 +1,6 @@
-"""Cross-entropy of rows of logits, with the gradient in the same go. L rows that bear a loss, V entries of the vocabulary."""
+"""Cross-entropy of rows of logits, with the gradient in the same go. L rows that bear a loss, V entries of
+the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,15 @@ from tunesmith.model.native.kernels.formats import IGNORED
 _CHUNK = 1 << 22
 
 
-def cross_entropy(logits_LV: torch.Tensor, targets_L: torch.Tensor, d_logits_LV: torch.Tensor | None) -> torch.Tensor:
-    """Each row's loss [L] in nats, fp32: logsumexp(logits) minus the target's logit; 0 where the target is IGNORED.
+def cross_entropy(logits_LV: torch.Tensor, targets_L: torch.Tensor,
+                  d_logits_LV: torch.Tensor | None) -> torch.Tensor:
+    """Each row's loss [L] in nats, fp32: logsumexp(logits) minus the target's logit; 0 where the target is
+    IGNORED.
 
     logits_LV: fp32, bf16 or fp16, contiguous; computed in fp32. targets_L: int64, in [0, V) or IGNORED.
-    d_logits_LV: of any float dtype and contiguous; where given it is filled with the gradient of each row's own loss,
-    softmax minus one-hot, and with 0 in ignored rows. It may be logits_LV itself, which the gradient then overwrites.
+    d_logits_LV: of any float dtype and contiguous; where given it is filled with the gradient of each row's
+    own loss, softmax minus one-hot, and with 0 in ignored rows. It may be logits_LV itself, which the
+    gradient then overwrites.
     """
     if use_triton(logits_LV):
         from tunesmith.model.native.kernels.cross_entropy_triton import cross_entropy_triton
@@ -25,8 +30,11 @@ def cross_entropy(logits_LV: torch.Tensor, targets_L: torch.Tensor, d_logits_LV:
     return cross_entropy_plain(logits_LV, targets_L, d_logits_LV)
 
 
-def cross_entropy_plain(logits_LV: torch.Tensor, targets_L: torch.Tensor, d_logits_LV: torch.Tensor | None) -> torch.Tensor:
-    """`cross_entropy` in plain torch, some rows at a time, so that little more memory is taken than is given."""
+def cross_entropy_plain(logits_LV: torch.Tensor, targets_L: torch.Tensor,
+                        d_logits_LV: torch.Tensor | None) -> torch.Tensor:
+    """`cross_entropy` in plain torch, some rows at a time, so that little more memory is taken than is
+    given.
+    """
     rows, entries = logits_LV.shape
     nats_L = torch.empty(rows, dtype=torch.float32, device=logits_LV.device)
     step = max(1, _CHUNK // entries)

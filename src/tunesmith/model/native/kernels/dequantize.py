@@ -1,4 +1,5 @@
-"""Frozen, quantised weights back to floats: int8 with a scale for each row, and bitsandbytes' double-quantised nf4.
+"""Frozen, quantised weights back to floats: int8 with a scale for each row, and bitsandbytes'
+double-quantised nf4.
 
 O output features, I input features.
 """
@@ -10,12 +11,14 @@ import torch
 from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.kernels.formats import NF4_BLOCK, NF4_NESTED, Nf4Absmax
 
-#: Values worked on at once in plain torch, a multiple of NF4_BLOCK: 1 MiB in fp32, which stays in a core's cache.
+#: Values worked on at once in plain torch, a multiple of NF4_BLOCK: 1 MiB in fp32, which stays in a core's
+#: cache.
 _CHUNK = 1 << 18
 
 
 def dequantize_int8(q_OI: torch.Tensor, scale_O: torch.Tensor, out_OI: torch.Tensor) -> torch.Tensor:
-    """Write q * scale into out_OI (fp32, bf16 or fp16) and return it. q_OI: int8. scale_O: fp32, absmax / 127.
+    """Write q * scale into out_OI (fp32, bf16 or fp16) and return it. q_OI: int8. scale_O: fp32, absmax /
+    127.
 
     The rows of out_OI may have gaps between them.
     """
@@ -26,7 +29,8 @@ def dequantize_int8(q_OI: torch.Tensor, scale_O: torch.Tensor, out_OI: torch.Ten
     return dequantize_int8_plain(q_OI, scale_O, out_OI)
 
 
-def dequantize_nf4(packed: torch.Tensor, code_16: torch.Tensor, absmax: Nf4Absmax, out_OI: torch.Tensor) -> torch.Tensor:
+def dequantize_nf4(packed: torch.Tensor, code_16: torch.Tensor, absmax: Nf4Absmax,
+                   out_OI: torch.Tensor) -> torch.Tensor:
     """Write code_16[nibble] * its block's absmax into out_OI (fp32, bf16 or fp16) and return it.
 
     packed: uint8, two values to a byte over the flattened weight, the high nibble first. code_16: fp32.
@@ -43,7 +47,9 @@ def dequantize_nf4(packed: torch.Tensor, code_16: torch.Tensor, absmax: Nf4Absma
 
 
 def dequantize_int8_plain(q_OI: torch.Tensor, scale_O: torch.Tensor, out_OI: torch.Tensor) -> torch.Tensor:
-    """`dequantize_int8` in plain torch, some rows at a time: torch makes an fp32 copy of what it multiplies."""
+    """`dequantize_int8` in plain torch, some rows at a time: torch makes an fp32 copy of what it
+    multiplies.
+    """
     step = max(1, _CHUNK // q_OI.shape[1])
     for start in range(0, q_OI.shape[0], step):
         part = slice(start, start + step)
@@ -62,9 +68,12 @@ def dequantize_nf4_plain(packed: torch.Tensor, code_16: torch.Tensor, absmax: Nf
     packed, out = packed.view(-1), out_OI.view(-1)
     for start in range(0, out.numel(), _CHUNK):
         values = pairs.index_select(0, packed[start // 2:(start + _CHUNK) // 2].int()).view(torch.float32)
-        part, scale_B1 = out[start:start + _CHUNK], absmax_B[start // NF4_BLOCK:(start + _CHUNK) // NF4_BLOCK, None]
+        part, scale_B1 = out[start:start + _CHUNK], absmax_B[start // NF4_BLOCK:(start + _CHUNK) // NF4_BLOCK,
+                                                             None]
         whole = part.numel() // NF4_BLOCK * NF4_BLOCK
-        torch.mul(values[:whole].view(-1, NF4_BLOCK), scale_B1[:whole // NF4_BLOCK], out=part[:whole].view(-1, NF4_BLOCK))
-        if whole < part.numel():  # the weight's last block is not full; nor, with an odd number of values, its last byte
+        torch.mul(values[:whole].view(-1, NF4_BLOCK), scale_B1[:whole // NF4_BLOCK],
+                  out=part[:whole].view(-1, NF4_BLOCK))
+        # the weight's last block is not full; nor, with an odd number of values, its last byte
+        if whole < part.numel():
             torch.mul(values[whole:part.numel()], scale_B1[-1], out=part[whole:])
     return out_OI

@@ -18,7 +18,9 @@ _BLOCK, _NESTED = tl.constexpr(NF4_BLOCK), tl.constexpr(NF4_NESTED)
 
 @triton.jit
 def _int8_kernel(q, scale, out, width, out_stride, tiles, COLUMNS: tl.constexpr):
-    """A program is one tile of one row; `tiles` in each row, `out_stride` from one row of `out` to the next."""
+    """A program is one tile of one row; `tiles` in each row, `out_stride` from one row of `out` to the
+    next.
+    """
     row, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     start = row.to(tl.int64) * width
     cols = tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -28,19 +30,23 @@ def _int8_kernel(q, scale, out, width, out_stride, tiles, COLUMNS: tl.constexpr)
 
 
 @triton.jit
-def _nf4_kernel(packed, code_16, q, code_256, nested, offset, out, count, size, width, out_stride, GAPS: tl.constexpr,
-                BLOCKS: tl.constexpr):
-    """A program is BLOCKS rows of 64 values. The two codes are looked up in memory: 64 and 1,024 bytes that stay in L1.
+def _nf4_kernel(packed, code_16, q, code_256, nested, offset, out, count, size, width, out_stride,
+                GAPS: tl.constexpr, BLOCKS: tl.constexpr):
+    """A program is BLOCKS rows of 64 values. The two codes are looked up in memory: 64 and 1,024 bytes that
+    stay in L1.
 
-    GAPS: `out` has rows of `width` values, whole blocks, `out_stride` from one to the next; otherwise it is flat.
+    GAPS: `out` has rows of `width` values, whole blocks, `out_stride` from one to the next; otherwise it is
+    flat.
 
-    `count` values in `size` bytes: with a bound in bytes of its own the packed load is seen to be dense, and is vectorised.
+    `count` values in `size` bytes: with a bound in bytes of its own the packed load is seen to be dense, and
+    is vectorised.
     """
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block * _BLOCK < count
     # An index of unsigned bytes would be taken as signed, so all are widened first.
     level = tl.load(q + block, mask=inside, other=0).to(tl.int32)
-    absmax = tl.load(code_256 + level) * tl.load(nested + block // _NESTED, mask=inside, other=0.0) + tl.load(offset)
+    absmax = tl.load(code_256 + level) * tl.load(nested + block // _NESTED, mask=inside,
+                                                 other=0.0) + tl.load(offset)
     byte = block[:, None] * (_BLOCK // 2) + tl.arange(0, _BLOCK // 2)[None, :]
     pair = tl.load(packed + byte, mask=byte < size, other=0).to(tl.int32)
     first = tl.load(code_16 + (pair >> 4)) * absmax[:, None]
@@ -75,7 +81,9 @@ def dequantize_nf4_triton(packed: torch.Tensor, code_16: torch.Tensor, absmax: N
     if stride != width and width % NF4_BLOCK:
         raise ValueError(f"rows of {width} values with gaps between them are no whole blocks of {NF4_BLOCK}")
     with torch.cuda.device_of(packed):
-        _nf4_kernel[(triton.cdiv(count, NF4_BLOCK * _BLOCKS),)](packed, code_16, absmax.q, absmax.code_256, absmax.nested,
-                                                            absmax.offset, out_OI, count, packed.numel(), width, stride,
+        _nf4_kernel[(triton.cdiv(count, NF4_BLOCK * _BLOCKS),)](packed, code_16, absmax.q, absmax.code_256,
+                                                                absmax.nested,
+                                                            absmax.offset, out_OI, count, packed.numel(),
+                                                                width, stride,
                                                             GAPS=stride != width, BLOCKS=_BLOCKS, num_warps=4)
     return out_OI

@@ -1,4 +1,6 @@
-"""Whether a tensor's kernel runs in Triton or as its twin in plain torch, and what the Triton launchers share."""
+"""Whether a tensor's kernel runs in Triton or as its twin in plain torch, and what the Triton launchers
+share.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +47,17 @@ def warps(elements: int, *, per_warp: int = 256, most: int = 16) -> int:
 def row_block(columns: int) -> tuple[int, bool]:
     """(the block in which a program takes a row, whether the row fits into it).
 
-    A program of 16 warps holds a row of up to 32,768 values in its registers, 64 to a thread; wider ones come in pieces.
+    A program of 16 warps holds a row of up to 32,768 values in its registers, 64 to a thread; wider ones come
+    in pieces.
     """
     return (power_of_two(columns), True) if columns <= 32768 else (4096, False)
 
 
 def require_contiguous(*tensors: torch.Tensor | None) -> None:
-    """Raise ValueError where a tensor has gaps or is transposed: the kernels address bare memory and would misread it."""
+    """Raise ValueError where a tensor has gaps or is transposed: the kernels address bare memory and would
+    misread it.
+    """
     for tensor in tensors:
         if tensor is not None and not tensor.is_contiguous():
-            raise ValueError(f"a kernel was given a tensor {tuple(tensor.shape)} with strides {tensor.stride()}; "
-                             "it must be contiguous")
+            raise ValueError(f"a kernel was given a tensor {tuple(tensor.shape)} with strides "
+                             f"{tensor.stride()}; it must be contiguous")

@@ -1,11 +1,14 @@
-"""Dropout whose mask is a pure function of (the token's key, the module's salt, the channel): nothing is stored.
+"""Dropout whose mask is a pure function of (the token's key, the module's salt, the channel): nothing is
+stored.
 
-A token's key is hashed from the seed of its sample and its place there (`model.dropout`), so that a mask depends neither
-on how a step is cut into micro-batches nor on what stands beside the sample, and every device draws the same.
+A token's key is hashed from the seed of its sample and its place there (`model.dropout`), so that a mask
+depends neither on how a step is cut into micro-batches nor on what stands beside the sample, and every device
+draws the same.
 
-The mask hashes a channel's number with two rounds of lowbias32, a 32-bit mixer that Christopher Wellons searched for the
-lowest bias (hash-prospector, https://github.com/skeeto/hash-prospector, public domain). Between the rounds come two 32-bit
-keys: for a given salt, the token's 64-bit key and the pair of keys are one to one.
+The mask hashes a channel's number with two rounds of lowbias32, a 32-bit mixer that Christopher Wellons
+searched for the lowest bias (hash-prospector, https://github.com/skeeto/hash-prospector, public domain).
+Between the rounds come two 32-bit keys: for a given salt, the token's 64-bit key and the pair of keys are one
+to one.
 
     key_1 = mix(low(key) ^ mix(salt + g))        key_2 = mix(key_1 + (high(key) ^ mix(mix(salt + g) + g)))
     hash  = mix(mix(channel ^ key_1) ^ key_2)    kept where hash >= floor(p * 2**32)
@@ -17,7 +20,14 @@ import numpy as np
 import torch
 
 from tunesmith.model.native.kernels.dispatch import use_triton
-from tunesmith.model.native.kernels.dropout_hash import MASK_32, MULTIPLIER_1, MULTIPLIER_2, salt_keys, signed, threshold
+from tunesmith.model.native.kernels.dropout_hash import (
+    MASK_32,
+    MULTIPLIER_1,
+    MULTIPLIER_2,
+    salt_keys,
+    signed,
+    threshold,
+)
 
 _STEPS = ((16, MULTIPLIER_1), (15, MULTIPLIER_2))
 #: Elements hashed at once: few enough for a core's cache on a CPU, many enough to fill a GPU.
@@ -25,11 +35,12 @@ _CHUNK_CPU, _CHUNK_GPU = 1 << 17, 1 << 24
 
 
 def dropout(x_NC: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> torch.Tensor:
-    """x / (1 - p) where kept, else 0, in x's dtype; x itself where p is 0. Its backward pass is itself on the gradient.
+    """x / (1 - p) where kept, else 0, in x's dtype; x itself where p is 0. Its backward pass is itself on the
+    gradient.
 
-    p: the share that is dropped, 0 <= p < 1. keys_N: each token's key, int64, on x's device, where they are also read: a
-    CUDA graph that is replayed with other keys draws another mask. salt: tells apart the modules that see the same tokens,
-    0 <= salt < 2**32. Raises ValueError where p or salt is outside its range.
+    p: the share that is dropped, 0 <= p < 1. keys_N: each token's key, int64, on x's device, where they are
+    also read: a CUDA graph that is replayed with other keys draws another mask. salt: tells apart the modules
+    that see the same tokens, 0 <= salt < 2**32. Raises ValueError where p or salt is outside its range.
     """
     if not 0 <= p < 1:
         raise ValueError(f"the dropout probability must be in [0, 1), but is {p}")
@@ -43,7 +54,9 @@ def dropout(x_NC: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> to
 
 
 def dropout_plain(x_NC: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> torch.Tensor:
-    """`dropout` in plain torch, with 0 < p < 1; on a CPU the hashes are numpy's, which is quicker there (`_numpy_mask`)."""
+    """`dropout` in plain torch, with 0 < p < 1; on a CPU the hashes are numpy's, which is quicker there
+    (`_numpy_mask`).
+    """
     y_NC = torch.empty_like(x_NC, memory_format=torch.contiguous_format)
     rows, columns = x_NC.shape
     on_cpu = x_NC.device.type == "cpu"
@@ -57,8 +70,9 @@ def dropout_plain(x_NC: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int)
 
 
 def _numpy_mask(keys_N: torch.Tensor, columns: int, p: float, salt: int) -> torch.Tensor:
-    """What is dropped [N, C], in numpy, for keys on a CPU. Unlike torch it has unsigned shifts, and its calls cost little,
-    which is most of what a small tensor takes."""
+    """What is dropped [N, C], in numpy, for keys on a CPU. Unlike torch it has unsigned shifts, and its calls
+    cost little, which is most of what a small tensor takes.
+    """
     salt_1, salt_2 = salt_keys(salt)
     keys = keys_N.numpy().view(np.uint64)
     spare = np.empty(len(keys), dtype=np.uint32)
@@ -85,7 +99,8 @@ def _numpy_mix_(h: np.ndarray, spare: np.ndarray) -> None:
 def _torch_mask(keys_N: torch.Tensor, columns: int, p: float, salt: int) -> torch.Tensor:
     """What is dropped [N, C], in torch's int32, whose products wrap, for any device; the keys stay there."""
     salt_1, salt_2 = salt_keys(salt)
-    low, high = keys_N.contiguous().view(torch.int32).view(-1, 2).unbind(1)  # little-endian, as all that torch runs on
+    # little-endian, as all that torch runs on
+    low, high = keys_N.contiguous().view(torch.int32).view(-1, 2).unbind(1)
     key_1 = _torch_mix(low ^ salt_1)
     key_2 = _torch_mix(key_1 + (high ^ salt_2))
     columns_C = torch.arange(columns, dtype=torch.int32, device=keys_N.device)
@@ -95,7 +110,9 @@ def _torch_mask(keys_N: torch.Tensor, columns: int, p: float, salt: int) -> torc
 
 
 def _torch_mix(h: torch.Tensor) -> torch.Tensor:
-    """lowbias32 on int32. torch's shift brings in copies of the sign from the left, which are cut off again."""
+    """lowbias32 on int32. torch's shift brings in copies of the sign from the left, which are cut off
+    again.
+    """
     for shift, multiplier in _STEPS:
         h = (h ^ (h >> shift & (1 << 32 - shift) - 1)) * signed(multiplier)
     return h ^ (h >> 16 & 0xFFFF)

@@ -1,11 +1,14 @@
-"""lowbias32, a 32-bit mixer that Christopher Wellons searched for the lowest bias, and the keys that dropout's masks hash.
+"""lowbias32, a 32-bit mixer that Christopher Wellons searched for the lowest bias, and the keys that
+dropout's masks hash.
 
-hash-prospector, https://github.com/skeeto/hash-prospector, public domain. `dropout.py` says how a mask comes of them.
+hash-prospector, https://github.com/skeeto/hash-prospector, public domain. `dropout.py` says how a mask comes
+of them.
 """
 
 from __future__ import annotations
 
-#: lowbias32's two multipliers, and 2**32 over the golden ratio: mix(0) is 0, which this keeps the salt 0 away from.
+#: lowbias32's two multipliers, and 2**32 over the golden ratio: mix(0) is 0, which this keeps the salt 0 away
+#: from.
 MULTIPLIER_1, MULTIPLIER_2, _GOLDEN = 0x7FEB352D, 0x846CA68B, 0x9E3779B9
 MASK_32 = 0xFFFFFFFF
 
@@ -16,7 +19,9 @@ def threshold(p: float) -> int:
 
 
 def salt_keys(salt: int) -> tuple[int, int]:
-    """What the salt adds to the two keys, as signed 32-bit numbers. Raises ValueError where it is no unsigned one."""
+    """What the salt adds to the two keys, as signed 32-bit numbers. Raises ValueError where it is no unsigned
+    one.
+    """
     if not 0 <= salt <= MASK_32:
         raise ValueError(f"the dropout salt must be in [0, 2**32), but is {salt}")
     first = mix((salt + _GOLDEN) & MASK_32)

@@ -22,11 +22,14 @@ def _mix(h):
     return h ^ (h >> 16)
 
 
-# Without specialisation a salt that happens to give 1, or a multiple of 16, would compile a kernel of its own.
+# Without specialisation a salt that happens to give 1, or a multiple of 16, would compile a kernel of its
+# own.
 @triton.jit(do_not_specialize=["salt_1", "salt_2", "tokens"])
-def _dropout_kernel(x, y, keys, salt_1, salt_2, scale, tokens, channels, THRESHOLD: tl.constexpr, ROWS: tl.constexpr,
-                    COLUMNS: tl.constexpr):
-    """THRESHOLD is compiled in: a run has one probability, and as an argument its type would change at 2**31."""
+def _dropout_kernel(x, y, keys, salt_1, salt_2, scale, tokens, channels, THRESHOLD: tl.constexpr,
+                    ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """THRESHOLD is compiled in: a run has one probability, and as an argument its type would change at
+    2**31.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     key = tl.load(keys + row, mask=row < tokens, other=0)
@@ -50,6 +53,6 @@ def dropout_triton(x_NC: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int
     rows = _ELEMENTS // columns
     with torch.cuda.device_of(x_NC):
         _dropout_kernel[(triton.cdiv(tokens, rows), triton.cdiv(channels, columns))](
-            x_NC, y_NC, keys_N, salt_1, salt_2, 1 / (1 - p), tokens, channels, THRESHOLD=threshold(p), ROWS=rows,
-            COLUMNS=columns, num_warps=warps(_ELEMENTS, most=8))
+            x_NC, y_NC, keys_N, salt_1, salt_2, 1 / (1 - p), tokens, channels, THRESHOLD=threshold(p),
+            ROWS=rows, COLUMNS=columns, num_warps=warps(_ELEMENTS, most=8))
     return y_NC

@@ -1,7 +1,8 @@
-"""fp8 (e4m3, Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433) for products of activations with frozen weights.
+"""fp8 (e4m3, Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433) for products of activations with
+frozen weights.
 
-Shapes: N tokens, C channels; O outputs and I inputs of a weight. An activation has one scale a token, a weight one an
-output: value = q * scale.
+Shapes: N tokens, C channels; O outputs and I inputs of a weight. An activation has one scale a token, a
+weight one an output: value = q * scale.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def quantise_rows(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tuple[tor
     return quantise_rows_plain(x_NC, scale_C)
 
 
-def quantise_rows_plain(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise_rows_plain(x_NC: torch.Tensor,
+                        scale_C: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantise_rows` in plain torch."""
     x_NC = x_NC.float() if scale_C is None else x_NC.float() * scale_C
     largest_N1 = x_NC.abs().amax(dim=1, keepdim=True)
@@ -41,7 +43,8 @@ def cast_weight(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, *, transp
     return cast_weight_plain(weight_OI, scale_O, transposed)
 
 
-def cast_weight_plain(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, transposed: bool) -> torch.Tensor:
+def cast_weight_plain(weight_OI: torch.Tensor, scale_O: torch.Tensor | None,
+                      transposed: bool) -> torch.Tensor:
     """`cast_weight` in plain torch."""
     q_OI = weight_OI.float() if scale_O is None else weight_OI.float() / scale_O[:, None]
     q_OI = q_OI.clamp(-FP8_LARGEST, FP8_LARGEST).to(FP8)
@@ -50,7 +53,9 @@ def cast_weight_plain(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, tra
 
 def scaled_product(a_NK: torch.Tensor, scale_N1: torch.Tensor, b_MK: torch.Tensor, scale_1M: torch.Tensor,
                    dtype: torch.dtype) -> torch.Tensor:
-    """(a scale_N1) (b scale_1M^T)^T [N, M] in `dtype`, accumulated in fp32. a and b are fp8, K apart in memory by one."""
+    """(a scale_N1) (b scale_1M^T)^T [N, M] in `dtype`, accumulated in fp32. a and b are fp8, K apart in
+    memory by one.
+    """
     if a_NK.is_cuda:
         return torch._scaled_mm(a_NK, b_MK.T, scale_N1, scale_1M, out_dtype=dtype, use_fast_accum=True)
     return ((a_NK.float() @ b_MK.float().T) * scale_N1 * scale_1M).to(dtype)

@@ -20,12 +20,13 @@ def _loaded(x, scale, at, C, SCALED: tl.constexpr):
 
 
 @triton.jit
-def _rows_kernel(x, scale, q, s, C, SCALED: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
-                 CHUNK: tl.constexpr = 8):
-    """One program a row. WHOLE: a block holds it, so it is read once; else twice, the second time from the cache.
+def _rows_kernel(x, scale, q, s, C, SCALED: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr,
+                 WHOLE: tl.constexpr, CHUNK: tl.constexpr = 8):
+    """One program a row. WHOLE: a block holds it, so it is read once; else twice, the second time from the
+    cache.
 
-    CHUNK: neighbouring values that a thread takes. Left alone it is 16, for the sake of the bytes that are stored, and a
-    warp's loads, of 16 bytes a thread at most, would leave gaps.
+    CHUNK: neighbouring values that a thread takes. Left alone it is 16, for the sake of the bytes that are
+    stored, and a warp's loads, of 16 bytes a thread at most, would leave gaps.
     """
     row = tl.program_id(0).to(tl.int64)
     x += row * C
@@ -49,8 +50,8 @@ def _rows_kernel(x, scale, q, s, C, SCALED: tl.constexpr, LARGEST: tl.constexpr,
 
 
 @triton.jit
-def _cast_kernel(w_ptr, scale_ptr, q_ptr, outputs, inputs, w_stride, SCALED: tl.constexpr, TRANSPOSED: tl.constexpr,
-                 LARGEST: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
+def _cast_kernel(w_ptr, scale_ptr, q_ptr, outputs, inputs, w_stride, SCALED: tl.constexpr,
+                 TRANSPOSED: tl.constexpr, LARGEST: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
     """A tile of the weight; `w_stride` from one of its rows to the next."""
     o, i = tl.program_id(1) * BO + tl.arange(0, BO), tl.program_id(0) * BI + tl.arange(0, BI)
     inside = (o[:, None] < outputs) & (i[None, :] < inputs)
@@ -65,7 +66,8 @@ def _cast_kernel(w_ptr, scale_ptr, q_ptr, outputs, inputs, w_stride, SCALED: tl.
         tl.store(q_ptr + o[:, None].to(tl.int64) * inputs + i[None, :], q, mask=inside)
 
 
-def quantise_rows_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def quantise_rows_triton(x_NC: torch.Tensor,
+                         scale_C: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantise_rows` on a GPU."""
     require_contiguous(x_NC, scale_C)
     N, C = x_NC.shape
@@ -73,19 +75,21 @@ def quantise_rows_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None) -> tu
     scale_N1 = torch.empty((N, 1), dtype=torch.float32, device=x_NC.device)
     block, whole = row_block(C)
     with torch.cuda.device_of(x_NC):
-        _rows_kernel[(N,)](x_NC, scale_C, q_NC, scale_N1, C, SCALED=scale_C is not None, LARGEST=FP8_LARGEST, BLOCK=block,
-                           WHOLE=whole, num_warps=warps(block, per_warp=512))
+        _rows_kernel[(N,)](x_NC, scale_C, q_NC, scale_N1, C, SCALED=scale_C is not None, LARGEST=FP8_LARGEST,
+                           BLOCK=block, WHOLE=whole, num_warps=warps(block, per_warp=512))
     return q_NC, scale_N1
 
 
-def cast_weight_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, transposed: bool) -> torch.Tensor:
+def cast_weight_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None,
+                       transposed: bool) -> torch.Tensor:
     """`cast_weight` on a GPU."""
     require_contiguous(weight_OI[:1], scale_O)
     outputs, inputs = weight_OI.shape
-    q = torch.empty((inputs, outputs) if transposed else (outputs, inputs), dtype=FP8, device=weight_OI.device)
+    q = torch.empty((inputs, outputs) if transposed else (outputs, inputs), dtype=FP8,
+                    device=weight_OI.device)
     bo, bi = (128, 128) if transposed else (16, 512)
     with torch.cuda.device_of(weight_OI):
         _cast_kernel[(triton.cdiv(inputs, bi), triton.cdiv(outputs, bo))](
-            weight_OI, scale_O, q, outputs, inputs, weight_OI.stride(0), SCALED=scale_O is not None, TRANSPOSED=transposed,
-            LARGEST=FP8_LARGEST, BO=bo, BI=bi, num_warps=8)
+            weight_OI, scale_O, q, outputs, inputs, weight_OI.stride(0), SCALED=scale_O is not None,
+            TRANSPOSED=transposed, LARGEST=FP8_LARGEST, BO=bo, BI=bi, num_warps=8)
     return q

@@ -1,7 +1,9 @@
-"""Products of activations with a frozen weight in int8 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, eq. 3-6).
+"""Products of activations with a frozen weight in int8 (Dettmers et al. 2022,
+https://arxiv.org/abs/2208.07339, eq. 3-6).
 
-Shapes: N tokens, C channels; O outputs and I inputs of a weight; [N, K] x [M, K] of a product, R ranks of what is added to
-it. An activation has one scale a token, a weight one an output: value = q * scale, q from -127 to 127.
+Shapes: N tokens, C channels; O outputs and I inputs of a weight; [N, K] x [M, K] of a product, R ranks of
+what is added to it. An activation has one scale a token, a weight one an output: value = q * scale, q from
+-127 to 127.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ def quantise_rows_int8(x_NC: torch.Tensor, scale_C: torch.Tensor | None = None,
                        dropped_C: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(q [N, C] int8, scale [N] fp32) of x, or of x * scale_C; a row of zeros gets the scale 1.
 
-    Rounds to the nearest even of x * scale_C / scale with scale = the row's greatest / 127. dropped_C (bool or uint8):
-    columns that become 0 and do not count towards the greatest. A row that is not finite elsewhere gets the scale NaN.
+    Rounds to the nearest even of x * scale_C / scale with scale = the row's greatest / 127. dropped_C (bool
+    or uint8): columns that become 0 and do not count towards the greatest. A row that is not finite elsewhere
+    gets the scale NaN.
     """
     if use_triton(x_NC):
         from tunesmith.model.native.kernels.int8_matmul_triton import quantise_rows_int8_triton
@@ -37,21 +40,24 @@ def quantise_rows_int8_plain(x_NC: torch.Tensor, scale_C: torch.Tensor | None = 
         x_NC = x_NC.masked_fill(dropped_C.bool(), 0.0)
     largest_N = x_NC.abs().amax(dim=1)
     # Infinity * 0 is NaN: int8 cannot say that a value is not finite, so the scale does.
-    scale_N = torch.where(largest_N > INT8_TINY, largest_N / INT8_LARGEST, torch.ones_like(largest_N)) + largest_N * 0
+    scale_N = torch.where(largest_N > INT8_TINY, largest_N / INT8_LARGEST,
+                          torch.ones_like(largest_N)) + largest_N * 0
     return torch.round(x_NC * (1 / scale_N)[:, None]).to(torch.int8), scale_N
 
 
 def int8_product(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, scale_M: torch.Tensor | None,
                  bias_M: torch.Tensor | None, dtype: torch.dtype, low_NR: torch.Tensor | None = None,
                  b_MR: torch.Tensor | None = None) -> torch.Tensor:
-    """(a b^T) scale_N scale_M + bias + low b_MR^T [N, M] in `dtype`, rounded once; a b^T is summed exactly, in int32.
+    """(a b^T) scale_N scale_M + bias + low b_MR^T [N, M] in `dtype`, rounded once; a b^T is summed exactly,
+    in int32.
 
-    No scale_M: ones. a and b are int8, the scales fp32, low_NR and b_MR both in one dtype; all contiguous, but b_MR may also
-    be a transposed view of what is. Raises ValueError when K is no multiple of 16, and when low_NR and b_MR do not fit.
+    No scale_M: ones. a and b are int8, the scales fp32, low_NR and b_MR both in one dtype; all contiguous,
+    but b_MR may also be a transposed view of what is. Raises ValueError when K is no multiple of 16, and when
+    low_NR and b_MR do not fit.
     """
     if a_NK.shape[1] != b_MK.shape[1] or a_NK.shape[1] % MULTIPLE:
-        raise ValueError(f"an int8 product needs two equal widths, a multiple of {MULTIPLE}: {tuple(a_NK.shape)} and "
-                         f"{tuple(b_MK.shape)}")
+        raise ValueError(f"an int8 product needs two equal widths, a multiple of {MULTIPLE}: "
+                         f"{tuple(a_NK.shape)} and {tuple(b_MK.shape)}")
     _require_low_rank(len(a_NK), len(b_MK), low_NR, b_MR)
     if use_triton(a_NK):
         from tunesmith.model.native.kernels.int8_matmul_triton import int8_product_triton
@@ -67,13 +73,13 @@ def _require_low_rank(N: int, M: int, low_NR: torch.Tensor | None, b_MR: torch.T
     if low_NR is None or b_MR is None:
         raise ValueError("a low-rank part needs both of its matrices")
     if low_NR.shape != (N, b_MR.shape[1]) or len(b_MR) != M or low_NR.dtype != b_MR.dtype:
-        raise ValueError(f"the low-rank part of a product [{N}, {M}] has {tuple(low_NR.shape)} and {tuple(b_MR.shape)}, in "
-                         f"{low_NR.dtype} and {b_MR.dtype}")
+        raise ValueError(f"the low-rank part of a product [{N}, {M}] has {tuple(low_NR.shape)} and "
+                         f"{tuple(b_MR.shape)}, in {low_NR.dtype} and {b_MR.dtype}")
 
 
-def int8_product_plain(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, scale_M: torch.Tensor | None,
-                       bias_M: torch.Tensor | None, dtype: torch.dtype, low_NR: torch.Tensor | None = None,
-                       b_MR: torch.Tensor | None = None) -> torch.Tensor:
+def int8_product_plain(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor,
+                       scale_M: torch.Tensor | None, bias_M: torch.Tensor | None, dtype: torch.dtype,
+                       low_NR: torch.Tensor | None = None, b_MR: torch.Tensor | None = None) -> torch.Tensor:
     """`int8_product` in plain torch."""
     try:
         sum_NM = torch._int_mm(a_NK, b_MK.T)
@@ -112,5 +118,7 @@ def round_weight_int8(weight_OI: torch.Tensor, scale_O: torch.Tensor, *, transpo
 
 def round_weight_int8_plain(weight_OI: torch.Tensor, scale_O: torch.Tensor, transposed: bool) -> torch.Tensor:
     """`round_weight_int8` in plain torch."""
-    q_OI = torch.round(weight_OI.float() * (1 / scale_O)[:, None]).clamp(-INT8_LARGEST, INT8_LARGEST).to(torch.int8)
+    q_OI = torch.round(weight_OI.float() * (1 / scale_O)[:,
+                                                         None]).clamp(-INT8_LARGEST,
+                                                                      INT8_LARGEST).to(torch.int8)
     return q_OI.T.contiguous() if transposed else q_OI

@@ -1,7 +1,8 @@
-"""The Triton kernels of `int8_matmul.py`. Shapes as there; a tile is `rows` of N by `columns` of M, `depth` of K at a time.
+"""The Triton kernels of `int8_matmul.py`. Shapes as there; a tile is `rows` of N by `columns` of M, `depth`
+of K at a time.
 
-On Hopper the tensor cores read a tile of int8 straight from shared memory (wgmma), where the bulk copy engine (TMA) puts
-it; older GPUs, and addresses that the engine does not take, go through pointers.
+On Hopper the tensor cores read a tile of int8 straight from shared memory (wgmma), where the bulk copy engine
+(TMA) puts it; older GPUs, and addresses that the engine does not take, go through pointers.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from tunesmith.model.native.kernels.dispatch import power_of_two, require_contig
 from tunesmith.model.native.kernels.formats import INT8_LARGEST, INT8_TINY
 
 _LARGEST, _TINY = tl.constexpr(INT8_LARGEST), tl.constexpr(INT8_TINY)
-#: 1.5 * 2^23. Added to a number less than 2^22 and taken off again, it leaves the nearest integer, ties to even.
+#: 1.5 * 2^23. Added to a number less than 2^22 and taken off again, it leaves the nearest integer, ties to
+#: even.
 _ROUNDER = tl.constexpr(12582912.0)
-#: Rows of tiles that are worked on together, so that a tile of the weight is read while the cache still has it.
+#: Rows of tiles that are worked on together, so that a tile of the weight is read while the cache still has
+#: it.
 _GROUP = 8
 #: The compute capability that brought the bulk copy engine.
 _TMA_SINCE = (9, 0)
-#: Longer rows whose columns have scales are read in pieces of this many values: with its scale a value takes three times
-#: the room, and few programs that hold a whole row fit a multiprocessor. (3.2 against 2.7 TB/s at 28,672 on an H200.)
+#: Longer rows whose columns have scales are read in pieces of this many values: with its scale a value takes
+#: three times the room, and few programs that hold a whole row fit a multiprocessor. (3.2 against 2.7 TB/s at
+#: 28,672 on an H200.)
 _LONGEST_SCALED, _PIECE = 16384, 4096
-#: Ranks of the low-rank part that a tile multiplies at a time, and in fp32, which the tensor cores do not multiply exactly.
+#: Ranks of the low-rank part that a tile multiplies at a time, and in fp32, which the tensor cores do not
+#: multiply exactly.
 _RANKS, _RANKS_FP32 = 64, 16
 
 
@@ -77,7 +82,9 @@ def _size(value):
 
 @triton.jit
 def _rounded(value, inverse, CLAMPED: tl.constexpr):
-    """value * inverse, from -127 to 127 (CLAMPED: to be kept within), as int8: the last byte of the sum is that integer."""
+    """value * inverse, from -127 to 127 (CLAMPED: to be kept within), as int8: the last byte of the sum is
+    that integer.
+    """
     raised = value * inverse + _ROUNDER
     if CLAMPED:
         raised = tl.minimum(tl.maximum(raised, _ROUNDER - _LARGEST), _ROUNDER + _LARGEST)
@@ -87,10 +94,11 @@ def _rounded(value, inverse, CLAMPED: tl.constexpr):
 @triton.jit
 def _rows_kernel(x, scale, dropped, q, s, C, SCALED: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
                  WHOLE: tl.constexpr, CHUNK: tl.constexpr = 8):
-    """One program a row. WHOLE: a block holds it, so it is read once; else twice, the second time from the cache.
+    """One program a row. WHOLE: a block holds it, so it is read once; else twice, the second time from the
+    cache.
 
-    CHUNK: neighbouring values that a thread takes. Left alone it is 16, for the sake of the bytes that are stored, and a
-    warp's loads, of 16 bytes a thread at most, would leave gaps.
+    CHUNK: neighbouring values that a thread takes. Left alone it is 16, for the sake of the bytes that are
+    stored, and a warp's loads, of 16 bytes a thread at most, would leave gaps.
     """
     row = tl.program_id(0).to(tl.int64)
     x += row * C
@@ -143,15 +151,18 @@ def quantise_rows_int8_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None =
     per_warp = 512 if whole else 1024
     with torch.cuda.device_of(x_NC):
         _rows_kernel[(N,)](x_NC, scale_C, dropped_C, q_NC, scale_N, C, SCALED=scale_C is not None,
-                           DROPS=dropped_C is not None, BLOCK=block, WHOLE=whole, num_warps=warps(block, per_warp=per_warp))
+                           DROPS=dropped_C is not None, BLOCK=block, WHOLE=whole,
+                           num_warps=warps(block, per_warp=per_warp))
     return q_NC, scale_N
 
 
-def round_weight_int8_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None, transposed: bool) -> torch.Tensor:
+def round_weight_int8_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None,
+                             transposed: bool) -> torch.Tensor:
     """Launch `round_weight_int8`, or `transpose_int8` of what is int8 already when there is no scale."""
     require_contiguous(weight_OI[:1], scale_O)
     outputs, inputs = weight_OI.shape
-    q = torch.empty((inputs, outputs) if transposed else (outputs, inputs), dtype=torch.int8, device=weight_OI.device)
+    q = torch.empty((inputs, outputs) if transposed else (outputs, inputs), dtype=torch.int8,
+                    device=weight_OI.device)
     bo, bi = (128, 128) if transposed else (16, 512)
     with torch.cuda.device_of(weight_OI):
         _weight_kernel[(triton.cdiv(inputs, bi), triton.cdiv(outputs, bo))](
@@ -165,7 +176,9 @@ def round_weight_int8_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | No
 
 @triton.jit
 def _place(N, M, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
-    """(first row, first column) of this program's tile: down GROUP rows of tiles, then to the next column of tiles."""
+    """(first row, first column) of this program's tile: down GROUP rows of tiles, then to the next column of
+    tiles.
+    """
     down, across = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
     group = tl.program_id(0) // (GROUP * across)
     within = tl.program_id(0) % (GROUP * across)
@@ -177,8 +190,8 @@ def _place(N, M, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr)
 def _low_piece(low, low_b, n, m, start, N, M, RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr):
     """(low [rows, STEP], b^T [STEP, columns]) of the ranks from `start` on; what lies outside is zero.
 
-    RANKS is a constant for the sake of rows that are no multiple of 16 long: so their loads are known to be aligned.
-    FLIPPED: b lies in memory as [R, M].
+    RANKS is a constant for the sake of rows that are no multiple of 16 long: so their loads are known to be
+    aligned. FLIPPED: b lies in memory as [R, M].
     """
     r = start + tl.arange(0, STEP)
     piece = tl.load(low + n[:, None].to(tl.int64) * RANKS + r[None, :],
@@ -188,8 +201,9 @@ def _low_piece(low, low_b, n, m, start, N, M, RANKS: tl.constexpr, FLIPPED: tl.c
 
 
 @triton.jit
-def _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED: tl.constexpr, BIASED: tl.constexpr,
-            RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED: tl.constexpr,
+            BIASED: tl.constexpr, RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr,
+            ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Scale the tile's sums, add the bias and the low-rank part, and store.
 
     The low-rank operands take the shared memory that the loop over K has left.
@@ -209,22 +223,22 @@ def _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCA
 
 
 @triton.jit
-def _tma_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED: tl.constexpr, BIASED: tl.constexpr,
-                RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                DEPTH: tl.constexpr, GROUP: tl.constexpr):
+def _tma_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED: tl.constexpr,
+                BIASED: tl.constexpr, RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr,
+                ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr):
     """a and b are descriptors; what lies outside of them is read as zeros."""
     row, column = _place(N, M, ROWS, COLUMNS, GROUP)
     total = tl.zeros((ROWS, COLUMNS), tl.int32)
     for k in range(0, K, DEPTH):
         total = tl.dot(a.load([row, k]), b.load([column, k]).T, total, out_dtype=tl.int32)
-    _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED, BIASED, RANKS, FLIPPED, STEP, ROWS,
-            COLUMNS)
+    _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED, BIASED, RANKS, FLIPPED,
+            STEP, ROWS, COLUMNS)
 
 
 @triton.jit
-def _pointer_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED: tl.constexpr, BIASED: tl.constexpr,
-                    RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr,
-                    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr):
+def _pointer_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED: tl.constexpr,
+                    BIASED: tl.constexpr, RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr,
+                    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr):
     """Rows and columns beyond the end wrap around, and are not stored; K is masked."""
     row, column = _place(N, M, ROWS, COLUMNS, GROUP)
     n, m = (row + tl.arange(0, ROWS)) % N, (column + tl.arange(0, COLUMNS)) % M
@@ -236,25 +250,30 @@ def _pointer_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED
         piece_a = tl.load(a + start, mask=k[None, :] < K - start, other=0)
         piece_b = tl.load(b + start, mask=k[:, None] < K - start, other=0)
         total = tl.dot(piece_a, piece_b, total, out_dtype=tl.int32)
-    _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED, BIASED, RANKS, FLIPPED, STEP, ROWS,
-            COLUMNS)
+    _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED, BIASED, RANKS, FLIPPED,
+            STEP, ROWS, COLUMNS)
 
 
 @functools.cache
 def _limits(index: int) -> tuple[int, int, bool]:
     """(multiprocessors, bytes of shared memory that one program may have, whether TMA is there) of a GPU."""
     found = torch.cuda.get_device_properties(index)
-    return (found.multi_processor_count, found.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # torch's stub lacks it
+    return (found.multi_processor_count,
+            found.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # torch's stub lacks it
             (found.major, found.minor) >= _TMA_SINCE)
 
 
 def takes_tma(*matrices: torch.Tensor) -> bool:
-    """Whether the bulk copy engine takes these int8 matrices: their address and the bytes of a row in steps of 16."""
+    """Whether the bulk copy engine takes these int8 matrices: their address and the bytes of a row in steps
+    of 16.
+    """
     return all(matrix.data_ptr() % 16 == 0 and matrix.shape[1] % 16 == 0 for matrix in matrices)
 
 
 def tile_for(N: int, M: int, processors: int, shared_bytes: int) -> Tile | None:
-    """The tile for a result [N, M] through TMA: wide ones if they are enough for most multiprocessors; None: none fits."""
+    """The tile for a result [N, M] through TMA: wide ones if they are enough for most multiprocessors; None:
+    none fits.
+    """
     count = triton.cdiv(N, WIDE.rows) * triton.cdiv(M, WIDE.columns)
     fitting = [tile for tile in (WIDE, SQUARE) if tile.shared_bytes <= shared_bytes]
     if len(fitting) == 2 and count < 0.75 * processors:
@@ -262,35 +281,43 @@ def tile_for(N: int, M: int, processors: int, shared_bytes: int) -> Tile | None:
     return fitting[0] if fitting else None
 
 
-def int8_product_triton(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, scale_M: torch.Tensor | None,
-                        bias_M: torch.Tensor | None, dtype: torch.dtype, low_NR: torch.Tensor | None = None,
-                        b_MR: torch.Tensor | None = None) -> torch.Tensor:
+def int8_product_triton(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor,
+                        scale_M: torch.Tensor | None, bias_M: torch.Tensor | None, dtype: torch.dtype,
+                        low_NR: torch.Tensor | None = None, b_MR: torch.Tensor | None = None) -> torch.Tensor:
     """Launch `int8_product`, cut up by its size."""
     tile = None
     if a_NK.is_cuda:
         processors, shared_bytes, has_tma = _limits(a_NK.device.index)
         if has_tma and takes_tma(a_NK, b_MK):
             tile = tile_for(a_NK.shape[0], b_MK.shape[0], processors, shared_bytes)
-    return launch_product(a_NK, scale_N, b_MK, scale_M, bias_M, dtype, tile or BY_POINTER, low_NR, b_MR, tma=tile is not None)
+    return launch_product(a_NK, scale_N, b_MK, scale_M, bias_M, dtype, tile or BY_POINTER, low_NR, b_MR,
+                          tma=tile is not None)
 
 
-def launch_product(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, scale_M: torch.Tensor | None,
-                   bias_M: torch.Tensor | None, dtype: torch.dtype, tile: Tile, low_NR: torch.Tensor | None = None,
-                   b_MR: torch.Tensor | None = None, *, tma: bool) -> torch.Tensor:
-    """`int8_product` in tiles of this kind. tma: needs `takes_tma` and a GPU that has it (or the interpreter)."""
+def launch_product(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor,
+                   scale_M: torch.Tensor | None, bias_M: torch.Tensor | None, dtype: torch.dtype, tile: Tile,
+                   low_NR: torch.Tensor | None = None, b_MR: torch.Tensor | None = None, *,
+                   tma: bool) -> torch.Tensor:
+    """`int8_product` in tiles of this kind. tma: needs `takes_tma` and a GPU that has it (or the
+    interpreter).
+    """
     ranks = 0 if low_NR is None else low_NR.shape[1]
     flipped = ranks > 0 and b_MR is not None and not b_MR.is_contiguous()
-    require_contiguous(a_NK, scale_N, b_MK, scale_M, bias_M, low_NR, b_MR.T if flipped and b_MR is not None else b_MR)
+    require_contiguous(a_NK, scale_N, b_MK, scale_M, bias_M, low_NR,
+                       b_MR.T if flipped and b_MR is not None else b_MR)
     N, K, M = *a_NK.shape, b_MK.shape[0]
     y_NM = torch.empty((N, M), dtype=dtype, device=a_NK.device)
     if y_NM.numel() == 0:
         return y_NM
     a = TensorDescriptor.from_tensor(a_NK, [tile.rows, tile.depth]) if tma else a_NK
     b = TensorDescriptor.from_tensor(b_MK, [tile.columns, tile.depth]) if tma else b_MK
-    step = min(_RANKS_FP32 if low_NR is not None and low_NR.dtype == torch.float32 else _RANKS, max(16, power_of_two(ranks)))
+    step = min(_RANKS_FP32 if low_NR is not None and low_NR.dtype == torch.float32 else _RANKS,
+               max(16, power_of_two(ranks)))
     with torch.cuda.device_of(a_NK):
-        (_tma_kernel if tma else _pointer_kernel)[(triton.cdiv(N, tile.rows) * triton.cdiv(M, tile.columns),)](
+        (_tma_kernel if tma
+         else _pointer_kernel)[(triton.cdiv(N, tile.rows) * triton.cdiv(M, tile.columns),)](
             a, b, scale_N, scale_M, bias_M, low_NR, b_MR, y_NM, N, M, K, SCALED=scale_M is not None,
-            BIASED=bias_M is not None, RANKS=ranks, FLIPPED=flipped, STEP=step, ROWS=tile.rows, COLUMNS=tile.columns,
-            DEPTH=tile.depth, GROUP=_GROUP, num_warps=tile.warps, num_stages=tile.stages)
+            BIASED=bias_M is not None, RANKS=ranks, FLIPPED=flipped, STEP=step, ROWS=tile.rows,
+            COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=_GROUP, num_warps=tile.warps,
+            num_stages=tile.stages)
     return y_NM

@@ -1,4 +1,6 @@
-"""The Triton kernels of `norm.py`: one program for each token's row, held in registers, read and written once."""
+"""The Triton kernels of `norm.py`: one program for each token's row, held in registers, read and written
+once.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ from tunesmith.model.native.kernels.dispatch import power_of_two, require_contig
 
 
 @triton.jit
-def _add_norm_kernel(residual, delta, bias, weight, shift, summed, normed, mean, rstd, channels, normed_stride,
-                     eps, BLOCK: tl.constexpr):
-    """The pointers that are None drop out when the kernel is compiled: delta, bias, shift (RMSNorm), summed, mean."""
+def _add_norm_kernel(residual, delta, bias, weight, shift, summed, normed, mean, rstd, channels,
+                     normed_stride, eps, BLOCK: tl.constexpr):
+    """The pointers that are None drop out when the kernel is compiled: delta, bias, shift (RMSNorm), summed,
+    mean.
+    """
     row = tl.program_id(0).to(tl.int64)
     start = row * channels
     cols = tl.arange(0, BLOCK)
@@ -41,7 +45,9 @@ def _add_norm_kernel(residual, delta, bias, weight, shift, summed, normed, mean,
 
 @triton.jit
 def _add_norm_backward_kernel(d_normed, d_sum, summed, weight, mean, rstd, d, channels, BLOCK: tl.constexpr):
-    """d = rstd * (g - mean(g) - x̂ * mean(g * x̂)) + d_sum, with g = d_normed * weight; RMSNorm has no mean(g)."""
+    """d = rstd * (g - mean(g) - x̂ * mean(g * x̂)) + d_sum, with g = d_normed * weight; RMSNorm has no
+    mean(g).
+    """
     row = tl.program_id(0).to(tl.int64)
     start = row * channels
     cols = tl.arange(0, BLOCK)
@@ -76,20 +82,21 @@ def add_norm_triton(residual_NC: torch.Tensor, delta_NC: torch.Tensor | None, bi
     mean_N = None if shift_C is None else torch.empty_like(rstd_N)
     block = power_of_two(channels)
     with torch.cuda.device_of(residual_NC):
-        _add_norm_kernel[(tokens,)](residual_NC, delta_NC, bias_C, weight_C, shift_C, sum_NC if copied else None,
-                                    normed_NC, mean_N, rstd_N, channels, normed_NC.stride(0), eps, BLOCK=block,
-                                    num_warps=warps(block))
+        _add_norm_kernel[(tokens,)](residual_NC, delta_NC, bias_C, weight_C, shift_C,
+                                    sum_NC if copied else None, normed_NC, mean_N, rstd_N, channels,
+                                    normed_NC.stride(0), eps, BLOCK=block, num_warps=warps(block))
     return sum_NC, normed_NC, mean_N, rstd_N
 
 
 def add_norm_backward_triton(d_normed_NC: torch.Tensor, d_sum_NC: torch.Tensor | None, sum_NC: torch.Tensor,
-                             weight_C: torch.Tensor, mean_N: torch.Tensor | None, rstd_N: torch.Tensor) -> torch.Tensor:
+                             weight_C: torch.Tensor, mean_N: torch.Tensor | None,
+                             rstd_N: torch.Tensor) -> torch.Tensor:
     """Launch `add_norm_backward`."""
     require_contiguous(d_normed_NC, d_sum_NC, sum_NC, weight_C, mean_N, rstd_N)
     tokens, channels = sum_NC.shape
     d_NC = torch.empty_like(sum_NC)
     block = power_of_two(channels)
     with torch.cuda.device_of(sum_NC):
-        _add_norm_backward_kernel[(tokens,)](d_normed_NC, d_sum_NC, sum_NC, weight_C, mean_N, rstd_N, d_NC, channels,
-                                             BLOCK=block, num_warps=warps(block))
+        _add_norm_backward_kernel[(tokens,)](d_normed_NC, d_sum_NC, sum_NC, weight_C, mean_N, rstd_N, d_NC,
+                                             channels, BLOCK=block, num_warps=warps(block))
     return d_NC

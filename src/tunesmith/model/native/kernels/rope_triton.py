@@ -13,8 +13,8 @@ _PAIRS = 1024
 
 
 @triton.jit
-def _rotate_kernel(x, source, cos, sin, token_stride, head_stride, source_token_stride, source_head_stride, heads, half,
-                   INVERSE: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):
+def _rotate_kernel(x, source, cos, sin, token_stride, head_stride, source_token_stride, source_head_stride,
+                   heads, half, INVERSE: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr):
     """Each pair is read and written by one thread alone, so x can be its own source."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -24,7 +24,9 @@ def _rotate_kernel(x, source, cos, sin, token_stride, head_stride, source_token_
     if INVERSE:
         s = -s
     inside = (head < heads)[:, None] & (pair < half)[None, :]
-    origin = source + token * source_token_stride + head.to(tl.int64)[:, None] * source_head_stride + pair[None, :]
+    origin = (
+        source + token * source_token_stride + head.to(tl.int64)[:, None] * source_head_stride + pair[None, :]
+    )
     left = tl.load(origin, mask=inside, other=0.0).to(tl.float32)
     right = tl.load(origin + half, mask=inside, other=0.0).to(tl.float32)
     where = x + token * token_stride + head.to(tl.int64)[:, None] * head_stride + pair[None, :]
@@ -45,5 +47,6 @@ def rotate_triton_(x_NHD: torch.Tensor, cos_ND2: torch.Tensor, sin_ND2: torch.Te
     head_block = min(power_of_two(heads), max(1, _PAIRS // half_block))
     with torch.cuda.device_of(x_NHD):
         _rotate_kernel[(tokens, triton.cdiv(heads, head_block))](
-            x_NHD, source_NHD, cos_ND2, sin_ND2, *x_NHD.stride()[:2], *source_NHD.stride()[:2], heads, size // 2,
-            INVERSE=inverse, HEADS=head_block, HALF=half_block, num_warps=warps(head_block * half_block))
+            x_NHD, source_NHD, cos_ND2, sin_ND2, *x_NHD.stride()[:2], *source_NHD.stride()[:2], heads,
+            size // 2, INVERSE=inverse, HEADS=head_block, HALF=half_block,
+            num_warps=warps(head_block * half_block))
