@@ -7,6 +7,7 @@ from typing import Any
 
 from tunesmith.rundir import RunFolder, write_atomically
 from tunesmith.rundir.manifest import RUN_FORMAT, Manifest
+from tunesmith.rundir.result import RunResult
 from tunesmith.rundir.schema import as_json
 
 
@@ -22,6 +23,15 @@ def manifest(**changes: Any) -> Manifest:
         "matmul": "exact", "spread": False, "activation_budget_bytes": 2.0e9, "trainable_parameters": 10,
         "all_parameters": 100, "threads": 1, "machine": "a machine", "versions": {"tunesmith": "0.1.0"},
         **changes})
+
+
+def result(**changes: Any) -> RunResult:
+    """A whole result of a run that had no validation set; changes: of its keys."""
+    return RunResult.model_validate({
+        "engine": "native", "trainable_parameters": 1234, "all_parameters": 10**6, "steps": 6, "train_loss": 1.5,
+        "eval_loss_before": None, "eval_loss_after": None, "seconds": 2.0, "tokens_per_second": 10.0,
+        "kept": {"float32": 10**6}, "peak_memory_bytes": 1 << 30, "verdict": None, "judgement": None,
+        "prompt": "...", **changes})
 
 
 def begin(run: RunFolder, recipe: str = "r") -> None:

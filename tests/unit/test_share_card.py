@@ -16,6 +16,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from run_files import result
 
 from tunesmith.errors import IntegrityError
 from tunesmith.recipe import parse_recipe
@@ -53,15 +54,14 @@ def test_the_card_reads_as_the_hub_reads_it() -> None:
 
 def test_rows_of_one_s_own_are_not_named(tmp_path: Path) -> None:
     recipe = parse_recipe('model: {base: b}\ndata: {source: s, completion: "{a}"}\n').model_dump(mode="json")
-    result = {"steps": 6, "trainable_parameters": 1234}
     for source in (str(tmp_path / "secret-project.jsonl"), "rows.jsonl", "data/rows.csv", "embedded:quotes",
                    str(tmp_path)):
-        facts = training_facts(recipe | {"data": recipe["data"] | {"source": source}}, result)
+        facts = training_facts(recipe | {"data": recipe["data"] | {"source": source}}, result())
         card = Card(NOTE | {"trained": facts}, "me/mine")
         assert source not in render_card(card), source
         assert "datasets" not in front(card)
     assert training_facts(recipe | {"data": recipe["data"] | {"source": "maker/quotes"}},
-                          result)["dataset"] == "maker/quotes"
+                          result())["dataset"] == "maker/quotes"
 
 
 def test_nothing_held_out_claims_nothing() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from run_files import manifest
+from run_files import manifest, result
 
 from tunesmith.cli.common import Terminal
 from tunesmith.rundir import RunFolder
@@ -158,14 +158,12 @@ def test_a_report_of_hostile_data_has_the_report_s_own_structure(tmp_path: Path)
         told = manifest(base=whole.base.model_copy(update={"name": name}),
                         data=whole.data.model_copy(update={"source": name}), quantization=name, started=name,
                         engine_reason=name, machine=name, versions={name: name})
-        result = {"steps": 1, "engine": text, "trainable_parameters": 1, "all_parameters": 2, "seconds": 1.0,
-                  "tokens_per_second": 1.0, "peak_memory_bytes": 1}
         sample = Sample(text, text, text, text, True, False)
         judgement = Judgement(loss_base=2.0, loss_tuned=1.0, interval=(-1.5, -0.5), verdict="helps", rows=9,
                               rows_better=8, tokens=90, stop_rate_base=0.0, stop_rate_tuned=1.0, stop_rows=5,
                               max_new_tokens=4, right_base=0, right_tuned=5, smallest_change=0.0,
                               fewest_rows=5, list_f1_base=None, list_f1_tuned=None, samples=[sample])
-        write_report(run, manifest=told, result=result, judgement=judgement, recipe_text=text)
+        write_report(run, manifest=told, result=result(engine=name), judgement=judgement, recipe_text=text)
         return run.report.read_text(encoding="utf-8")
 
     def tags(text: str) -> list[tuple[str, tuple[str, ...]]]:
