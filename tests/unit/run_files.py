@@ -28,7 +28,8 @@ def manifest(**changes: Any) -> Manifest:
 def result(**changes: Any) -> RunResult:
     """A whole result of a run that had no validation set; changes: of its keys."""
     return RunResult.model_validate({
-        "engine": "native", "trainable_parameters": 1234, "all_parameters": 10**6, "steps": 6, "train_loss": 1.5,
+        "engine": "native", "trainable_parameters": 1234, "all_parameters": 10**6, "steps": 6,
+        "train_loss": 1.5,
         "eval_loss_before": None, "eval_loss_after": None, "seconds": 2.0, "tokens_per_second": 10.0,
         "kept": {"float32": 10**6}, "peak_memory_bytes": 1 << 30, "verdict": None, "judgement": None,
         "prompt": "...", **changes})
