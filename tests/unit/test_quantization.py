@@ -148,7 +148,7 @@ def test_the_names_are_those_of_the_interface() -> None:
 def test_reading_the_registry_imports_no_torch() -> None:
     script = ("import sys, tunesmith.model.quantization, tunesmith.recipe, tunesmith.planning, "
               "tunesmith.cli.merge, "
-              "tunesmith.cli.generate, tunesmith.cli.words\n"
+              "tunesmith.cli.generate, tunesmith.cli.texts\n"
               "print([name for name in ('torch', 'transformers', 'bitsandbytes', 'peft') if name in "
               "sys.modules])")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -40,9 +40,7 @@ RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file
 
 
 class Terminal:
-    """Shows progress and messages on stderr: live on a terminal, a few plain lines elsewhere, nothing with
-    --quiet.
-    """
+    """Progress and messages on stderr: live on a terminal, plain lines elsewhere, nothing with --quiet."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -59,8 +57,8 @@ class Terminal:
             from rich.console import Console
 
             # stderr is None where whoever started us had closed it.
-            here = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-            self._console = Console(file=here, quiet=self.quiet, highlight=False, soft_wrap=True)
+            stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            self._console = Console(file=stderr, quiet=self.quiet, highlight=False, soft_wrap=True)
         return self._console
 
     def stage(self, text: str) -> None:
@@ -97,9 +95,10 @@ class Terminal:
             return
         self._end_status()
         self._seconds = [*self._seconds[-49:], record["seconds"]]
-        left = (total_steps - record["step"]) * sum(self._seconds) / len(self._seconds)
+        seconds_left = (total_steps - record["step"]) * sum(self._seconds) / len(self._seconds)
         text = (f"{record['step']}/{total_steps}  loss {record['loss']:.3f}  "
-                f"{record['tokens_per_second']:,.0f} tok/s  {int(left // 60)}:{int(left % 60):02d} left")
+                f"{record['tokens_per_second']:,.0f} tok/s  "
+                f"{int(seconds_left // 60)}:{int(seconds_left % 60):02d} left")
         if not self.console.is_terminal:
             if record["step"] in (1, total_steps) or time.monotonic() - self._last_line > 10:
                 self._last_line = time.monotonic()
@@ -147,13 +146,13 @@ class Terminal:
             self._progress = None
 
 
-def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[str, Any]], str], *,
+def run_verb(call: Callable[[Terminal], dict[str, Any]], to_text: Callable[[dict[str, Any]], str], *,
              as_json: bool, quiet: bool, exit_code: Callable[[dict[str, Any]], int] = lambda result: 0,
              raw: bool = False) -> None:
-    """Call a verb, print what it returns (as JSON, or as `tell` words it), and end with its exit code.
+    """Call a verb, print what it returns (as JSON, or as `to_text` words it), and end with its exit code.
 
     An expected failure ends with its own code and no traceback; anything else is a bug of ours and shows one.
-    raw: what `tell` gives is an answer, see `_out`.
+    raw: what `to_text` gives is an answer, see `_out`.
     """
     take_any_text()
     have_a_home()
@@ -163,7 +162,7 @@ def run_verb(call: Callable[[Terminal], dict[str, Any]], tell: Callable[[dict[st
     try:
         result = call(terminal)
         terminal.close()
-        _out(_json(result) if as_json else tell(result), raw=raw)
+        _out(_json(result) if as_json else to_text(result), raw=raw)
     except TunesmithError as error:
         _fail(terminal, error, as_json)
     except MemoryError:
@@ -186,9 +185,7 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _out(text: str, *, raw: bool = False) -> None:
-    """Print the result. raw: an answer, which goes as it is where it is not a terminal that would act on
-    it.
-    """
+    """Print the result. raw: an answer, which goes as it is unless a terminal would act on it."""
     if sys.stdout is None:  # closed by whoever started us
         return
     try:
@@ -200,9 +197,7 @@ def _out(text: str, *, raw: bool = False) -> None:
 
 
 class _Interrupt:
-    """Remembers that Ctrl-C came: libraries turn the exception that it raises in their middle into errors of
-    their own.
-    """
+    """Remembers that Ctrl-C came: libraries turn the exception that it raises into their own errors."""
 
     error = Interrupted(signal.SIGINT, "Stopped.", "Run the same command to begin again.")
 
@@ -223,41 +218,38 @@ def _fail(terminal: Terminal, error: TunesmithError, as_json: bool) -> NoReturn:
         if sys.stderr is not None:
             print(visible(str(error)), file=sys.stderr, flush=True)
     if as_json:
-        told = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        report = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
         with contextlib.suppress(OSError, ValueError):
-            _out(_json(told))
+            _out(_json(report))
     raise typer.Exit(error.exit_code) from None
 
 
 def _expected(error: Exception) -> TunesmithError | None:
     """The machine's own failures, wherever they arise: memory, disk, permissions. None for anything else."""
     if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        return OutOfMemory("memory ran out",
-                           f"Quantise the base further ({smallest()}), shorten the rows, or take a "
-                                             "smaller base.")
+        return OutOfMemory("memory ran out", f"Quantise the base further ({smallest()}), shorten the rows, "
+                           "or take a smaller base.")
     if isinstance(error, OSError) and error.errno is not None:
         what = str(error.filename) if error.filename is not None else "a file"
         return explained_os_error(error, what) or EnvironmentFault(f"{what}: {error.strerror}")
-    if (isinstance(error, ImportError)
-        and (missing := _missing_package(error))) or (missing := _broken_import(error)):
+    if ((isinstance(error, ImportError) and (missing := _missing_package(error)))
+            or (missing := _broken_import(error))):
         return EnvironmentFault(missing, "Install it again: pip install --force-reinstall tunesmith "
                                 "(tunesmith doctor says what else is missing)")
     return None
 
 
 def _broken_import(error: Exception) -> str | None:
-    """A package that raised while it was being imported: a library of its own that is missing, or of another
-    version.
-    """
-    place, importing = error.__traceback__, None
-    while place is not None:
-        name = str(place.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        importing = importing or ("" if place.tb_frame.f_code.co_filename.startswith("<frozen importlib")
+    """A package that raised while being imported: a library of its own is missing, or of another version."""
+    entry, importing = error.__traceback__, None
+    while entry is not None:
+        name = str(entry.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        importing = importing or ("" if entry.tb_frame.f_code.co_filename.startswith("<frozen importlib")
                                   else None)
         if importing == "" and name not in ("tunesmith", "importlib", "_frozen_importlib",
                                             "_frozen_importlib_external", ""):
             importing = name
-        place = place.tb_next
+        entry = entry.tb_next
     if not importing or isinstance(error, TunesmithError):
         return None
     reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -277,16 +269,13 @@ def _missing_package(error: ImportError) -> str | None:
 def _bug(terminal: Terminal, error: Exception) -> NoReturn:
     terminal.close()
     print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
-    print("\nThis is a bug of tunesmith. Please report it with the lines above and the output of `tunesmith "
-          "doctor`.",
-          file=sys.stderr)
+    print("\nThis is a bug of tunesmith. Please report it with the lines above and the output of "
+          "`tunesmith doctor`.", file=sys.stderr)
     raise typer.Exit(1) from None
 
 
 def program() -> str:
-    """How this command is called from here: its name where that is on the PATH, else the path it was started
-    by.
-    """
+    """How this command is called from here: by its name if that is on the PATH, else by its path."""
     import shutil
 
     return "tunesmith" if shutil.which("tunesmith") or not sys.argv[0].endswith("tunesmith") else sys.argv[0]
@@ -297,7 +286,7 @@ def relative(path: str) -> str:
     from pathlib import Path
 
     try:
-        here = Path.cwd()
+        current = Path.cwd()
     except OSError:  # it was removed
         return path
-    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+    return str(Path(path).relative_to(current)) if Path(path).is_relative_to(current) else path

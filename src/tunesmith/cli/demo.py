@@ -8,7 +8,7 @@ import typer
 
 from tunesmith.cli.common import Json, Quiet, Terminal, Threads, run_verb
 from tunesmith.cli.process import use_threads
-from tunesmith.cli.words import demo_text
+from tunesmith.cli.texts import demo_text
 
 
 def demo(run: Annotated[str, typer.Option("--run", metavar="DIR", help="The run folder.")] = "runs/demo",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunesmith.cli.common import Json, Quiet, run_verb
-from tunesmith.cli.words import doctor_text
+from tunesmith.cli.texts import doctor_text
 from tunesmith.errors import EnvironmentFault
 
 

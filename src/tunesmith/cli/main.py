@@ -34,8 +34,8 @@ for module in (demo, init, plan, train, evaluate, generate, merge, export, push,
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from tunesmith import __version__
 
         print(f"tunesmith {__version__}")

@@ -8,7 +8,7 @@ import typer
 
 from tunesmith.cli.common import Json, Quiet, Threads, run_verb
 from tunesmith.cli.process import use_threads
-from tunesmith.cli.words import merge_text
+from tunesmith.cli.texts import merge_text
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tunesmith.cli.common import Json, Quiet, RecipePath, Set, run_verb
-from tunesmith.cli.words import plan_text
+from tunesmith.cli.texts import plan_text
 
 
 def plan(recipe: RecipePath, overrides: Set = None, as_json: Json = False, quiet: Quiet = False) -> None:

@@ -1,5 +1,4 @@
-"""What the command line changes of its own process: environment, output streams, threads. Nothing of it for
-the Python API.
+"""What the command line, not the Python API, changes of its process: environment, output streams, threads.
 
 Libraries read these from the process and nowhere else, most of them once, when they are imported. Whoever
 imports tunesmith keeps their own.
@@ -14,18 +13,14 @@ import sys
 
 
 def take_any_text() -> None:
-    """Text that the terminal's encoding does not have is written as an escape, rather than failing at the end
-    of a run.
-    """
+    """Write what the terminal's encoding lacks as an escape, rather than fail at the end of a run."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def have_a_home() -> None:
-    """Libraries ask for the user's home as they are imported, and fail where a container's user has none: it
-    gets one.
-    """
+    """Give a container's user without a home one: libraries fail without it as they are imported."""
     if os.path.expanduser("~") == "~" and hasattr(os, "getuid"):
         import tempfile
 

@@ -8,7 +8,7 @@ import typer
 
 from tunesmith.cli.common import Json, Quiet, RecipePath, Set, Threads, run_verb
 from tunesmith.cli.process import use_threads
-from tunesmith.cli.words import train_text
+from tunesmith.cli.texts import train_text
 
 
 def train(recipe: RecipePath,

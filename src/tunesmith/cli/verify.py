@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tunesmith.cli.common import Json, Quiet, run_verb
-from tunesmith.cli.words import verify_text
+from tunesmith.cli.texts import verify_text
 from tunesmith.errors import IntegrityError
 
 

@@ -10,25 +10,26 @@ from tunesmith.model.quantization import WAYS
 from tunesmith.rundir.verdict import loss_digits, verdict_sentence
 
 
-def judgement_lines(found: dict[str, Any]) -> list[str]:
+def judgement_lines(judgement: dict[str, Any]) -> list[str]:
     """Before and after: loss, stop rate, lists."""
-    digits = loss_digits(found)
-    lines = [f"  held-out loss        {found['loss_base']:.{digits}f} -> {found['loss_tuned']:.{digits}f}"]
-    if found["stop_rate_tuned"] is not None:
-        lines.append(f"  answers that stop    {100 * found['stop_rate_base']:.0f}% -> "
-                     f"{100 * found['stop_rate_tuned']:.0f}%  (within {found['max_new_tokens']} tokens, "
-                     f"{found['stop_rows']} prompts)")
-        lines.append(f"  answers that are right  {found['right_base']} -> {found['right_tuned']} of "
-                     f"{found['stop_rows']}  (the data's, word for word)")
-    if found["list_f1_tuned"] is not None:
-        lines.append(f"  list items right     {found['list_f1_base']:.2f} -> {found['list_f1_tuned']:.2f}  "
-                     "(F1)")
+    digits = loss_digits(judgement)
+    lines = [f"  held-out loss        {judgement['loss_base']:.{digits}f} -> "
+             f"{judgement['loss_tuned']:.{digits}f}"]
+    if judgement["stop_rate_tuned"] is not None:
+        lines.append(f"  answers that stop    {100 * judgement['stop_rate_base']:.0f}% -> "
+                     f"{100 * judgement['stop_rate_tuned']:.0f}%  "
+                     f"(within {judgement['max_new_tokens']} tokens, {judgement['stop_rows']} prompts)")
+        lines.append(f"  answers that are right  {judgement['right_base']} -> {judgement['right_tuned']} of "
+                     f"{judgement['stop_rows']}  (the data's, word for word)")
+    if judgement["list_f1_tuned"] is not None:
+        lines.append(f"  list items right     {judgement['list_f1_base']:.2f} -> "
+                     f"{judgement['list_f1_tuned']:.2f}  (F1)")
     return lines
 
 
-def verdict_line(found: dict[str, Any]) -> str:
+def verdict_line(judgement: dict[str, Any]) -> str:
     """The verdict in a sentence."""
-    return f"  {verdict_sentence(found)}."
+    return f"  {verdict_sentence(judgement)}."
 
 
 def sample_lines(samples: list[dict[str, Any]], most: int) -> list[str]:
@@ -49,12 +50,12 @@ def _short(text: str, width: int = 110) -> str:
 
 def train_text(result: dict[str, Any]) -> str:
     """What `tunesmith train` ends with."""
-    lines, found = [""], result["judgement"]
-    if found is None:
+    lines, judgement = [""], result["judgement"]
+    if judgement is None:
         lines += ["  Nothing was held out, so nothing says whether it helped. (data.validation)"]
     else:
-        lines += [*judgement_lines(found), verdict_line(found)]
-        if found["verdict"] in ("helps", "loss only") and found["stop_rate_tuned"] == 0:
+        lines += [*judgement_lines(judgement), verdict_line(judgement)]
+        if judgement["verdict"] in ("helps", "loss only") and judgement["stop_rate_tuned"] == 0:
             lines += ["  But no answer stops yet: train longer, with data.append_eos: true."]
     adapter = relative(result["adapter"])
     lines += ["", f"  adapter  {adapter}", f"  report   {relative(result['run'])}/report.html"]
@@ -68,9 +69,9 @@ def _try(adapter: str, prompt: str | None) -> str:
     return f"  Try:     {program()} generate {shlex.quote(adapter)} --prompt {shlex.quote(prompt or '...')}"
 
 
-def _pushed_line(found: dict[str, Any]) -> str:
-    already = "" if found["changed"] else "; all of it was there already"
-    return f"  pushed   {found['url']} ({_who(found)}) at {found['commit'][:12]}{already}"
+def _pushed_line(pushed: dict[str, Any]) -> str:
+    already = "" if pushed["changed"] else "; all of it was there already"
+    return f"  pushed   {pushed['url']} ({_visibility(pushed)}) at {pushed['commit'][:12]}{already}"
 
 
 def demo_text(result: dict[str, Any]) -> str:
@@ -121,18 +122,16 @@ def verify_text(result: dict[str, Any]) -> str:
     else:
         lines.append(f"{result['target']}: {len(result['damaged'])} of {result['checked']} files are not "
                      "what was written. "
-                     + ("The same train command falls back to the newest whole checkpoint." if result["run"]
-                        else
-                        "Copy or pull it again."))
+                     + ("The same train command falls back to the newest whole checkpoint."
+                        if result["run"] else "Copy or pull it again."))
     return "\n".join(lines)
 
 
 def _state(result: dict[str, Any]) -> str:
     """Of a run that is not finished, what it is doing, or how its last process ended."""
-    said = {"running": "is running", "stopped": "was stopped", "failed": "failed"}.get(result["state"])
-    return (
-        f" The run {said}{': ' + result['reason'].rstrip('.') if result['reason'] else ''}." if said else ""
-    )
+    phrase = {"running": "is running", "stopped": "was stopped", "failed": "failed"}.get(result["state"])
+    reason = f": {result['reason'].rstrip('.')}" if result["reason"] else ""
+    return f" The run {phrase}{reason}." if phrase else ""
 
 
 def doctor_text(result: dict[str, Any]) -> str:
@@ -166,11 +165,11 @@ def push_text(result: dict[str, Any], *, dry_run: bool) -> str:
     kind = {True: ", which is there already", False: ", which would be made", None: ""}[result["exists"]]
     if result["private_before"] and not result["private"]:
         kind = "; private now, it would be shown to everyone with its earlier commits"
-    return "\n".join([f"Nothing was pushed. To {result['repo']} ({_who(result)}{kind}) would go:", *files, "",
-                      result["card"]])
+    heading = f"Nothing was pushed. To {result['repo']} ({_visibility(result)}{kind}) would go:"
+    return "\n".join([heading, *files, "", result["card"]])
 
 
-def _who(result: dict[str, Any]) -> str:
+def _visibility(result: dict[str, Any]) -> str:
     return {True: "private", False: "public", None: "private or public: not known"}[result["private"]]
 
 
@@ -193,16 +192,12 @@ def merge_text(result: dict[str, Any]) -> str:
     """What `tunesmith merge` ends with: each way that was tried, against the live adapter."""
     lines = [f"  against the live adapter, on {result['measured_on']}", "",
              f"  {'':<26}{'KL, nats a token':>18}{'same top token':>16}{'same answer':>13}{'loss':>9}"]
-    for name, found in [*result["candidates"].items(), ("the bare base", result["bare"])]:
+    for name, figures in [*result["candidates"].items(), ("the bare base", result["bare"])]:
         mark = " *" if name == result["taken"] else ""
-        lines.append(
-            f"  {name + mark:<26}{found['kl']:>18.2e}{100 * found['top1']:>15.1f}%"
-            f"{100 * found['greedy']:>12.0f}%"
-            f"{found['loss']:>9.4f}"
-        )
-    return "\n".join([*lines, "",
-                      f"  kept     {result['taken']}, {size_text(result['bytes'])}, in "
-                      f"{relative(result['out'])}"])
+        lines.append(f"  {name + mark:<26}{figures['kl']:>18.2e}{100 * figures['top1']:>15.1f}%"
+                     f"{100 * figures['greedy']:>12.0f}%{figures['loss']:>9.4f}")
+    kept = f"  kept     {result['taken']}, {size_text(result['bytes'])}, in {relative(result['out'])}"
+    return "\n".join([*lines, "", kept])
 
 
 def export_text(result: dict[str, Any]) -> str:
@@ -213,7 +208,8 @@ def export_text(result: dict[str, Any]) -> str:
              else f"  llama.cpp   llama-cli -m BASE.gguf --lora {folder}/adapter.gguf")
     lines = [*files, "", start, f"  Ollama      ollama create NAME -f {folder}/Modelfile"]
     if result["what"] == "adapter":
-        lines += ["",
-                  "  BASE.gguf is the base itself as GGUF: llama.cpp's convert_hf_to_gguf.py makes it of the "
-                  "base.", f"  For Ollama, put it into {folder} as base.gguf."]
+        lines += [
+            "",
+            "  BASE.gguf is the base itself as GGUF: llama.cpp's convert_hf_to_gguf.py makes it of the base.",
+            f"  For Ollama, put it into {folder} as base.gguf."]
     return "\n".join(lines)
