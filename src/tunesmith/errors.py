@@ -1,6 +1,4 @@
-"""One tree of errors: each says what is wrong and where, what to do next, and with which exit code the
-command ends.
-"""
+"""One tree of errors: each says what is wrong and where, what to do next, and the command's exit code."""
 
 from __future__ import annotations
 
@@ -48,9 +46,7 @@ class TunesmithError(Exception):
 
     def reword(self, problem: str | None = None, *, hint: str | None = None,
                setting: str | None = None) -> Self:
-        """This same error, changed in place, in the words of a caller who knows more; class, exit code and
-        kind stay.
-        """
+        """This same error, reworded in place by a caller who knows more; class, exit code and kind stay."""
         self.problem = self.problem if problem is None else problem
         self.hint = self.hint if hint is None else hint
         self.setting = self.setting if setting is None else setting

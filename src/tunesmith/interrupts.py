@@ -20,11 +20,11 @@ _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 
 def imports_under_way(frame: FrameType | None) -> int:
     """The number of frames of Python's import system from this one outwards."""
-    found = 0
+    count = 0
     while frame is not None:
-        found += frame.f_code.co_filename == _IMPORT_SYSTEM
+        count += frame.f_code.co_filename == _IMPORT_SYSTEM
         frame = frame.f_back
-    return found
+    return count
 
 
 def outside_imports(handle: Handler) -> Handler:

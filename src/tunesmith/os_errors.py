@@ -1,6 +1,4 @@
-"""What a failed operation of the system on a file means for the user: a full disk, no right to write, a
-limit.
-"""
+"""What a failed file operation means for the user: a full disk, no right to write, a limit."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDI
 
 
 def explained_os_error(error: OSError, what: Path | str) -> TunesmithError | None:
-    """What a failed operation on `what` means for the user; None for one that says nothing of disk, memory or
-    limits.
-    """
+    """What a failed operation on `what` means for the user; None if not of disk, memory or limits."""
     again = "Free some space, then run the same command again."
     if error.errno in _FULL:
         return DiskError(f"{what}: the disk is full", again, kind=Kind.DISK_FULL)

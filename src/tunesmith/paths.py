@@ -10,9 +10,7 @@ from tunesmith.errors import UsageError
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with a leading ~ as the user's home; as it is where this user has none (a container without
-    passwd entry).
-    """
+    """The path with a leading ~ as the user's home; as it is where the user has no passwd entry."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -30,9 +28,7 @@ def close_file(path: Path) -> str:
 
 
 def require_utf8(path: Path, name: str) -> None:
-    """Raise UsageError for a place whose name is not UTF-8: safetensors opens no file there, written or
-    not.
-    """
+    """Raise UsageError for a place whose name is not UTF-8: safetensors opens no file there."""
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:

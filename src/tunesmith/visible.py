@@ -1,5 +1,4 @@
-"""Text of others' making, shown so that what it holds is seen and does nothing: no escape sequences, no
-turned direction.
+"""Text of others' making, shown so that nothing in it acts: no escape sequences, no turned direction.
 
 The one place for it; terminal, report and card use it, each with its own escaping on top.
 """
@@ -18,8 +17,8 @@ _UNSEEN = re.compile(
 _LINE = re.compile(f"{_UNSEEN.pattern[:-1]}\t\n]")
 
 
-def _shown(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _shown(match: re.Match[str]) -> str:
+    code = ord(match[0])
     return {9: r"\t", 10: r"\n", 13: r"\r"}.get(code) or (
         f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
 
@@ -30,17 +29,15 @@ def visible(text: str) -> str:
 
 
 def on_one_line(text: str, most: int = 200) -> str:
-    """The same for a name, a column or a key, which could otherwise begin a line of its own; cut at `most`
-    characters.
-    """
+    """The same on one line, for a name, a column or a key; cut at `most` characters."""
     shown = _LINE.sub(_shown, text)
     return shown if len(shown) <= most else shown[:most - 3] + "..."
 
 
 def json_visible(text: str) -> str:
     """JSON whose strings hold no such character: each is escaped as JSON does."""
-    def escaped(found: re.Match[str]) -> str:
-        units = found[0].encode("utf-16-be", "surrogatepass")
+    def escaped(match: re.Match[str]) -> str:
+        units = match[0].encode("utf-16-be", "surrogatepass")
         return "".join(f"\\u{units[i:i + 2].hex()}" for i in range(0, len(units), 2))
 
     return _UNSEEN.sub(escaped, text)

@@ -10,11 +10,9 @@ import re
 
 
 def errno_in(error: Exception) -> int | None:
-    """The system's number in what Rust says of a failed operation, as hf_xet does, in a RuntimeError: `(os
-    error 28)`.
-    """
-    found = re.search(r"\(os error (\d{1,4})\)", str(error))
-    return int(found[1]) if found else None
+    """The system's error number in what hf_xet's Rust says in a RuntimeError: `(os error 28)`."""
+    match = re.search(r"\(os error (\d{1,4})\)", str(error))
+    return int(match[1]) if match else None
 
 
 def says_disk_full(error: BaseException) -> bool:

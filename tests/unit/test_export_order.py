@@ -18,7 +18,7 @@ from transformers import AutoConfig
 import tunesmith
 from tunesmith.errors import DiskError, IntegrityError, RecipeError, TunesmithError
 from tunesmith.model.files import BaseFiles
-from tunesmith.rundir import workshop
+from tunesmith.rundir import staging_folder
 
 
 @pytest.fixture
@@ -111,11 +111,12 @@ def test_an_export_still_works_and_is_called_by_its_own_name(llama: tuple[BaseFi
 
 def test_no_error_names_the_temporary_folder(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(DiskError) as error, workshop(out) as shop:
-        raise DiskError(f"{shop / '0' / 'model.safetensors'}: the disk is full",
-                        f"Free some space for {shop}.")
+    with pytest.raises(DiskError) as error, staging_folder(out) as staging:
+        raise DiskError(f"{staging / '0' / 'model.safetensors'}: the disk is full",
+                        f"Free some space for {staging}.")
     assert (error.value.message, error.value.hint) == (f"{out / 'model.safetensors'}: the disk is full",
                                                        f"Free some space for {out}.")
-    with pytest.raises(DiskError) as error, workshop(out) as shop, workshop(shop / "1") as inner:
+    with (pytest.raises(DiskError) as error, staging_folder(out) as staging,
+          staging_folder(staging / "1") as inner):
         raise DiskError(f"{inner / '0'}: the disk is full")
     assert str(error.value) == f"{out}: the disk is full"

@@ -23,8 +23,8 @@ from tunesmith.rundir import (
     RunFolder,
     check_seal,
     read_sealed,
+    staging_folder,
     verify_path,
-    workshop,
     write_atomically,
     write_sealed_folder,
 )
@@ -196,7 +196,7 @@ def test_no_signal_breaks_into_an_import(tmp_path: Path, monkeypatch: pytest.Mon
         importlib.import_module("slow_to_import")
         time.sleep(5)  # it is raised as soon as the import is done
 
-    with pytest.raises(Interrupted) as stopped, workshop(tmp_path / "out"):
+    with pytest.raises(Interrupted) as stopped, staging_folder(tmp_path / "out"):
         import_and_wait()
     assert stopped.value.signal_number == signal.SIGTERM
     assert sys.modules.pop("slow_to_import").reached

@@ -1,5 +1,4 @@
-"""Make the embedded base: write the corpus, train the tokenizer on it, pretrain a small BLOOM model, write
-the quotes.
+"""Make the embedded base: write a corpus and quotes, train a tokenizer, pretrain a small BLOOM model.
 
     python -m tunesmith.embedded.build OUTDIR [--device cpu|cuda] [--steps N]
 
@@ -37,9 +36,7 @@ ROW_TOKENS = 128
 
 
 def train_tokenizer(banned: frozenset[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of `VOCABULARY` entries with BLOOM's four special tokens, trained on the
-    corpus.
-    """
+    """A byte-level BPE tokenizer of `VOCABULARY` entries with BLOOM's four special tokens, of the corpus."""
     tokenizer = Tokenizer(models.BPE(unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,9 +66,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, banned: frozenset[str], rows: in
 
 def pretrain(tokenizer: PreTrainedTokenizerFast, banned: frozenset[str], *, device: str, steps: int,
              rows: int, learning_rate: float = 3e-3) -> tuple[BloomForCausalLM, float]:
-    """Train a BLOOM model of 3 million parameters from scratch; returns it and its mean loss over the last 50
-    steps.
-    """
+    """Train a 3 M parameter BLOOM model from scratch; returns it and its mean loss over the last 50 steps."""
     torch.manual_seed(17)
     others: dict[str, Any] = {"seq_length": 512, "unk_token_id": 0}  # which its declaration lacks
     config = BloomConfig(vocab_size=VOCABULARY, hidden_size=192, n_layer=6, n_head=8, bos_token_id=1,

@@ -221,9 +221,7 @@ def pages(seed: int = 11, banned: frozenset[str] = frozenset()) -> Iterator[str]
 
 
 def corpus(seed: int = 11, banned: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Endless documents to pretrain on; no sentence of `banned` (quotes without their quotation marks) is
-    among them.
-    """
+    """Endless documents to pretrain on, without any sentence of `banned` (quotes, unquoted)."""
     rng, every = random.Random(seed), topics()
     while True:
         yield _document(rng, every, banned)

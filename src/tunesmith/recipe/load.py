@@ -1,6 +1,4 @@
-"""Reading a recipe: YAML 1.2 values, `--set a.b=c`, and errors that name the key, the line and the likely
-meaning.
-"""
+"""Reads recipes: YAML 1.2, `--set a.b=c`, and errors that name the key, the line and the likely meaning."""
 
 from __future__ import annotations
 
@@ -25,8 +23,7 @@ Key = tuple[str | int, ...]
 #: No recipe is longer than this.
 _MOST_CHARACTERS = 1 << 20
 
-#: Settings that may differ when a run is resumed: they change neither the adapter nor the order of the
-#: samples.
+#: Settings that may differ when a run is resumed: they change neither adapter nor order of the samples.
 HARMLESS = ("share.", "judge.", "train.micro_batch_size", "train.save_steps", "train.eval_steps",
             "train.save_total_limit")
 
@@ -34,8 +31,7 @@ HARMLESS = ("share.", "judge.", "train.micro_batch_size", "train.save_steps", "t
 #: What other programs call a setting, or people by habit.
 _CALLED_ELSEWHERE = {
     "lr": "train.learning_rate", "epochs": "train.num_epochs", "num_train_epochs": "train.num_epochs",
-    "steps": "train.max_steps",
-    "scheduler": "train.lr_scheduler", "lr_scheduler_type": "train.lr_scheduler",
+    "steps": "train.max_steps", "scheduler": "train.lr_scheduler", "lr_scheduler_type": "train.lr_scheduler",
     "warmup": "train.warmup_steps", "per_device_train_batch_size": "train.micro_batch_size",
     "gradient_accumulation_steps": "train.batch_size (samples a step)", "lora_r": "lora.r", "rank": "lora.r",
     "lora_rank": "lora.r", "lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout",
@@ -55,9 +51,7 @@ _SHOULD_BE = "Input should be "
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader (no tags that build objects) with YAML 1.2's idea of numbers and booleans, and no repeated
-    keys.
-    """
+    """SafeLoader (no tags that build objects) with YAML 1.2's numbers and booleans, and no repeated keys."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -74,11 +68,8 @@ _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(
     node.value, 0 if node.value[:2] in ("0o", "0x") else 10))
 _Loader.add_implicit_resolver(  # 2e-4 is a number here; YAML 1.1 reads it as text
     "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
+    re.compile(r"^[-+]?(?:\.\d+|\d+(?:\.\d*)?)(?:[eE][-+]?\d+)?$"
+               r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"), list("-+0123456789."))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -122,8 +113,7 @@ def _parse_yaml(text: str, name: str) -> tuple[Any, dict[Key, int]]:
         where = f"{name}, line {mark.line + 1}" if mark else name
         problem = error.problem or "not readable as YAML"
         hint = ("A recipe is plain text, numbers, true, false, null and lists." if "the YAML tag" in problem
-                else
-                "Compare with a fresh one: tunesmith init")
+                else "Compare with a fresh one: tunesmith init")
         raise RecipeError(f"{where}: {problem}", hint) from None
     except (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, AttributeError,
             TypeError) as error:
@@ -140,12 +130,11 @@ def _refuse_aliases_and_tags(text: str) -> None:
     for event in yaml.parse(text, Loader=_Loader):
         tag = getattr(event, "tag", None)
         problem = (f"the alias *{event.anchor}: write the value itself" if isinstance(event, yaml.AliasEvent)
-                   else
-                   f"the YAML tag {tag} is not allowed" if tag not in (None, "!", "tag:yaml.org,2002:str")
-                   else None)
+                   else f"the YAML tag {tag} is not allowed"
+                   if tag not in (None, "!", "tag:yaml.org,2002:str") else None)
         if problem:
-            raise yaml.MarkedYAMLError(problem=problem,
-                                       problem_mark=event.start_mark)  # type: ignore[arg-type]
+            raise yaml.MarkedYAMLError(
+                problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
 
 
 def _key_lines(node: yaml.Node | None, prefix: Key) -> Iterator[tuple[Key, int]]:
@@ -171,8 +160,8 @@ def parse_recipe(text: str, *, name: str = "recipe", overrides: Sequence[str] = 
     # a section whose settings are comments
     values = {key: {} if value is None else value for key, value in values.items()}
     source: dict[Key, str] = {}
-    for word in overrides:
-        _apply_override(values, word, source)
+    for override in overrides:
+        _apply_override(values, override, source)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -180,11 +169,11 @@ def parse_recipe(text: str, *, name: str = "recipe", overrides: Sequence[str] = 
         raise RecipeError("\n".join(dict.fromkeys(problems))) from None
 
 
-def _apply_override(values: dict[str, Any], word: str, source: dict[Key, str]) -> None:
-    key, equals, text = word.partition("=")
+def _apply_override(values: dict[str, Any], override: str, source: dict[Key, str]) -> None:
+    key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or len(parts) != 2 or not all(parts):
-        raise RecipeError(f"--set {word}: not of the form section.key=value",
+        raise RecipeError(f"--set {override}: not of the form section.key=value",
                           "For example: --set train.learning_rate=1e-4")
     value = _override_value(text)
     section = values.setdefault(parts[0], {})
@@ -192,12 +181,11 @@ def _apply_override(values: dict[str, Any], word: str, source: dict[Key, str]) -
         section = values[parts[0]] = {}
     if isinstance(section, dict):
         section[parts[1]] = value
-        source[tuple(parts)] = f"--set {word}"
+        source[tuple(parts)] = f"--set {override}"
 
 
 def _override_value(text: str) -> Any:
-    """The value of a --set word: as YAML, or the text itself where YAML would make of it what nobody types
-    here.
+    """The value of a --set word: as YAML, or the text itself where YAML would make of it what nobody means.
 
     A template such as `{tags}` or `Q: {question}` is a mapping to YAML; no setting is one, so it is taken as
     text.
@@ -214,15 +202,15 @@ def _override_value(text: str) -> Any:
 
 def _one_a_setting(problems: Sequence[Any]) -> list[Any]:
     """pydantic's problems, where those of a setting of several kinds (a union), one a kind, are one."""
-    found: dict[Any, Any] = {}
+    merged: dict[Any, Any] = {}
     for problem in problems:
         key = (problem["loc"][:2], problem["msg"].startswith(_SHOULD_BE))
-        if key[1] and key in found:
-            found[key] = found[key] | {"msg": f"{found[key]['msg']} or "
-                                              f"{problem['msg'].removeprefix(_SHOULD_BE)}"}
+        if key[1] and key in merged:
+            merged[key] = merged[key] | {"msg": f"{merged[key]['msg']} or "
+                                                f"{problem['msg'].removeprefix(_SHOULD_BE)}"}
         else:
-            found[key if key[1] else len(found)] = problem
-    return list(found.values())
+            merged[key if key[1] else len(merged)] = problem
+    return list(merged.values())
 
 
 def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, str]) -> str:
@@ -245,9 +233,8 @@ def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, s
         if str(given).startswith(("mps", "metal")):
             return (f"{where}: {dotted}: {given!r}: Apple GPUs (Metal) are not supported. cpu computes on "
                     "the same machine; auto takes what is there.")
-        return (
-            f"{where}: {dotted}: {given!r} is none of auto, cpu, cuda and cuda:N (the GPU number N, from 0)"
-        )
+        return (f"{where}: {dotted}: {given!r} is none of auto, cpu, cuda and cuda:N "
+                "(the GPU number N, from 0)")
     limit = problem["msg"].removeprefix(_SHOULD_BE)
     return f"{where}: {dotted}: {given!r} does not fit, it should be {limit}. ({_field_help(key)})"
 
@@ -280,8 +267,7 @@ def _suggestion(key: Key) -> str:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, its local paths made absolute (looked for from here, then from the recipe's
-    folder).
+    """The recipe in a file, its local paths made absolute (looked for here, then in the recipe's folder).
 
     Raises RecipeError when the file cannot be read or is not a valid recipe.
     """
@@ -328,9 +314,7 @@ def dump(recipe: Recipe) -> str:
 
 
 def differences(then: Recipe, now: Recipe) -> list[str]:
-    """What makes `now` another experiment than `then`, one line a setting; empty when a run may be resumed
-    with it.
-    """
+    """What makes `now` another experiment than `then`, one line a setting; empty if it may resume the run."""
     lines = []
     before, after = then.model_dump(), now.model_dump()
     for section in before:
@@ -338,9 +322,9 @@ def differences(then: Recipe, now: Recipe) -> list[str]:
             name = f"{section}.{key}"
             if value != after[section][key] and not name.startswith(HARMLESS):
                 gone = isinstance(value, str) and os.path.isabs(value) and not os.path.lexists(value)
-                lines.append(f"{name}: the run has "
-                             f"{_shown(value)}{', which is not there any more' if gone else ''}, the recipe "
-                             f"says {_shown(after[section][key])}")
+                lines.append(f"{name}: the run has {_shown(value)}"
+                             f"{', which is not there any more' if gone else ''}, "
+                             f"the recipe says {_shown(after[section][key])}")
     return lines
 
 

@@ -1,6 +1,4 @@
-"""The recipe's schema: every setting with its type, default, unit and meaning. The only place where a default
-stands.
-"""
+"""The recipe's schema: each setting's type, default, unit and meaning. Defaults stand here, nowhere else."""
 
 from __future__ import annotations
 
@@ -29,12 +27,11 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The frozen base."""
 
-    base: str = Field(min_length=1,
-                      description="the base model: a Hub id, a local folder with safetensors weights, "
-                      "or embedded:sprout (a toy)")
-    revision: str | None = Field(None,
-                                 description="branch, tag or commit of a base on the Hub; null: its main "
-                                             "branch")
+    base: str = Field(
+        min_length=1, description="the base model: a Hub id, a local folder with safetensors weights, "
+        "or embedded:sprout (a toy)")
+    revision: str | None = Field(
+        None, description="branch, tag or commit of a base on the Hub; null: its main branch")
     quantization: Quantization = Field("int8", description=f"how the frozen weights are kept: {_KINDS}")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -48,12 +45,11 @@ class ModelSection(Section):
 class DataSection(Section):
     """The rows, and how each becomes text."""
 
-    source: str = Field(min_length=1,
-                        description="a Hub id, or a .jsonl, .json, .csv or .parquet file, folder or glob")
+    source: str = Field(
+        min_length=1, description="a Hub id, or a .jsonl, .json, .csv or .parquet file, folder or glob")
     split: str = Field("train", min_length=1, description="which split of a data set on the Hub")
-    prompt: str = Field("",
-                        description="what the model is given, columns in braces ({{ and }} for braces "
-                                    "themselves)")
+    prompt: str = Field(
+        "", description="what the model is given, columns in braces ({{ and }} for braces themselves)")
     completion: str | None = Field(None, description="what it should answer, columns in braces")
     messages: str | None = Field(
         None,
@@ -61,9 +57,8 @@ class DataSection(Section):
     loss_on: Literal["all", "completion"] = Field(
         "completion",
         description="which tokens bear loss: completion (the answer alone) | all (as the notebook)")
-    append_eos: bool = Field(True,
-                             description="teach the model to stop; false reproduces the notebook, which "
-                                         "never does")
+    append_eos: bool = Field(
+        True, description="teach the model to stop; false reproduces the notebook, which never does")
     max_length: Annotated[int, Field(ge=2)] = Field(2048, description="longest row [tokens]")
     overlong: Literal["error", "truncate", "drop"] = Field(
         "drop", description="what becomes of a longer row: drop | truncate | error; always counted")
@@ -74,8 +69,8 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _one_form(self) -> DataSection:
         if (self.completion is None) == (self.messages is None):
-            raise ValueError("give either `completion` (with `prompt`) or `messages`, not both and not "
-                             "neither")
+            raise ValueError("give either `completion` (with `prompt`) or `messages`, "
+                             "not both and not neither")
         if self.messages is not None and self.prompt:
             raise ValueError("`prompt` goes with `completion`; `messages` brings its own prompts")
         validation = self.validation
@@ -93,8 +88,7 @@ class LoraSection(Section):
 
     r: PositiveInt = Field(16, description="rank of the update")
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        32.0, description="the update is scaled by alpha / r"
-    )
+        32.0, description="the update is scaled by alpha / r")
     dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = Field(
         0.05, description="dropout before the adapter [probability]")
     target_modules: str | list[str] = Field(
@@ -111,20 +105,19 @@ class LoraSection(Section):
 class TrainSection(Section):
     """The experiment, and how it is run."""
 
-    max_steps: PositiveInt | None = Field(None,
-                                          description="length of the run [optimiser steps]; or num_epochs")
+    max_steps: PositiveInt | None = Field(
+        None, description="length of the run [optimiser steps]; or num_epochs")
     num_epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="length of the run [passes over the training rows]; or max_steps")
     batch_size: PositiveInt = Field(16, description="samples per optimiser step: the experiment")
     micro_batch_size: Literal["auto"] | PositiveInt = Field(
         "auto", description="samples computed at once: auto | a number; cuts a step to fit, never changes it")
-    learning_rate: Annotated[float,
-                             Field(gt=0,
-                                   allow_inf_nan=False)] = Field(2.0e-4, description="peak learning rate")
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        2.0e-4, description="peak learning rate")
     lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="after the warm-up: linear (to 0) | cosine (to 0) | constant")
-    warmup_steps: NonNegativeInt = Field(100,
-                                         description="the learning rate climbs from 0 over this many [steps]")
+    warmup_steps: NonNegativeInt = Field(
+        100, description="the learning rate climbs from 0 over this many [steps]")
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="AdamW's decoupled weight decay")
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
@@ -138,13 +131,11 @@ class TrainSection(Section):
         description="products with the frozen weights: exact | fp8 (rounds the backward pass) | int8 (rounds "
                     "both)")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
-        0, description="seed of shuffling, initialisation and dropout"
-    )
+        0, description="seed of shuffling, initialisation and dropout")
     save_steps: PositiveInt = Field(50, description="a checkpoint every so many [steps]")
     save_total_limit: Annotated[int, Field(ge=1)] = Field(3, description="how many checkpoints are kept")
-    eval_steps: NonNegativeInt = Field(50,
-                                       description="held-out loss every so many [steps]; 0: only before and "
-                                                   "after")
+    eval_steps: NonNegativeInt = Field(
+        50, description="held-out loss every so many [steps]; 0: only before and after")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
@@ -159,12 +150,10 @@ class JudgeSection(Section):
     """How it is found out whether the adapter helped."""
 
     max_new_tokens: PositiveInt = Field(64, description="an answer that is longer has not stopped [tokens]")
-    samples: NonNegativeInt = Field(5,
-                                    description="held-out prompts whose answers are shown before and after "
-                                                "[rows]")
-    stop_rows: NonNegativeInt = Field(128,
-                                      description="held-out prompts answered, for verdict and stop rate, at "
-                                                  "most [rows]")
+    samples: NonNegativeInt = Field(
+        5, description="held-out prompts whose answers are shown before and after [rows]")
+    stop_rows: NonNegativeInt = Field(
+        128, description="held-out prompts answered, for verdict and stop rate, at most [rows]")
     matters: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         0.0, description="a smaller change of the held-out loss is none [nats a token]")
 

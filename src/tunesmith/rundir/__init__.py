@@ -1,6 +1,4 @@
-"""What happened: the run folder, its files that are written whole or not at all, and its hashed
-checkpoints.
-"""
+"""What happened: the run folder, its files, written whole or not at all, and its hashed checkpoints."""
 
 from tunesmith.rundir.checkpoints import Checkpoints
 from tunesmith.rundir.files import (
@@ -22,16 +20,16 @@ from tunesmith.rundir.seal import (
     seal,
     write_sealed_folder,
 )
-from tunesmith.rundir.verify import Damage, verify_path
-from tunesmith.rundir.workshop import put_in_place, workshop
+from tunesmith.rundir.staging import put_in_place, staging_folder
+from tunesmith.rundir.verify import Verification, verify_path
 
 __all__ = [
     "CARD_NAME",
     "SEAL_NAME",
     "Checkpoints",
-    "Damage",
     "MetricsLog",
     "RunFolder",
+    "Verification",
     "canonical_seal",
     "check_seal",
     "put_in_place",
@@ -41,9 +39,9 @@ __all__ = [
     "require_folder",
     "require_free",
     "seal",
+    "staging_folder",
     "sync_folder",
     "verify_path",
-    "workshop",
     "write_atomically",
     "write_sealed_folder",
 ]

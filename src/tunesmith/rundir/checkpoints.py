@@ -1,6 +1,4 @@
-"""The checkpoints of a run: sealed folders named by step, the newest few kept, the newest whole one found
-again.
-"""
+"""The checkpoints of a run: sealed folders named by step, the newest few kept, the newest whole one found."""
 
 from __future__ import annotations
 
@@ -31,15 +29,12 @@ class Checkpoints:
         return any(not check_seal(path) for path in reversed(self.paths()))
 
     def save(self, step: int, files: dict[str, bytes]) -> Path:
-        """Write a checkpoint whole, then drop the oldest ones beyond `keep`. Raises DiskError; older ones
-        then stay.
-        """
+        """Write a checkpoint whole, then drop the oldest beyond `keep`; on DiskError these stay."""
         path = self.folder / f"step-{step:06d}"
         write_sealed_folder(path, files)
         with disk_errors(self.folder):
             for old in [p for p in self.paths() if p != path][: -(self.keep - 1) or None]:
-                # Renamed first, so that a crash half-way through the deletion leaves no torn checkpoint
-                # behind.
+                # Renamed first: a crash half-way through the deletion then leaves no torn checkpoint.
                 doomed = old.with_name(TEMPORARY_PREFIX + old.name)
                 old.rename(doomed)
                 shutil.rmtree(doomed, ignore_errors=True)

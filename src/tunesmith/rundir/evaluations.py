@@ -29,14 +29,14 @@ class Evaluation(Strict):
     judgement: JudgementSummary
 
 
-def keep_evaluation(run: Path, found: Evaluation, recipe_text: str,
+def keep_evaluation(run: Path, evaluation: Evaluation, recipe_text: str,
                     samples: Sequence[dict[str, Any]]) -> Path:
     """Write one into a run folder, beside the recipe that it was measured by; returns its folder.
 
     Raises DiskError, or EnvironmentFault while another process writes the run.
     """
     lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-    files = {"evaluation.json": as_json(found), "recipe.yaml": recipe_text, "samples.jsonl": lines}
+    files = {"evaluation.json": as_json(evaluation), "recipe.yaml": recipe_text, "samples.jsonl": lines}
     with RunFolder(run) as folder:
         name = time.strftime("%Y%m%d-%H%M%S")
         places = (folder.path / EVALUATIONS_NAME / (name if n == 1 else f"{name}-{n}")

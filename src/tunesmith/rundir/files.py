@@ -17,16 +17,14 @@ TEMPORARY_PREFIX = ".tmp-"
 
 @contextmanager
 def disk_errors(what: Path) -> Iterator[None]:
-    """Turn a full, read-only or failing disk, and the system's limits, into errors with the path and what to
-    do.
-    """
+    """Turn failures of the disk, and the system's limits, into errors with the path and what to do."""
     try:
         yield
     except OSError as error:
-        found = explained_os_error(error, what)
-        if found is None:
+        explained = explained_os_error(error, what)
+        if explained is None:
             raise
-        raise found from None
+        raise explained from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -82,9 +80,7 @@ def require_free(folder: Path) -> None:
 
 
 def refuse_where_we_are(folder: Path) -> None:
-    """Raise UsageError for the current folder or one around it: it would be swapped from under whoever stands
-    in it.
-    """
+    """Raise UsageError for the current folder or one around it: it would be replaced under the user."""
     if Path.cwd().is_relative_to(folder.absolute()):
         raise UsageError(f"{folder}: you are in it, and it would be replaced", "Name another folder.")
 

@@ -41,9 +41,7 @@ _LOCK_ATTEMPTS, _LOCK_WAIT_S = 4, 0.05
 
 
 class RunFolder:
-    """One run on disk. As a context manager it holds the run's lock, so that two processes never write one
-    run.
-    """
+    """One run on disk. As a context manager it holds the run's lock: two processes never write one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
@@ -63,9 +61,7 @@ class RunFolder:
         return Checkpoints(self.path / CHECKPOINTS_NAME, keep)
 
     def __enter__(self) -> RunFolder:
-        """Create the folder if need be and lock it. Raises DiskError, UsageError, or EnvironmentFault when
-        taken.
-        """
+        """Create the folder if need be; lock it. Raises DiskError, UsageError, EnvironmentFault (locked)."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file, not a run folder", "Choose another folder with --run.")
         if self.path.is_dir() and not os.path.lexists(self.recipe) and any(
@@ -139,9 +135,7 @@ class RunFolder:
                                or f"tunesmith verify {self.path} checks every file.") from None
 
     def recipe_text(self) -> str:
-        """What the run's recipe.yaml says. Raises IntegrityError where it is no ordinary file of text,
-        DiskError.
-        """
+        """What the run's recipe.yaml says. Raises IntegrityError (no ordinary file of text), DiskError."""
         try:
             return read_ordinary(self.recipe, MOST_JSON_BYTES).decode("utf-8")
         except UnicodeDecodeError:
@@ -153,9 +147,7 @@ class RunFolder:
         seal(self.path, [self.recipe.name, self.manifest.name])
 
     def running(self) -> None:
-        """Say that this process works on the run from now on; how it ends is written when it leaves the
-        folder.
-        """
+        """Say that this process works on the run; how it ends is written when it leaves the folder."""
         from tunesmith.rundir.status import write_status  # late: pydantic, which --help does without
 
         write_status(self.path, "running")
@@ -196,9 +188,9 @@ class RunFolder:
         from tunesmith.rundir.manifest import require_format  # late: pydantic, which --help does without
 
         if not (self.path / SEAL_NAME).exists():
-            if found := self._later_than_seal():
-                raise IntegrityError(f"{self.path / SEAL_NAME}: missing, so nothing says what {found.name} "
-                                     "was made of",
+            if later_file := self._later_than_seal():
+                raise IntegrityError(f"{self.path / SEAL_NAME}: missing, so nothing says what "
+                                     f"{later_file.name} was made of",
                                      "Copy the whole run folder again, or start another run with --run.")
             return False
         if self._lock is not None:
@@ -234,17 +226,15 @@ class RunFolder:
         return (self.path / SEAL_NAME).exists() and self.report.name in read_seal(self.path)
 
     def finish(self) -> None:
-        """Seal the whole run but checkpoints and evaluations (each has its own seal) and the lock. Raises
-        DiskError.
-        """
+        """Seal the run but for its lock, checkpoints and evaluations (which have seals). Raises DiskError."""
         from tunesmith.rundir.status import write_status
 
         write_status(self.path, "finished")
         names = [str(path.relative_to(self.path)) for path in sorted(self.path.rglob("*"))
                  if path.is_file()
                  and not any(part.startswith(".") for part in path.relative_to(self.path).parts)
-                 and path.relative_to(self.path).parts[0] not in (CHECKPOINTS_NAME, EVALUATIONS_NAME,
-                                                                  SEAL_NAME)]
+                 and path.relative_to(self.path).parts[0]
+                 not in (CHECKPOINTS_NAME, EVALUATIONS_NAME, SEAL_NAME)]
         seal(self.path, names)
         self._running = False
 

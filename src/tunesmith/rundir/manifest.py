@@ -21,9 +21,7 @@ _ANOTHER = "Start another run with --run."
 
 
 class BaseFacts(Strict):
-    """The frozen base. name: a Hub id, or a folder outside of the run. files: a hash of each file that makes
-    it what it is.
-    """
+    """The frozen base. name: a Hub id, or a folder outside of the run. files: a hash of each that counts."""
 
     name: Short
     revision: Short | None
@@ -47,9 +45,7 @@ class RowCounts(Strict):
 
 
 class DataFacts(Strict):
-    """The rows. source: as the recipe names it. content, template: hashes of the rows as text, and of what
-    makes prompts.
-    """
+    """The rows. source: as in the recipe. content, template: hashes of the rows as text and of templates."""
 
     source: Short
     content: Sha256
@@ -88,9 +84,7 @@ class Manifest(Strict):
 
 
 def read_manifest(run: Path) -> Manifest:
-    """A run's manifest. Raises IntegrityError for one of another format, and one that this program did not
-    write so.
-    """
+    """A run's manifest. Raises IntegrityError for another format, and what this program did not write so."""
     path = run / MANIFEST_NAME
     try:
         content = read_ordinary(path, MOST_JSON_BYTES)
@@ -101,9 +95,7 @@ def read_manifest(run: Path) -> Manifest:
 
 
 def require_format(run: Path) -> None:
-    """Raise IntegrityError for a run folder of another format, by its name. One that has no manifest yet
-    passes.
-    """
+    """Raise IntegrityError for a run folder of another format, by its name; without a manifest it passes."""
     path = run / MANIFEST_NAME
     if os.path.lexists(path):
         _require_format(parse_json(read_ordinary(path, MOST_JSON_BYTES), str(path), infinite=True), run)
@@ -121,15 +113,15 @@ def of_this_format(run: Path) -> bool:
 def _require_format(manifest: Any, run: Path) -> None:
     if not isinstance(manifest, Mapping):
         raise IntegrityError(f"{run / MANIFEST_NAME}: damaged: not a JSON object", _ANOTHER)
-    found = manifest.get("format")
-    if found == RUN_FORMAT and type(found) is int:
+    number = manifest.get("format")
+    if number == RUN_FORMAT and type(number) is int:
         return
-    name = ("a run folder without a format number" if "format" not in manifest else
-            "a run folder of format "
-            f"{found if type(found) is int and abs(found) < 10**9 else repr(found)[:40]}")
+    shown = number if type(number) is int and abs(number) < 10**9 else repr(number)[:40]
+    name = ("a run folder without a format number" if "format" not in manifest
+            else f"a run folder of format {shown}")
     versions = manifest.get("versions")
-    wrote = versions.get("tunesmith") if isinstance(versions, Mapping) else None
-    by = f" ({wrote[:40]})" if isinstance(wrote, str) else ""
+    version = versions.get("tunesmith") if isinstance(versions, Mapping) else None
+    by = f" ({version[:40]})" if isinstance(version, str) else ""
     raise IntegrityError(
         f"{run}: {name}; this version of tunesmith reads and writes format {RUN_FORMAT}",
         f"Use the version of tunesmith that wrote it{by}, or train again into another folder with --run. Its "

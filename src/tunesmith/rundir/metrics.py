@@ -1,6 +1,4 @@
-"""metrics.jsonl: one JSON object a step, appended as the run goes; a checkpoint remembers how long the file
-was.
-"""
+"""metrics.jsonl: one JSON object a step, appended as the run goes; checkpoints know how long the file was."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Files that are what they seem: ordinary files of their own folder, of bounded size; JSON that is read
-without surprises.
+"""Files that are what they seem: ordinary, of their own folder, of bounded size; JSON without surprises.
 
 A folder may come from anybody. A link in it may lead to a file that is none of the folder's, a device or a
 pipe never ends, and JSON may be too deep or too long for its reader.
@@ -31,17 +30,17 @@ def require_ordinary(path: Path, *, written: bool = False) -> None:
     written: the file will be changed in place, so that one with a second name (a hard link) is refused, too.
     """
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return
     except ValueError:
         raise IntegrityError(f"{str(path)!r}: no name of a file") from None
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         if not in_hub_cache(path):
             raise IntegrityError(f"{path}: a link to {os.readlink(path)}, not a file of this folder", _COPY)
-    elif not stat.S_ISREG(found.st_mode):
-        raise IntegrityError(f"{path}: {_kind(found.st_mode)}, not a file", "Remove it.")
-    elif written and found.st_nlink > 1:
+    elif not stat.S_ISREG(status.st_mode):
+        raise IntegrityError(f"{path}: {_kind(status.st_mode)}, not a file", "Remove it.")
+    elif written and status.st_nlink > 1:
         raise IntegrityError(f"{path}: has a second name elsewhere (a hard link), and would be changed there "
                              "as well", _COPY)
 
@@ -53,13 +52,13 @@ def require_ordinary_folder(folder: Path, written: frozenset[str] = frozenset())
     written: names of files directly in it that will be changed in place, see `require_ordinary`.
     """
     for place, folders, files in os.walk(folder, onerror=_not_readable):
-        here = Path(place)
+        parent = Path(place)
         for name in folders:
-            if (here / name).is_symlink():
-                raise IntegrityError(f"{here / name}: a link to {os.readlink(here / name)}, not a folder of "
-                                     "its own", _COPY)
+            if (parent / name).is_symlink():
+                raise IntegrityError(f"{parent / name}: a link to {os.readlink(parent / name)}, "
+                                     "not a folder of its own", _COPY)
         for name in files:
-            require_ordinary(here / name, written=here == folder and name in written)
+            require_ordinary(parent / name, written=parent == folder and name in written)
 
 
 def _not_readable(error: OSError) -> None:
@@ -67,9 +66,7 @@ def _not_readable(error: OSError) -> None:
 
 
 def in_hub_cache(path: Path) -> bool:
-    """Whether a link is one that the Hub's client made: from snapshots/COMMIT/... to blobs/ of the same
-    repository.
-    """
+    """Whether a link is the Hub client's own: from snapshots/COMMIT/... to blobs/ of the same repository."""
     repository = next((parent.parent for parent in path.absolute().parents if parent.name == "snapshots"),
                       None)
     # which is no link
@@ -104,9 +101,7 @@ def open_ordinary(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_ordinary(path: Path, most_bytes: int | None = None) -> bytes:
-    """The content of an ordinary file. Raises IntegrityError where it is longer than `most_bytes`, and as
-    `open_ordinary`.
-    """
+    """An ordinary file's content. Raises IntegrityError beyond `most_bytes`, and as `open_ordinary`."""
     with open_ordinary(path) as file:
         if most_bytes is not None and os.fstat(file.fileno()).st_size > most_bytes:
             raise IntegrityError(f"{path}: larger than {most_bytes:,} bytes", "A file of this kind never is.")
@@ -136,7 +131,7 @@ def read_json(path: Path, *, infinite: bool = False) -> Any:
 
 def read_json_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
     """The same, where it must be an object."""
-    found = read_json(path, infinite=infinite)
-    if not isinstance(found, dict):
+    value = read_json(path, infinite=infinite)
+    if not isinstance(value, dict):
         raise IntegrityError(f"{path}: damaged: not a JSON object")
-    return found
+    return value

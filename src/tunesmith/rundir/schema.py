@@ -1,6 +1,4 @@
-"""What the schemas of a run's files share: strict models, bounded kinds of values, and one way to read a file
-by its schema.
-"""
+"""What the schemas of a run's files share: strict models, bounded values, one way to read a file."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """A schema that takes what this program writes and nothing else: no unknown key, no value of another
-    kind.
-    """
+    """A schema that takes only what this program writes: no unknown key, no value of another kind."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 

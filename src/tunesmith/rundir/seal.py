@@ -1,6 +1,4 @@
-"""A folder's seal: one file that lists the SHA-256 of every other, in canonical bytes, so that any flipped
-byte shows.
-"""
+"""A folder's seal: a file with the SHA-256 of every other, in canonical bytes, so any flipped byte shows."""
 
 from __future__ import annotations
 
@@ -39,8 +37,8 @@ def sha256_file(path: Path) -> str:
 def canonical_seal(hashes: dict[str, str]) -> bytes:
     """The content of a seal that lists these files."""
     listed = json.dumps(hashes, sort_keys=True, indent=1)
-    own = hashlib.sha256(listed.encode()).hexdigest()
-    return (json.dumps({"files": hashes, "this_list": own}, sort_keys=True, indent=1) + "\n").encode()
+    seal_of_list = {"files": hashes, "this_list": hashlib.sha256(listed.encode()).hexdigest()}
+    return (json.dumps(seal_of_list, sort_keys=True, indent=1) + "\n").encode()
 
 
 def seal(folder: Path, names: Iterable[str]) -> None:
@@ -56,9 +54,7 @@ def write_sealed_folder(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def read_seal(folder: Path) -> dict[str, str]:
-    """The hashes listed in a folder's seal. Raises IntegrityError when the list itself is missing or
-    damaged.
-    """
+    """The hashes listed in a folder's seal. Raises IntegrityError when the seal is missing or damaged."""
     path = folder / SEAL_NAME
     try:
         content = read_ordinary(path, MOST_JSON_BYTES)
@@ -82,8 +78,7 @@ def _is_entry(name: Any, digest: Any) -> bool:
 
 
 def check_seal(folder: Path, *, cards: bool = True) -> list[Path]:
-    """The files of a sealed folder that are missing, no ordinary files or not as they were written; the seal
-    itself if it is damaged.
+    """A sealed folder's files that are missing, not ordinary or changed; the seal itself if it is damaged.
 
     cards: whether one that was edited counts.
     """
@@ -91,8 +86,8 @@ def check_seal(folder: Path, *, cards: bool = True) -> list[Path]:
         hashes = read_seal(folder)
     except IntegrityError:
         return [folder / SEAL_NAME]
-    looked_at = [name for name in hashes if cards or Path(name).name != CARD_NAME]
-    return [folder / name for name in looked_at if not _as_written(folder, name, hashes[name])]
+    names = [name for name in hashes if cards or Path(name).name != CARD_NAME]
+    return [folder / name for name in names if not _as_written(folder, name, hashes[name])]
 
 
 def _as_written(folder: Path, name: str, digest: str) -> bool:
@@ -106,9 +101,7 @@ def _as_written(folder: Path, name: str, digest: str) -> bool:
 
 
 def read_sealed(folder: Path) -> dict[str, bytes]:
-    """Every file of a sealed folder, checked as it is read. Raises IntegrityError naming the first damaged
-    one.
-    """
+    """A sealed folder's files, checked as they are read. Raises IntegrityError for the first damaged one."""
     files = {}
     for name, digest in read_seal(folder).items():
         try:
@@ -122,9 +115,7 @@ def read_sealed(folder: Path) -> dict[str, bytes]:
 
 
 def recipe_waits(run: Path) -> bool:
-    """Whether a run's next recipe is the one that its seal names: it is the run's, and only not yet in its
-    place.
-    """
+    """Whether a run's seal names its next recipe: it is the run's, only not yet in its place."""
     try:
         return _as_written(run, NEXT_RECIPE_NAME, read_seal(run).get("recipe.yaml", ""))
     except IntegrityError:

@@ -17,8 +17,7 @@ _LONGEST_REASON = 2000
 
 
 class Status(Strict):
-    """state: stopped by a signal, or ended without a word (killed, or the machine went down); failed: with an
-    error.
+    """state: stopped by a signal, or ended without a word (killed, say); failed: with an error.
 
     since: local time. process: its id, while it is running. reason: of a run that was stopped or failed.
     """
@@ -30,9 +29,9 @@ class Status(Strict):
 
     def sentence(self) -> str:
         """The same in words, after the name of the run."""
-        said = {"running": f"is running (process {self.process})", "stopped": "was stopped",
-                "failed": "failed", "finished": "is finished"}[self.state]
-        return f"{said}{f': {self.reason}' if self.reason else ''}"
+        phrase = {"running": f"is running (process {self.process})", "stopped": "was stopped",
+                  "failed": "failed", "finished": "is finished"}[self.state]
+        return f"{phrase}{f': {self.reason}' if self.reason else ''}"
 
 
 def write_status(run: Path, state: Literal["running", "stopped", "failed", "finished"],
@@ -67,8 +66,8 @@ def read_status(run: Path) -> Status:
         return written
     if written is not None and written.state == "running" and _locked(run):
         return written
-    return Status(state="stopped", since=since, reason="its process ended without saying why" if written else
-                  "its process ended before the first step")
+    return Status(state="stopped", since=since, reason="its process ended without saying why" if written
+                  else "its process ended before the first step")
 
 
 def _sealed_as_finished(run: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 #: The verdicts, each with what was seen.
-_SEEN = {
+_OBSERVATIONS = {
     "helps": "It helps: the loss fell, and the answers are better",
     "loss only": "The loss fell",
     "hurts": "It hurts: the loss rose",
@@ -15,31 +15,29 @@ _SEEN = {
 }
 
 
-def loss_digits(found: Mapping[str, Any]) -> int:
+def loss_digits(judgement: Mapping[str, Any]) -> int:
     """Of losses: enough to show a small change."""
-    return 3 if abs(found["loss_tuned"] - found["loss_base"]) >= 0.01 else 6
+    return 3 if abs(judgement["loss_tuned"] - judgement["loss_base"]) >= 0.01 else 6
 
 
-def verdict_sentence(found: Mapping[str, Any]) -> str:
-    """The verdict in a sentence, without its full stop. found: `Judgement.summary()`, or what a note keeps of
-    it.
-    """
-    said = _SEEN.get(found["verdict"], str(found["verdict"]))
-    if found["verdict"] == "loss only":
-        said += _of_answers(found)
-    if found["verdict"] == "too few rows":
-        return f"{said}: {found['rows']}, and at least {found.get('fewest_rows', 5)} are needed"
-    if "rows_better" in found:
-        said += f". The loss is lower on {found['rows_better']} of {found['rows']} held-out rows"
-    if found.get("interval"):
-        low, high = (f"{end:+.{loss_digits(found)}f}" for end in found["interval"])
-        said += f" (change {low} to {high} nats a token, 95% interval)"
-    return said
+def verdict_sentence(judgement: Mapping[str, Any]) -> str:
+    """The verdict as a sentence without full stop, of a `Judgement.summary()` or what is kept of one."""
+    sentence = _OBSERVATIONS.get(judgement["verdict"], str(judgement["verdict"]))
+    if judgement["verdict"] == "loss only":
+        sentence += _about_answers(judgement)
+    if judgement["verdict"] == "too few rows":
+        return f"{sentence}: {judgement['rows']}, and at least {judgement.get('fewest_rows', 5)} are needed"
+    if "rows_better" in judgement:
+        sentence += f". The loss is lower on {judgement['rows_better']} of {judgement['rows']} held-out rows"
+    if judgement.get("interval"):
+        low, high = (f"{end:+.{loss_digits(judgement)}f}" for end in judgement["interval"])
+        sentence += f" (change {low} to {high} nats a token, 95% interval)"
+    return sentence
 
 
-def _of_answers(found: Mapping[str, Any]) -> str:
-    if not found.get("stop_rows"):
+def _about_answers(judgement: Mapping[str, Any]) -> str:
+    if not judgement.get("stop_rows"):
         return "; answers were not compared"
-    if found.get("right_tuned") == 0 and not found.get("list_f1_tuned"):
+    if judgement.get("right_tuned") == 0 and not judgement.get("list_f1_tuned"):
         return ", but no answer is right yet"
     return ", but no better answers could be told from chance"

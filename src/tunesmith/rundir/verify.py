@@ -22,10 +22,8 @@ from tunesmith.rundir.seal import (
 
 
 @dataclass
-class Damage:
-    """What a verification found: files that were checked, and those that are damaged, missing or not
-    sealed.
-    """
+class Verification:
+    """What was found: the files checked, those damaged or missing, and those that no seal covers."""
 
     checked: list[Path] = field(default_factory=list)
     damaged: list[Path] = field(default_factory=list)
@@ -41,7 +39,7 @@ class Damage:
         self.checked += [path for path in listed if path not in self.checked]
 
 
-def verify_path(path: Path) -> Damage:
+def verify_path(path: Path) -> Verification:
     """Check a run folder, a checkpoint or an adapter folder.
 
     Of a run that was stopped half-way the start, the checkpoints, and the metrics up to the newest one are
@@ -53,37 +51,37 @@ def verify_path(path: Path) -> Damage:
         return _verify(path)
 
 
-def _verify(path: Path) -> Damage:
+def _verify(path: Path) -> Verification:
     from tunesmith.rundir.manifest import require_format  # late: pydantic, which --help does without
 
-    found = Damage()
+    result = Verification()
     checkpoints = Checkpoints(path / "checkpoints", keep=1)
     if not (path / SEAL_NAME).exists() and not checkpoints.paths():
         raise IntegrityError(f"{path}: has no {SEAL_NAME}, so nothing says what its files should be",
                              "Give a run, a checkpoint, an adapter or a merged model; what others wrote has "
                              "no hashes.")
     require_ordinary_folder(path)
-    found.add_sealed(path)  # a run is sealed before its first checkpoint, so here a missing seal is damage
+    result.add_sealed(path)  # a run is sealed before its first checkpoint, so here a missing seal is damage
     if recipe_waits(path):  # a process ended just before it put the recipe in its place; the next train does
-        found.damaged = [file for file in found.damaged if file != path / "recipe.yaml"]
+        result.damaged = [file for file in result.damaged if file != path / "recipe.yaml"]
     # else nothing vouches for what it says
-    if not {path / "manifest.json", path / SEAL_NAME} & set(found.damaged):
+    if not {path / "manifest.json", path / SEAL_NAME} & set(result.damaged):
         require_format(path)
-    own = _run_id(path / "manifest.json")
+    run_id = _run_id(path / "manifest.json")
     for checkpoint in checkpoints.paths():
-        found.add_sealed(checkpoint)
-        if _run_id(checkpoint / "state.json") != own and checkpoint / "state.json" not in found.damaged:
-            found.damaged.append(checkpoint / "state.json")  # of another run
+        result.add_sealed(checkpoint)
+        if _run_id(checkpoint / "state.json") != run_id and checkpoint / "state.json" not in result.damaged:
+            result.damaged.append(checkpoint / "state.json")  # of another run
     for evaluation in sorted((path / EVALUATIONS_NAME).glob("[0-9]*")):
-        found.add_sealed(evaluation)
-    _check_metrics(path, checkpoints, found)
-    _check_status(path, found)
+        result.add_sealed(evaluation)
+    _check_metrics(path, checkpoints, result)
+    _check_status(path, result)
     if (path / "adapter" / SEAL_NAME).exists():
-        found.add_sealed(path / "adapter")
-    known = set(found.checked) | set(found.damaged)
-    found.unsealed = [file for file in sorted(path.rglob("*")) if file.is_file() and file not in known
-                      and not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    return found
+        result.add_sealed(path / "adapter")
+    covered = set(result.checked) | set(result.damaged)
+    result.unsealed = [file for file in sorted(path.rglob("*")) if file.is_file() and file not in covered
+                       and not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    return result
 
 
 def _run_id(path: Path) -> str:
@@ -94,33 +92,33 @@ def _run_id(path: Path) -> str:
         return str(None)
 
 
-def _check_status(run: Path, found: Damage) -> None:
+def _check_status(run: Path, result: Verification) -> None:
     """What an unfinished run says of its state is covered by no seal, but has to be readable."""
     from tunesmith.rundir.status import read_status
 
     status = run / STATUS_NAME
-    if status in found.checked or not os.path.lexists(status):
+    if status in result.checked or not os.path.lexists(status):
         return
-    found.checked.append(status)
+    result.checked.append(status)
     try:
         read_status(run)
     except IntegrityError:
-        found.damaged.append(status)
+        result.damaged.append(status)
 
 
-def _check_metrics(run: Path, checkpoints: Checkpoints, found: Damage) -> None:
+def _check_metrics(run: Path, checkpoints: Checkpoints, result: Verification) -> None:
     """The metrics of an unfinished run, up to where its newest whole checkpoint saw them."""
     metrics = run / "metrics.jsonl"
-    whole = [p for p in checkpoints.paths() if p / "state.json" in set(found.checked) - set(found.damaged)]
-    if metrics in found.checked or not whole:
+    whole = [p for p in checkpoints.paths() if p / "state.json" in set(result.checked) - set(result.damaged)]
+    if metrics in result.checked or not whole:
         return
     progress = read_json_object(whole[-1] / "state.json", infinite=True).get("progress")
     mark = progress.get("metrics") if isinstance(progress, dict) else None
     if mark is not None and not (isinstance(mark, dict) and isinstance(mark.get("bytes"), int)):
-        found.damaged.append(whole[-1] / "state.json")
+        result.damaged.append(whole[-1] / "state.json")
         return
     if mark:
-        found.checked.append(metrics)
+        result.checked.append(metrics)
         content = metrics.read_bytes()[: mark["bytes"]] if metrics.exists() else b""
         if hashlib.sha256(content).hexdigest() != mark.get("sha256"):
-            found.damaged.append(metrics)
+            result.damaged.append(metrics)

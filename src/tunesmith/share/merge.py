@@ -25,7 +25,7 @@ from tunesmith.model.files import BaseFiles, fingerprint
 from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME
 from tunesmith.model.quantization import WAYS
 from tunesmith.paths import expanded
-from tunesmith.rundir import CARD_NAME, put_in_place, require_free, seal, sync_folder, workshop
+from tunesmith.rundir import CARD_NAME, put_in_place, require_free, seal, staging_folder, sync_folder
 from tunesmith.rundir.files import disk_errors, write_synced
 from tunesmith.rundir.ordinary import read_ordinary
 from tunesmith.rundir.seal import SEAL_NAME, sha256_file
@@ -306,7 +306,7 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
     out = expanded(out).resolve()
     require_free(out)
     _require_space(out, len(ways) * _Plan.make(base, adapter, None).total_bytes)
-    with workshop(out) as folder:
+    with staging_folder(out) as folder:
         on_stage("asking the live adapter")
         live = load_live()
         asked = reference(live, rows, prompts, max_new_tokens)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import IntegrityError, UsageError
 from tunesmith.paths import expanded
-from tunesmith.rundir import put_in_place, require_free, workshop, write_atomically
+from tunesmith.rundir import put_in_place, require_free, staging_folder, write_atomically
 from tunesmith.rundir.ordinary import read_json_object
 from tunesmith.verbs.adapters import adapter_base, base_option, find_adapter, require_base, require_choices
 from tunesmith.verbs.merge import merge
@@ -43,8 +43,8 @@ def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, form
     require_choices(device=device)
     target = target.resolve()
     require_free(target)
-    with workshop(target) as shop:
-        folder = shop / "0"
+    with staging_folder(target) as staging:
+        folder = staging / "0"
         folder.mkdir()
         if what == "adapter":
             result = _adapter(adapter, folder, base, show)

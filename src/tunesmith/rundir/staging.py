@@ -1,6 +1,4 @@
-"""A folder that is made beside its place and put there when it is whole; a signal or an error leaves
-nothing.
-"""
+"""A folder made beside its place and put there when it is whole; a signal or an error leaves nothing."""
 
 from __future__ import annotations
 
@@ -26,9 +24,8 @@ _AGAIN_S = 0.2
 
 
 @contextlib.contextmanager
-def workshop(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, empty, held by this process alone, and gone afterwards whatever
-    happens.
+def staging_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, empty, held by this process alone, and gone afterwards in any case.
 
     Its name depends on `out` alone, so that the next command removes what a killed one left. Raises
     DiskError, EnvironmentFault when another process is making `out`, Interrupted on SIGINT, SIGTERM or
@@ -60,16 +57,14 @@ def workshop(out: Path) -> Iterator[Path]:
             try:
                 yield folder
             except TunesmithError as error:
-                _tell_of(out, folder, error)
+                _name_the_place(out, folder, error)
                 raise
 
 
-def _tell_of(out: Path, folder: Path, error: TunesmithError) -> None:
-    """Put the place that the user named into an error, where it names the temporary folder, which is gone
-    when it is read.
-    """
+def _name_the_place(out: Path, folder: Path, error: TunesmithError) -> None:
+    """Put the place that the user named into an error that names the temporary folder, by then gone."""
     place = re.compile(re.escape(str(folder)) + r"(/\d+)?(?![\w-]|\.\w)")
-    problem, hint = (place.sub(lambda found: str(out), text) for text in (error.problem, error.hint))
+    problem, hint = (place.sub(lambda match: str(out), text) for text in (error.problem, error.hint))
     error.reword(problem, hint=hint)
 
 
@@ -81,9 +76,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 class _Stopped(KeyboardInterrupt):
-    """Of a class of its own: after a plain KeyboardInterrupt within an eval, Python ends as if by SIGINT,
-    caught or not.
-    """
+    """A class of its own: after KeyboardInterrupt in an eval, caught or not, Python ends as if by SIGINT."""
 
 
 @contextlib.contextmanager
@@ -96,46 +89,44 @@ def _signals_as_errors() -> Iterator[None]:
     initialisation may run Python from C++ that no exception may leave (torch's ends the process with SIGABRT
     there), and a half-imported module helps nobody.
     """
-    came = 0
+    signal_number = 0
     imports_before = imports_under_way(sys._getframe())
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal came
+        nonlocal signal_number
         if number != signal.SIGALRM:
-            came = number
+            signal_number = number
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, _AGAIN_S)
         if imports_under_way(frame) <= imports_before:
             raise _Stopped
 
     def hide(dropped: Any) -> None:
         if not isinstance(dropped.exc_value, _Stopped):
-            tell(dropped)
+            previous_hook(dropped)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    tell, sys.unraisablehook = sys.unraisablehook, hide
-    old = {number: signal.signal(number, stop)
-           for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
+    previous_hook, sys.unraisablehook = sys.unraisablehook, hide
+    previous_handlers = {number: signal.signal(number, stop)
+                         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
     try:
         yield
     except BaseException:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if came:
-            raise Interrupted(came, "Stopped; nothing was written.",
+        if signal_number:
+            raise Interrupted(signal_number, "Stopped; nothing was written.",
                               "Run the same command to begin again.") from None
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in old.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
-        sys.unraisablehook = tell
+        sys.unraisablehook = previous_hook
 
 
 def put_in_place(folder: Path, out: Path) -> None:
-    """Make a finished folder `out`, in one step. Raises DiskError, or UsageError when something was put there
-    meanwhile.
-    """
+    """Make a finished folder `out`, in one step. Raises DiskError, UsageError (something is there by now)."""
     with disk_errors(out):
         sync_folder(folder)
         try:
