@@ -244,8 +244,8 @@ def test_an_adapter_on_other_weights_of_the_same_shapes_is_refused(trained: tupl
     safetensors.torch.save_file(state, path, metadata={"format": "pt"})
     adapter = tmp_path / "adapter"
     shutil.copytree(Path(str(result["adapter"])), adapter)
-    note = json.loads((adapter / "tunesmith.json").read_text())
-    (adapter / "tunesmith.json").write_text(json.dumps(note | {"base": str(other)}))
+    metadata = json.loads((adapter / "tunesmith.json").read_text())
+    (adapter / "tunesmith.json").write_text(json.dumps(metadata | {"base": str(other)}))
     (adapter / "sha256.json").unlink()
     refused = tunesmith("generate", str(adapter), "--prompt", "x", cwd=folder)
     assert refused.returncode == 9, refused.stderr

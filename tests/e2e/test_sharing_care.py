@@ -39,7 +39,7 @@ def pulled(once: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("change",
-                         ["extra", "nested", "card", "note", "other", "other-and-damaged", "no-seal"])
+                         ["extra", "nested", "card", "metadata", "other", "other-and-damaged", "no-seal"])
 def test_pull_loses_nothing_of_the_user_s(pulled: Path, env: Env, tmp_path: Path, change: str) -> None:
     if change == "extra":
         (pulled / "thesis.txt").write_text("mine")
@@ -55,7 +55,7 @@ def test_pull_loses_nothing_of_the_user_s(pulled: Path, env: Env, tmp_path: Path
         from tunesmith.rundir import seal
 
         (pulled / "tunesmith.json").write_text('{"base": "mine"}')
-        if change != "note":
+        if change != "metadata":
             (pulled / "adapter_model.safetensors").write_bytes(b"another one")
         seal(pulled, [path.name for path in pulled.iterdir() if path.name != SEAL_NAME])
         if change == "other-and-damaged":
@@ -208,7 +208,7 @@ def test_one_s_own_adapter_of_stock_peft_claims_nothing(hub: HubServer, run: Pat
     assert "is not known" in card
     for claim in ("kept in", "not quantised", "held out", "- tunesmith"):
         assert claim not in card
-    note = json.loads(hub.files("model", "tester/theirs")["tunesmith.json"])
-    assert "quantization" not in note
+    metadata = json.loads(hub.files("model", "tester/theirs")["tunesmith.json"])
+    assert "quantization" not in metadata
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")

@@ -58,7 +58,7 @@ def test_an_architecture_that_llama_cpp_has_not_is_refused_first(tmp_path: Path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base"]
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "scaling", "ends", "note"])
+@pytest.mark.parametrize("kind", ["tokenizer", "scaling", "ends", "metadata"])
 @pytest.mark.filterwarnings("ignore")
 def test_so_is_whatever_else_it_has_no_place_for(kind: str, llama: tuple[BaseFiles, Path], tmp_path: Path,
                                                  merges: list[Any]) -> None:

@@ -1,6 +1,4 @@
-"""Whatever an adapter's note says, the card has the same structure, no HTML, and a snippet that makes the
-expected calls.
-"""
+"""Whatever an adapter's metadata says, a card keeps its structure and its snippet its calls, without HTML."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from tunesmith.share.card import Card, render_card
 from tunesmith.share.markdown import code as code_span
 from tunesmith.share.markdown import literal
 from tunesmith.share.markdown import plain as text
-from tunesmith.share.note import AdapterNote, read_note
+from tunesmith.share.metadata import AdapterMetadata, read_metadata
 from tunesmith.visible import on_one_line, visible
 
 TRAINED = {"steps": 6, "trainable_parameters": 1234, "dataset": "maker/quotes", "loss_on": "completion",
@@ -29,7 +27,7 @@ TRAINED = {"steps": 6, "trainable_parameters": 1234, "dataset": "maker/quotes", 
            "lr_scheduler": "linear", "warmup_steps": 1, "seed": 0}
 JUDGEMENT = {"rows": 12, "verdict": "helps", "loss_base": 4.5, "loss_tuned": 3.25, "interval": [-1.4, -1.1],
              "stop_rate_base": 0.0, "stop_rate_tuned": 0.75}
-NOTE = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ",
+METADATA = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ",
         "messages": False, "trained": TRAINED, "judgement": JUDGEMENT}
 ATTACKS = ["<img src=x onerror=alert(1)>", "`" * 5, "```\n", "~~~\n<script>", '"); import os; os.system("x',
            "'\"\\", "\n\n# heading\n\n",
@@ -77,11 +75,10 @@ def test_hostile_words_change_no_structure(words: dict[str, str]) -> None:
     def card(new: dict[str, str], prompt: str) -> str:
         get = {"base": "no hub id", "revision": "r", "quantization": "q", "loss_on": "l", "lr_scheduler": "s",
                "verdict": "v", "origin": "o", "license": "n/a"} | new
-        note = NOTE | {key: get[key] for key in ("base", "revision", "quantization")} | {"prompt": prompt}
-        note |= {"trained": TRAINED | {key: get[key] for key in ("loss_on", "lr_scheduler")},
-                 "judgement": JUDGEMENT | {
-            "verdict": get["verdict"]}}
-        return render_card(Card(note, "me/mine", get["license"], get["origin"],
+        metadata = METADATA | {key: get[key] for key in ("base", "revision", "quantization")}
+        metadata |= {"prompt": prompt, "judgement": JUDGEMENT | {"verdict": get["verdict"]},
+                     "trained": TRAINED | {key: get[key] for key in ("loss_on", "lr_scheduler")}}
+        return render_card(Card(metadata, "me/mine", get["license"], get["origin"],
                                 frozenset({"generation_config.json"})))
 
     plain, hostile = card({}, "x"), card(words, prompt)
@@ -117,8 +114,9 @@ def test_a_span_of_code_is_read_as_it_was_written(words: str) -> None:
 
 def test_half_of_a_measurement_is_not_told() -> None:
     for name in ("stop_rate_base", "stop_rate_tuned"):
-        assert "end by themselves" not in render_card(Card(NOTE | {"judgement": JUDGEMENT | {name: None}}))
-    assert "end by themselves" in render_card(Card(NOTE))
+        half = METADATA | {"judgement": JUDGEMENT | {name: None}}
+        assert "end by themselves" not in render_card(Card(half))
+    assert "end by themselves" in render_card(Card(METADATA))
 
 
 @settings(max_examples=30)
@@ -148,18 +146,18 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats()
                     max_leaves=8)
 
 
-@given(st.sampled_from([(None, name) for name in AdapterNote.model_fields]
+@given(st.sampled_from([(None, name) for name in AdapterMetadata.model_fields]
                        + [("trained", name) for name in TRAINED]
                        + [("judgement", name) for name in JUDGEMENT]), JSON)
-def test_any_note_is_rendered_or_refused_by_name(tmp_path_factory: pytest.TempPathFactory,
+def test_any_metadata_is_rendered_or_refused_by_name(tmp_path_factory: pytest.TempPathFactory,
                                                  where: tuple[str | None, str], value: Any) -> None:
     folder = tmp_path_factory.getbasetemp()
     part, name = where
-    note = NOTE | ({name: value} if part is None
-                   else {part: NOTE[part] | {name: value}})  # type: ignore[operator]
-    (folder / "tunesmith.json").write_text(json.dumps(note))
+    metadata = METADATA | ({name: value} if part is None
+                           else {part: METADATA[part] | {name: value}})  # type: ignore[operator]
+    (folder / "tunesmith.json").write_text(json.dumps(metadata))
     try:
-        found = read_note(folder)
+        found = read_metadata(folder)
     except IntegrityError as error:
         assert "tunesmith.json" in str(error)
         assert name in str(error)
@@ -171,10 +169,10 @@ def test_any_note_is_rendered_or_refused_by_name(tmp_path_factory: pytest.TempPa
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"trained": ' * 50_000, '{"base": ' + "9" * 5000 + "}",
                                      "", "[]", "3", '{"base": "\\ud800"}',
                                      '{"trained": {"steps": ' + "9" * 5000 + "}}"])
-def test_notes_that_are_none(tmp_path: Path, content: str) -> None:
+def test_files_that_are_no_metadata(tmp_path: Path, content: str) -> None:
     (tmp_path / "tunesmith.json").write_text(content)
     with pytest.raises(IntegrityError, match=r"tunesmith\.json"):
-        read_note(tmp_path)
+        read_metadata(tmp_path)
 
 
 @pytest.mark.parametrize(("part", "name", "value"), [("trained", "steps", 10**30), ("trained", "steps", "6"),
@@ -185,7 +183,7 @@ def test_notes_that_are_none(tmp_path: Path, content: str) -> None:
                                                      ("judgement", "stop_rate_tuned", 7)])
 def test_values_that_no_training_has_are_refused_by_name(tmp_path: Path, part: str, name: str,
                                                          value: Any) -> None:
-    (tmp_path / "tunesmith.json").write_text(json.dumps(NOTE | {part: NOTE[part]
-                                                                | {name: value}}))  # type: ignore[operator]
+    changed = METADATA | {part: METADATA[part] | {name: value}}  # type: ignore[operator]
+    (tmp_path / "tunesmith.json").write_text(json.dumps(changed))
     with pytest.raises(IntegrityError, match=name):
-        read_note(tmp_path)
+        read_metadata(tmp_path)

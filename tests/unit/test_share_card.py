@@ -21,7 +21,7 @@ from run_files import result
 from tunesmith.errors import IntegrityError
 from tunesmith.recipe import parse_recipe
 from tunesmith.share.card import Card, render_card
-from tunesmith.share.note import read_note, training_facts
+from tunesmith.share.metadata import read_metadata, training_facts
 from tunesmith.share.scan import problems, refuse_private
 
 JUDGEMENT = {"rows": 12, "verdict": "helps", "loss_base": 4.5, "loss_tuned": 3.25, "interval": [-1.4, -1.1],
@@ -29,7 +29,7 @@ JUDGEMENT = {"rows": 12, "verdict": "helps", "loss_base": 4.5, "loss_tuned": 3.2
 TRAINED = {"steps": 6, "trainable_parameters": 1234, "dataset": "maker/quotes", "loss_on": "completion",
            "append_eos": True, "r": 8, "alpha": 16.0, "dropout": 0.0, "batch_size": 4, "learning_rate": 1e-3,
            "lr_scheduler": "linear", "warmup_steps": 1, "seed": 0}
-NOTE = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ",
+METADATA = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ",
         "messages": False, "trained": TRAINED, "judgement": JUDGEMENT}
 
 
@@ -40,7 +40,7 @@ def front(card: Card) -> dict[str, Any]:
 def test_the_card_reads_as_the_hub_reads_it() -> None:
     from huggingface_hub import ModelCard
 
-    text = render_card(Card(NOTE, "me/mine", "mit"))
+    text = render_card(Card(METADATA, "me/mine", "mit"))
     read = ModelCard(text).data
     assert read.base_model == "maker/base"
     assert read.license == "mit"
@@ -57,7 +57,7 @@ def test_rows_of_one_s_own_are_not_named(tmp_path: Path) -> None:
     for source in (str(tmp_path / "secret-project.jsonl"), "rows.jsonl", "data/rows.csv", "embedded:quotes",
                    str(tmp_path)):
         facts = training_facts(recipe | {"data": recipe["data"] | {"source": source}}, result())
-        card = Card(NOTE | {"trained": facts}, "me/mine")
+        card = Card(METADATA | {"trained": facts}, "me/mine")
         assert source not in render_card(card), source
         assert "datasets" not in front(card)
     assert training_facts(recipe | {"data": recipe["data"] | {"source": "maker/quotes"}},
@@ -65,7 +65,7 @@ def test_rows_of_one_s_own_are_not_named(tmp_path: Path) -> None:
 
 
 def test_nothing_held_out_claims_nothing() -> None:
-    card = Card(NOTE | {"judgement": None}, "me/mine")
+    card = Card(METADATA | {"judgement": None}, "me/mine")
     assert "model-index" not in front(card)
     assert "nothing says whether it helped" in render_card(card)
 
@@ -83,31 +83,31 @@ def test_what_is_not_known_is_not_claimed() -> None:
 
 def test_a_small_change_is_still_one() -> None:
     small = JUDGEMENT | {"loss_base": 3.00012, "loss_tuned": 3.00001, "interval": [-0.00015, -0.00007]}
-    text = render_card(Card(NOTE | {"judgement": small}))
+    text = render_card(Card(METADATA | {"judgement": small}))
     assert "3.000120 -> 3.000010" in text
     assert "-0.000150 to -0.000070" in text
 
 
 @pytest.mark.parametrize("change", [{"prompt": "{"}, {"trained": {"steps": 1}}, {"judgement": {"verdict": 3}},
                                     {"messages": "x"}, {"base_weights": [1]}, "not an object", b"\xff\xfe"])
-def test_a_note_that_was_not_written_so_is_refused(tmp_path: Path, change: Any) -> None:
-    content = change if isinstance(change, bytes) else json.dumps(NOTE | change if isinstance(change, dict)
-                                                                  else change).encode()
+def test_metadata_that_was_not_written_so_is_refused(tmp_path: Path, change: Any) -> None:
+    changed = METADATA | change if isinstance(change, dict) else change
+    content = change if isinstance(change, bytes) else json.dumps(changed).encode()
     (tmp_path / "tunesmith.json").write_bytes(content)
     with pytest.raises(IntegrityError, match=r"tunesmith\.json"):
-        read_note(tmp_path)
+        read_metadata(tmp_path)
 
 
 @given(st.fixed_dictionaries({}, optional={"base": st.text(),
                                            "prompt": st.sampled_from(["", "{a} b", "x {{y}}"]), "messages":
                              st.booleans(), "judgement": st.sampled_from([None, JUDGEMENT]),
                                            "trained": st.sampled_from([None, TRAINED])}))
-def test_a_note_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory,
-                                             note: dict[str, Any]) -> None:
-    folder = tmp_path_factory.mktemp("note")
-    (folder / "tunesmith.json").write_text(json.dumps(note))
-    assert read_note(folder) == note
-    render_card(Card({"base": "maker/base", "quantization": "none"} | read_note(folder)))
+def test_metadata_comes_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory,
+                                               metadata: dict[str, Any]) -> None:
+    folder = tmp_path_factory.mktemp("metadata")
+    (folder / "tunesmith.json").write_text(json.dumps(metadata))
+    assert read_metadata(folder) == metadata
+    render_card(Card({"base": "maker/base", "quantization": "none"} | read_metadata(folder)))
 
 
 SECRETS = ["hf_" + "aB3" * 11, "sk-" + "proj-" + "x1" * 20, "ghp_" + "a1" * 18, "AKIA" + "ABCDEFGH12345678",

@@ -20,7 +20,7 @@ from tunesmith.cli.common import Terminal
 from tunesmith.rundir import RunFolder
 from tunesmith.share.card import Card, render_card
 from tunesmith.share.markdown import code, literal, plain
-from tunesmith.share.note import AdapterNote
+from tunesmith.share.metadata import AdapterMetadata
 from tunesmith.verbs.show import RunFacts
 from tunesmith.visible import json_visible, on_one_line, visible
 
@@ -102,13 +102,13 @@ WORDS = st.fixed_dictionaries({}, optional={
 
 @given(words=WORDS,
        files=st.sampled_from([frozenset(), frozenset({"generation_config.json", "tokenizer_config.json"})]))
-def test_a_card_of_a_hostile_note_has_the_card_s_own_structure(words: dict[str, Any],
-                                                               files: frozenset[str]) -> None:
+def test_a_card_of_hostile_metadata_has_the_card_s_own_structure(words: dict[str, Any],
+                                                                 files: frozenset[str]) -> None:
     try:
-        note = AdapterNote.model_validate(words).model_dump(mode="json", exclude_unset=True)
+        metadata = AdapterMetadata.model_validate(words).model_dump(mode="json", exclude_unset=True)
     except ValueError:
         return
-    card = render_card(Card({"base": "org/name", **note}, files=files))
+    card = render_card(Card({"base": "org/name", **metadata}, files=files))
     assert harmless(card)
     _, front, text = card.split("---\n", 2)
     import yaml

@@ -21,8 +21,8 @@ def merge(adapter: Annotated[str,
           base: Annotated[str | None, typer.Option(metavar="BASE", help="Another place of the base.")] = None,
           quantization: Annotated[str | None, typer.Option(
               metavar="KIND",
-              help=f"What it was trained on: {' | '.join(WAYS)}; by default as its note says, else "
-                   f"{AS_THEY_ARE}")] = None,
+              help=f"What it was trained on: {' | '.join(WAYS)}; by default as the adapter's "
+                   f"metadata (tunesmith.json) says, else {AS_THEY_ARE}")] = None,
           device: Annotated[str, typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = "auto",
           threads: Threads = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Base and adapter in one model, checked against the live adapter."""

@@ -65,7 +65,7 @@ class Judgement:
     samples: list[Sample]
 
     def summary(self) -> JudgementSummary:
-        """Everything but the samples, as the run and the adapter's note keep it."""
+        """Everything but the samples, as the run and the adapter's metadata keep it."""
         return JudgementSummary(**{key: value for key, value in vars(self).items() if key != "samples"})
 
 

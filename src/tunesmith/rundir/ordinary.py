@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from tunesmith.errors import IntegrityError
 from tunesmith.rundir.files import disk_errors
 
-#: JSON that describes something (a config, a state, a note) is far smaller than this.
+#: JSON that describes something (a config, a state, metadata) is far smaller than this.
 MOST_JSON_BYTES = 32 << 20
 _COPY = "Copy the file itself into its folder, if you trust it."
 

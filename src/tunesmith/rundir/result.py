@@ -1,6 +1,4 @@
-"""result.json and verdict.json: what came out of a run, in the one form that terminal, card, report and note
-share.
-"""
+"""result.json and verdict.json: what came out of a run, as terminal, card, report and metadata show it."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ Loss = Annotated[float, Field(allow_inf_nan=True)]
 
 
 class Measured(BaseModel):
-    """What an adapter's note has to say of a comparison of the adapter with its base; it may say more.
+    """What an adapter's metadata has to say of a comparison of the adapter with its base; it may say more.
 
     loss_base, loss_tuned: nats per token that the loss mask keeps. interval: 95% interval of tuned - base.
     stop_rate_*: the share of answers that ended by themselves.

@@ -12,7 +12,7 @@ from tunesmith.model.engine import Engine
 from tunesmith.rundir import CARD_NAME, write_sealed_folder
 from tunesmith.rundir.result import RunResult
 from tunesmith.share.card import Card, render_card
-from tunesmith.share.note import NOTE_NAME, training_facts
+from tunesmith.share.metadata import METADATA_NAME, training_facts
 
 
 def write_adapter_folder(folder: Path, engine: Engine, *, base_name: str, revision: str | None, prompt: str,
@@ -23,15 +23,15 @@ def write_adapter_folder(folder: Path, engine: Engine, *, base_name: str, revisi
     prompt: the recipe's template. result: what came out of the run. recipe: its sections. base_weights:
     hashes of the base's files of weights, by which another base of the same shapes is told apart.
     """
-    note = {"base": base_name, "revision": revision, "quantization": engine.quantization,
+    metadata = {"base": base_name, "revision": revision, "quantization": engine.quantization,
             "dtype": str(engine.dtype).removeprefix("torch."), "prompt": prompt, "messages": messages,
             "base_weights": base_weights, "trained": training_facts(recipe, result),
             "judgement": result.judgement.model_dump(mode="json") if result.judgement else None}
     generation = {"eos_token_id": engine.stop_ids, "pad_token_id": engine.pad_id, "do_sample": False}
     files = engine.adapter_files()
     files["generation_config.json"] = json_bytes(generation)
-    files[NOTE_NAME] = json_bytes(note)
-    files[CARD_NAME] = render_card(Card(note, files=frozenset(files))).encode()
+    files[METADATA_NAME] = json_bytes(metadata)
+    files[CARD_NAME] = render_card(Card(metadata, files=frozenset(files))).encode()
     write_sealed_folder(folder, files)
 
 

@@ -12,19 +12,19 @@ from tunesmith.hub import parse_hub_id
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS
 from tunesmith.rundir.verdict import loss_digits, verdict_sentence
 from tunesmith.share.markdown import code, literal, plain
-from tunesmith.share.note import example_prompt
+from tunesmith.share.metadata import example_prompt
 from tunesmith.visible import on_one_line
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells. note: as `read_note` gives it, base in it.
+    """What a card tells. metadata: as `read_metadata` gives it, base in it.
 
     repo: where it is published, None for a folder. license: of the adapter, None where nobody said. origin:
     the repository and commit that it is a copy of. files: names of the files beside the card.
     """
 
-    note: dict[str, Any]
+    metadata: dict[str, Any]
     repo: str | None = None
     license: str | None = None
     origin: str | None = None
@@ -33,17 +33,18 @@ class Card:
     @property
     def on_hub(self) -> bool:
         """Whether the base is named by a Hub id."""
-        return embedded.path_of(self.note["base"]) is None and parse_hub_id(self.note["base"]) is not None
+        base = self.metadata["base"]
+        return embedded.path_of(base) is None and parse_hub_id(base) is not None
 
     @property
     def trained(self) -> dict[str, Any]:
         """How it was trained; empty where that is not known."""
-        return self.note.get("trained") or {}
+        return self.metadata.get("trained") or {}
 
     @property
     def judgement(self) -> dict[str, Any]:
         """What was measured; empty where nothing was held out or nothing is known."""
-        return self.note.get("judgement") or {}
+        return self.metadata.get("judgement") or {}
 
 
 def render_card(card: Card) -> str:
@@ -56,7 +57,7 @@ def _front(card: Card) -> dict[str, Any]:
     tags = ["lora", *(["tunesmith"] if card.trained else [])]
     front: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
     if card.on_hub:
-        front |= {"base_model": card.note["base"], "base_model_relation": "adapter"}
+        front |= {"base_model": card.metadata["base"], "base_model_relation": "adapter"}
     if card.license:
         front["license"] = on_one_line(card.license)
     dataset = card.trained.get("dataset")
@@ -82,10 +83,10 @@ def _measured(card: Card) -> dict[str, Any]:
 
 
 def _text(card: Card) -> str:
-    note, lines = card.note, [f"# A LoRA adapter for {plain(card.note['base'])}", ""]
-    at = f" at revision {code(note['revision'])}" if note.get("revision") else ""
-    kept = {None: "", AS_THEY_ARE: ", not quantised"}.get(note.get("quantization"),
-                                                     f", kept in {plain(str(note.get('quantization')))}")
+    metadata, lines = card.metadata, [f"# A LoRA adapter for {plain(card.metadata['base'])}", ""]
+    at = f" at revision {code(metadata['revision'])}" if metadata.get("revision") else ""
+    kept = {None: "", AS_THEY_ARE: ", not quantised"}.get(metadata.get("quantization"),
+                                                     f", kept in {plain(str(metadata.get('quantization')))}")
     base = f"Trained on the base{at}{kept}"
     if card.trained:
         base += f", for {card.trained['steps']} steps; {card.trained['trainable_parameters']:,} parameters"
@@ -94,21 +95,21 @@ def _text(card: Card) -> str:
         lines += [f"A copy of {plain(card.origin)}.", ""]
     if card.trained:
         lines += _experiment(card.trained)
-    return "\n".join(lines + prompts(note) + _loading(card)) + "\n"
+    return "\n".join(lines + prompts(metadata) + _loading(card)) + "\n"
 
 
-def prompts(note: dict[str, Any]) -> list[str]:
+def prompts(metadata: dict[str, Any]) -> list[str]:
     """How prompts are written, as a paragraph; nothing where that is not known."""
-    if note.get("messages"):
+    if metadata.get("messages"):
         return ["It was trained on chats, written by the tokenizer's chat template.", ""]
-    return [f"Its prompts are written {code(note['prompt'])}.", ""] if note.get("prompt") else []
+    return [f"Its prompts are written {code(metadata['prompt'])}.", ""] if metadata.get("prompt") else []
 
 
 def _verdict(card: Card) -> str:
     judgement = card.judgement
     if not judgement:
-        return ("Nothing was held out, so nothing says whether it helped." if "judgement" in card.note else
-                "How it was measured, if it was, is not known.")
+        return ("Nothing was held out, so nothing says whether it helped." if "judgement" in card.metadata
+                else "How it was measured, if it was, is not known.")
     digits = loss_digits(judgement)
     text = (f"On {judgement['rows']} rows that it never saw: **{plain(judgement['verdict'].strip())}**. "
             f"{plain(verdict_sentence(judgement))}. Loss "
@@ -140,19 +141,19 @@ def _kept(kept: dict[str, int] | None) -> dict[str, str]:
 
 def _loading(card: Card) -> list[str]:
     """Three lines that load it in stock PEFT, and three that ask it something."""
-    way = WAYS.get(card.note.get("quantization", AS_THEY_ARE), WAYS[AS_THEY_ARE])
-    where, here = literal(card.note["base"]), literal(card.repo or "THIS-FOLDER")
+    way = WAYS.get(card.metadata.get("quantization", AS_THEY_ARE), WAYS[AS_THEY_ARE])
+    where, here = literal(card.metadata["base"]), literal(card.repo or "THIS-FOLDER")
     settings = "generation_config.json" in card.files
     more = f", {way.loading_import}" if way.loading_import else ""
     more += ", GenerationConfig" if settings else ""
     imports = ["from peft import PeftModel",
                f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}"]
     revision = ""
-    if embedded.path_of(card.note["base"]):
+    if embedded.path_of(card.metadata["base"]):
         where = f"tunesmith.embedded.path_of({where})"
         imports.append("import tunesmith.embedded")
-    elif card.note.get("revision"):
-        revision = f", revision={literal(card.note['revision'])}"
+    elif card.metadata.get("revision"):
+        revision = f", revision={literal(card.metadata['revision'])}"
     tokenizer = here if "tokenizer_config.json" in card.files else where + revision
     length = "max_new_tokens=64"
     if settings:
@@ -161,14 +162,14 @@ def _loading(card: Card) -> list[str]:
             f"base = AutoModelForCausalLM.from_pretrained({where}{revision}, {way.loading_code})",
             f"model = PeftModel.from_pretrained(base, {here})", "",
             f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
-            f"tokens = {_asking(card.note)}.to(model.device)",
+            f"tokens = {_asking(card.metadata)}.to(model.device)",
             f"print(tokenizer.decode(model.generate(**tokens, {length})[0]))", "```"]
 
 
-def _asking(note: dict[str, Any]) -> str:
+def _asking(metadata: dict[str, Any]) -> str:
     """A prompt as tokens, in code."""
-    if note.get("messages"):
+    if metadata.get("messages"):
         return ('tokenizer.apply_chat_template([{"role": "user", "content": "..."}], '
                 'add_generation_prompt=True, '
                 'return_dict=True, return_tensors="pt")')
-    return f'tokenizer({literal(example_prompt(note))}, return_tensors="pt")'
+    return f'tokenizer({literal(example_prompt(metadata))}, return_tensors="pt")'

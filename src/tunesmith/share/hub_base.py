@@ -34,12 +34,12 @@ def license_of(info: Any) -> str | None:
 
 def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bool, tell: Tell,
                   stage: Callable[[str], None]) -> HubBase:
-    """Look a base up. name: its Hub id. trained_on, revision: what the adapter's note names: a folder, or a
-    Hub id.
+    """Look a base up on the Hub.
 
-    named: the user gave the id, so it has to be there, to be a base, and, where that can be told, to have the
-    same weights. Raises NetworkError where it is not there, UsageError where it is no base, IntegrityError
-    where its weights are others.
+    name: its Hub id. trained_on, revision: what the adapter's metadata names: a folder, or a Hub id. named:
+    the user gave the id, so it has to be there, to be a base, and, where that can be told, to have the same
+    weights. Raises NetworkError where it is not there, UsageError where it is no base, IntegrityError where
+    its weights are others.
     """
     if offline():
         return HubBase()

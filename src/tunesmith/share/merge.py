@@ -34,7 +34,7 @@ from tunesmith.share.agreement import Agreement, Reference, better, compare, los
 from tunesmith.share.card import prompts
 from tunesmith.share.folding import Change, Changes, Skeleton, read_changes, read_skeleton
 from tunesmith.share.markdown import plain
-from tunesmith.share.note import NOTE_NAME, read_note
+from tunesmith.share.metadata import METADATA_NAME, read_metadata
 from tunesmith.share.shards import FLOATS, INDEX_NAME, Stored, read_header, shards_of, write_shard
 
 #: What was measured, beside the merged weights.
@@ -43,8 +43,8 @@ MERGE_NAME = "merge.json"
 #: on.
 _CARRIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
             "*.tiktoken", "chat_template*", "LICENSE*", "NOTICE*", "USE_POLICY*")
-#: What of an adapter's note holds for the merged model too.
-_NOTED = ("base", "revision", "prompt", "messages", "trained")
+#: What of an adapter's metadata holds for the merged model too.
+_CARRIED_METADATA = ("base", "revision", "prompt", "messages", "trained")
 #: Values of a weight that are worked on at once in fp32: 8 MiB.
 _VALUES_AT_ONCE = 1 << 21
 #: Room for the small files, and for what a file system keeps for itself.
@@ -364,7 +364,7 @@ def _lines(asked: Reference, found: dict[str, Agreement]) -> list[str]:
 
 def _finish(folder: Path, base: BaseFiles, adapter: Path, result: dict[str, Any], lines: list[str]) -> None:
     """The figures, how prompts are written, a card and the seal."""
-    note = read_note(adapter)
+    metadata = read_metadata(adapter)
     words = {"base": base.name, "revision": base.revision, "base_files": fingerprint(base),
              "adapter_files": {name: sha256_file(adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)},
              **result}
@@ -377,14 +377,14 @@ def _finish(folder: Path, base: BaseFiles, adapter: Path, result: dict[str, Any]
             f"of held-out rows and {result['bare']['prompts']} prompts, against the adapter as it was "
             "trained (on the base in "
             f"{plain(result['quantization'])}):", "", *(f"- {plain(line)}" for line in lines),
-            "", f"All figures are in {MERGE_NAME}.", "", *prompts(note), "```python",
+            "", f"All figures are in {MERGE_NAME}.", "", *prompts(metadata), "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             'model = AutoModelForCausalLM.from_pretrained("THIS-FOLDER", dtype="auto")',
             'tokenizer = AutoTokenizer.from_pretrained("THIS-FOLDER")', "```", ""]
     with disk_errors(folder):
         write_synced(folder / MERGE_NAME, json_bytes(words))
-        if note:  # how prompts are written matters as much as before
-            write_synced(folder / NOTE_NAME,
-                         json_bytes({name: note[name] for name in _NOTED if name in note}))
+        if metadata:  # how prompts are written matters as much as before
+            carried = {name: metadata[name] for name in _CARRIED_METADATA if name in metadata}
+            write_synced(folder / METADATA_NAME, json_bytes(carried))
         write_synced(folder / CARD_NAME, "\n".join(card).encode())
     seal(folder, [path.name for path in folder.iterdir() if path.name != SEAL_NAME])

@@ -22,7 +22,7 @@ from tunesmith.rundir.ordinary import read_ordinary
 from tunesmith.share.adapter import json_bytes
 from tunesmith.share.card import Card, render_card
 from tunesmith.share.hub_base import license_of
-from tunesmith.share.note import NOTE_NAME
+from tunesmith.share.metadata import METADATA_NAME
 from tunesmith.share.scan import refuse_private
 
 #: What of a base's tokenizer goes along.
@@ -42,18 +42,18 @@ class Published:
 
 
 def assemble(adapter: Path, base_folder: Path | None, card: Card) -> dict[str, bytes]:
-    """What is published, by name: PEFT's two files, tokenizer and generation settings, our note, the card,
-    their hashes.
+    """What is published, by name, and nothing else that is in the folder.
 
-    Nothing else in the folder goes along. adapter: its folder. base_folder: where the base's tokenizer is.
-    Raises IntegrityError where a file holds what should not leave.
+    PEFT's two files, tokenizer and generation settings, our metadata, the card, their hashes. adapter: its
+    folder. base_folder: where the base's tokenizer is. Raises IntegrityError where a file holds what should
+    not leave.
     """
     from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME, read_adapter_config
 
     config = read_adapter_config(adapter)
-    config |= {"base_model_name_or_path": card.note["base"], "revision": card.note.get("revision")}
+    config |= {"base_model_name_or_path": card.metadata["base"], "revision": card.metadata.get("revision")}
     files = {CONFIG_NAME: json_bytes(config, sort_keys=True), WEIGHTS_NAME: _content(adapter / WEIGHTS_NAME),
-             NOTE_NAME: json_bytes(card.note)}
+             METADATA_NAME: json_bytes(card.metadata)}
     for name in ("generation_config.json", *_TOKENIZER):
         for folder in (adapter, base_folder):
             if folder is not None and os.path.lexists(folder / name):

@@ -185,21 +185,20 @@ def base_option(folder: Path, *, named: bool) -> Iterator[None]:
 
 
 def require_base(found: AdapterFiles, base: BaseFiles, show: Show, *, named: bool) -> None:
-    """Raise IntegrityError where the adapter's note says that it was trained on other weights than these.
+    """Raise IntegrityError where the adapter's metadata says that it was trained on other weights than these.
 
-    named: the user named this base for it, so it is only told. An adapter of others' making has no such note.
+    named: the user named this base for it, so it is only told. An adapter of others' making has no metadata.
     """
     from tunesmith.model.files import fingerprint
-    from tunesmith.share.note import read_note
+    from tunesmith.share.metadata import read_metadata
 
-    wanted = read_note(found.folder).get("base_weights")
+    wanted = read_metadata(found.folder).get("base_weights")
     if not isinstance(wanted, dict) or wanted == weight_hashes(fingerprint(base)):
         return
     told = f"{found.folder}: trained on other weights than those of {base.name}"
     if not named:
-        raise IntegrityError(told,
-                             f"It names the base {read_note(found.folder).get('base')}. Name another with "
-                             "--base.")
+        named_base = read_metadata(found.folder).get("base")
+        raise IntegrityError(told, f"It names the base {named_base}. Name another with --base.")
     show.note(told + ".")
 
 
@@ -225,15 +224,15 @@ def adapter_base(found: AdapterFiles, *, base: str | None, quantization: str | N
     Raises IntegrityError when the files name no base.
     """
     from tunesmith.model.lora import read_adapter_config
-    from tunesmith.share.note import read_note
+    from tunesmith.share.metadata import read_metadata
 
-    config, note = read_adapter_config(found.folder), read_note(found.folder)
-    name = base or note.get("base") or config.get("base_model_name_or_path")
+    config, metadata = read_adapter_config(found.folder), read_metadata(found.folder)
+    name = base or metadata.get("base") or config.get("base_model_name_or_path")
     if not name:
         raise IntegrityError(f"{found.folder}: names no base model", "Name it with --base.")
-    kept = quantization or note.get("quantization", AS_THEY_ARE)
+    kept = quantization or metadata.get("quantization", AS_THEY_ARE)
     if kept not in WAYS:
         raise IntegrityError(f"{found.folder}: names an unknown quantisation, {kept!r}",
                              "Name it with --quantization.")
-    return {"base": name, "revision": None if base else note.get("revision", config.get("revision")),
-            "quantization": kept, "messages": bool(note.get("messages"))}
+    return {"base": name, "revision": None if base else metadata.get("revision", config.get("revision")),
+            "quantization": kept, "messages": bool(metadata.get("messages"))}

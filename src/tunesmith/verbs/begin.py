@@ -81,7 +81,7 @@ def tell_judged_otherwise(folder: RunFolder, recipe: Recipe, show: Show) -> None
 def warn_of_sharing(recipe: Recipe, show: Show) -> None:
     """What will keep the adapter from being pushed is told before it is trained.
 
-    Its note tells how prompts are written, so a prompt that may not leave keeps the adapter here.
+    Its metadata tells how prompts are written, so a prompt that may not leave keeps the adapter here.
     """
     from tunesmith.share.scan import problems
 

@@ -83,16 +83,16 @@ def _model(adapter: str | os.PathLike[str], folder: Path, outtype: str, recipe: 
     path, measured = expanded(adapter), None
     whole = (path / "config.json").exists() and not (path / "adapter_config.json").exists()
     if whole:
-        checkpoint, note_folder, source = path, path, locate_base(str(path.resolve()), None)
+        checkpoint, metadata_folder, source = path, path, locate_base(str(path.resolve()), None)
     else:
         found = find_adapter(os.fspath(adapter), show)
         chosen = adapter_base(found, base=base, quantization=None)
         with base_option(found.folder, named=base is not None):
             source = locate_base(chosen["base"], chosen["revision"], show.note)
-        checkpoint, note_folder = folder.parent / "1", found.folder  # beside what stays
+        checkpoint, metadata_folder = folder.parent / "1", found.folder  # beside what stays
     show.stage("looking at what GGUF can hold")  # before anything is merged, which takes long
     check_model_gguf(source)
-    text, notes = _modelfile("model.gguf", source, note_folder, None)
+    text, notes = _modelfile("model.gguf", source, metadata_folder, None)
     if not whole:
         measured = merge(adapter, checkpoint, recipe=recipe, base=base, device=device, show=show)
         # gone in the end
@@ -104,7 +104,7 @@ def _model(adapter: str | os.PathLike[str], folder: Path, outtype: str, recipe: 
     return {"notes": [*written["notes"], *notes], "merge": measured}
 
 
-def _modelfile(gguf_name: str, base: BaseFiles, note_folder: Path,
+def _modelfile(gguf_name: str, base: BaseFiles, metadata_folder: Path,
                adapter_name: str | None) -> tuple[str, list[str]]:
     """(the Modelfile, what to know of it): the prompt's template and the tokens that end an answer.
 
@@ -112,16 +112,16 @@ def _modelfile(gguf_name: str, base: BaseFiles, note_folder: Path,
     """
     from tunesmith.model.tokenizer import load_tokenizer
     from tunesmith.share.gguf import modelfile
-    from tunesmith.share.note import read_note
+    from tunesmith.share.metadata import read_metadata
 
-    note, tokenizer = read_note(note_folder), load_tokenizer(base)
-    ends = _ends(tokenizer, note_folder, base.folder)
+    metadata, tokenizer = read_metadata(metadata_folder), load_tokenizer(base)
+    ends = _ends(tokenizer, metadata_folder, base.folder)
     stop = [text for text in map(tokenizer.convert_ids_to_tokens, ends) if text]
     template = getattr(tokenizer, "chat_template",
-                       None) if note.get("messages") or not note.get("prompt") else None
-    text = modelfile(gguf_name, template=template, prompt=note.get("prompt") or None, stop=stop,
+                       None) if metadata.get("messages") or not metadata.get("prompt") else None
+    text = modelfile(gguf_name, template=template, prompt=metadata.get("prompt") or None, stop=stop,
                      adapter_name=adapter_name)
-    if "prompt" not in note and template is None:
+    if "prompt" not in metadata and template is None:
         text = (
             "# How prompts were written in training is not known: what is sent is sent as it stands.\n" + text
         )

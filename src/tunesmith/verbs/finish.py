@@ -61,7 +61,7 @@ def example(recipe: Recipe, judgement: Judgement | None) -> str:
     """A prompt to try the adapter with: a short held-out one, else the template with the columns' names in
     their places.
     """
-    from tunesmith.share.note import example_prompt
+    from tunesmith.share.metadata import example_prompt
     from tunesmith.share.scan import problems
 
     if problems("", recipe.data.prompt.encode()):

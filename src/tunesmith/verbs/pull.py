@@ -32,7 +32,7 @@ def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = No
     DiskError.
     """
     from tunesmith.model.lora import check_adapter
-    from tunesmith.share.note import example_prompt, read_note
+    from tunesmith.share.metadata import example_prompt, read_metadata
 
     show = show or Silent()
     target, wanted = expanded(folder).absolute(), parse_hub_id(repo)
@@ -52,7 +52,7 @@ def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = No
         _refuse_another(target, files)
     write_sealed_folder(target, files)
     return {"repo": wanted.repo, "commit": found.name, "folder": str(target),
-            "base": config.get("base_model_name_or_path"), "prompt": example_prompt(read_note(found)),
+            "base": config.get("base_model_name_or_path"), "prompt": example_prompt(read_metadata(found)),
             "files": {name: len(content) for name, content in files.items()}}
 
 

@@ -35,7 +35,7 @@ def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = N
     path in a file), NetworkError.
     """
     from tunesmith.share.hub_base import find_hub_base
-    from tunesmith.share.note import example_prompt
+    from tunesmith.share.metadata import example_prompt
     from tunesmith.share.push import Place, assemble, look, publish
 
     show = show or Silent()
@@ -69,7 +69,7 @@ def push(adapter: str | os.PathLike[str], repo: str, *, private: bool | None = N
                  license or _own_license(found.folder) or place.license or hub_base.license)
     files = assemble(found.folder, _tokenizer_folder(chosen, show), card)
     told = {"repo": place.repo, "exists": place.private is not None if seen else None,
-            "private_before": place.private, "prompt": example_prompt(card.note),
+            "private_before": place.private, "prompt": example_prompt(card.metadata),
             "files": {name: len(content) for name, content in sorted(files.items())},
             "card": files[CARD_NAME].decode()}
     if dry_run:
@@ -93,15 +93,15 @@ def _tokenizer_folder(chosen: dict[str, Any], show: Show) -> Path | None:
 
 
 def _card(found: AdapterFiles, chosen: dict[str, Any], name: str, repo: str, license: str | None) -> Card:
-    """The card of an adapter, from its note. Raises IntegrityError for one whose run is not finished."""
+    """The card of an adapter, from its metadata. Raises IntegrityError for one whose run is not finished."""
     from tunesmith.share.card import Card
-    from tunesmith.share.note import read_note
+    from tunesmith.share.metadata import read_metadata
 
     if found.run is not None and not RunFolder(found.run).finished():
         raise IntegrityError(f"{found.run}: this run is not finished", "Train it to its end, then push it.")
-    note = read_note(found.folder) | {"base": name, "revision": chosen["revision"]}
+    metadata = read_metadata(found.folder) | {"base": name, "revision": chosen["revision"]}
     origin = repo_of(found.folder)
-    return Card(note, repo, license,
+    return Card(metadata, repo, license,
                 f"{origin} at {found.folder.name[:12]}" if origin and origin != repo else None)
 
 

@@ -1,6 +1,4 @@
-"""An adapter's note, `tunesmith.json` beside PEFT's files: its base, how prompts are written, its training,
-its verdict.
-"""
+"""An adapter's metadata, `tunesmith.json` beside PEFT's files: its base, prompts, training and verdict."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from tunesmith.rundir.ordinary import MOST_JSON_BYTES, read_ordinary
 from tunesmith.rundir.result import Finite, Measured, RunResult
 from tunesmith.rundir.schema import Count, Short
 
-NOTE_NAME = "tunesmith.json"
+METADATA_NAME = "tunesmith.json"
 
 
 
@@ -53,8 +51,8 @@ class Trained(BaseModel):
         return dataset
 
 
-class AdapterNote(BaseModel):
-    """The whole note. judgement: None where nothing was held out; absent where nothing is known.
+class AdapterMetadata(BaseModel):
+    """All of it. judgement: None where nothing was held out; absent where nothing is known.
 
     base_weights: hashes of the base's files of weights, by which another base of the same shapes is told
     apart.
@@ -82,12 +80,12 @@ class AdapterNote(BaseModel):
         return prompt
 
 
-def read_note(folder: Path) -> dict[str, Any]:
-    """The note in an adapter's folder, what is not said left out; empty for an adapter that others made.
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """The metadata in an adapter's folder, without what is not set; empty for an adapter that others made.
 
-    Raises IntegrityError for a note that this program did not write so.
+    Raises IntegrityError for a file that this program did not write so.
     """
-    path = folder / NOTE_NAME
+    path = folder / METADATA_NAME
     try:
         content = read_ordinary(path, MOST_JSON_BYTES)
     except FileNotFoundError:
@@ -95,11 +93,11 @@ def read_note(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise IntegrityError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        return AdapterNote.model_validate_json(content).model_dump(mode="json", exclude_unset=True)
+        return AdapterMetadata.model_validate_json(content).model_dump(mode="json", exclude_unset=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(each) for each in first["loc"])
-        raise IntegrityError(f"{path}: {where or 'the note'}: {first['msg']}",
+        raise IntegrityError(f"{path}: {where or 'the metadata'}: {first['msg']}",
                              "Without this file the adapter is taken as one that others made.") from None
 
 
@@ -117,13 +115,12 @@ def _dataset(source: str) -> str | None:
     return source if found and "/" in found.repo and not local else None
 
 
-def example_prompt(note: dict[str, Any]) -> str:
-    """A prompt with each column's name, in capitals, where its text goes; for chats a greeting; `...` if
-    unknown.
-    """
-    if note.get("messages"):
+def example_prompt(metadata: dict[str, Any]) -> str:
+    """A prompt with each column's name in capitals for its text; for chats a greeting; `...` if unknown."""
+    if metadata.get("messages"):
         return "Hello!"
-    if not note.get("prompt"):
+    if not metadata.get("prompt"):
         return "..."
-    template = Template(note["prompt"], "prompt")
-    return template.fill(Row({column: column.upper() for column in template.columns}, "the note"))
+    template = Template(metadata["prompt"], "prompt")
+    names = {column: column.upper() for column in template.columns}
+    return template.fill(Row(names, f"the adapter's metadata ({METADATA_NAME})"))
