@@ -1,7 +1,6 @@
-"""About how many bytes of activations a training step keeps: so many for each of its tokens, and so many in
-any case.
+"""About how many bytes of activations a training step keeps: so many a token, and so many in any case.
 
-Generous, and only used to choose how a step is cut.
+Generous, and only used to choose how a step is split.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from typing import Any
 
 from tunesmith.model.families import describe
 
-#: Tensors of the hidden width that a layer keeps for its backward pass: norms, attention, the four-fold MLP,
-#: dropout.
+#: Tensors of the hidden width that a layer keeps for its backward pass: norms, attention, MLP, dropout.
 _KEPT_PER_LAYER = 34
 #: Rows of logits that the native engine has at once, at most; each in fp32, with its gradient.
 _LOGITS_ROWS = 1024
@@ -26,9 +24,9 @@ def activation_bytes(config: dict[str, Any], *, value_bytes: int, checkpointing:
     same 34 h bytes in 16 bits; here it is 34 values, since the frozen base's products are kept in the dtype
     that they run in.
     """
-    found = describe(config)
-    if found is not None:
-        layers, hidden, vocabulary = len(found.layers), found.hidden, found.vocabulary
+    architecture = describe(config)
+    if architecture is not None:
+        layers, hidden, vocabulary = len(architecture.layers), architecture.hidden, architecture.vocabulary
     else:
         layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 32)
         hidden = int(config.get("hidden_size") or config.get("n_embd") or 4096)
@@ -47,11 +45,12 @@ def native_activation_bytes(config: dict[str, Any], *, value_bytes: int,
     become part of them, and two norms: the outputs and two hidden widths. Its gradients take about as much
     again for one layer.
     """
-    found = describe(config)
-    if found is None:
+    architecture = describe(config)
+    if architecture is None:
         raise ValueError(f"the native engine does not know the architecture {config.get('model_type')!r}")
-    layers = len(found.layers)
-    a_layer = sum(sum(each.outputs.values()) for each in found.projections()) // layers + 2 * found.hidden
-    again = math.ceil(checkpointing * layers)
-    kept = again * found.hidden + (layers - again + 2 + (again > 0)) * a_layer
-    return kept * value_bytes, _LOGITS_ROWS * found.vocabulary * (4 + value_bytes)
+    layers = len(architecture.layers)
+    outputs = sum(sum(each.outputs.values()) for each in architecture.projections())
+    per_layer = outputs // layers + 2 * architecture.hidden
+    recomputed = math.ceil(checkpointing * layers)
+    kept = recomputed * architecture.hidden + (layers - recomputed + 2 + (recomputed > 0)) * per_layer
+    return kept * value_bytes, _LOGITS_ROWS * architecture.vocabulary * (4 + value_bytes)

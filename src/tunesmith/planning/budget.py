@@ -1,4 +1,4 @@
-"""How much memory the activations of a step may take, and how a step is cut into micro-batches for it."""
+"""How much memory the activations of a step may take, and how a step is split into micro-batches for it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tunesmith.planning.activations import activation_bytes, native_activation_b
 _TRAINED_BYTES = 16
 #: The share of a GPU's free memory that a plan counts on; the rest is for what is not counted.
 _GPU_SHARE = 0.8
-#: Of a CPU's whole memory, not of what is free now: a resumed run must cut its steps as the first one did.
+#: Of a CPU's whole memory, not of what is free now: a resumed run must split its steps as the first one did.
 _HOST_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class MicroBatchLimits:
-    """How steps are cut. rows: samples at once, None to choose by length; max_tokens: tokens at once when
-    chosen.
+    """How steps are split into micro-batches.
 
-    overhead_tokens: what a micro-batch costs beyond its tokens, in tokens. checkpointing: the share of the
-    layers that are recomputed in the backward pass; may_checkpoint, may_offload: what may be done about
-    memory that runs out all the same.
+    rows: samples at once, None to choose by length. max_tokens: tokens at once when chosen. overhead_tokens:
+    what a micro-batch costs beyond its tokens, in tokens. checkpointing: the share of the layers that are
+    recomputed in the backward pass; may_checkpoint, may_offload: what may be done about memory that runs out
+    all the same.
     """
 
     rows: int | None

@@ -27,9 +27,7 @@ class ParameterCounts:
 
 
 def can_count(config: dict[str, Any], target_modules: str | list[str]) -> bool:
-    """Whether `count_parameters` knows this family, and the targets are plain module names (no paths into
-    layers).
-    """
+    """Whether `count_parameters` knows this family and the targets, plain module names (no layer paths)."""
     names = [target_modules] if isinstance(target_modules, str) else target_modules
     return config.get("model_type") in FAMILIES and not any("." in name for name in names)
 
@@ -41,19 +39,19 @@ def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | li
     Raises RecipeError for a target that names no module, or a config that lacks a width.
     """
     try:
-        found = describe(config)
-        if found is None:
+        architecture = describe(config)
+        if architecture is None:
             raise KeyError("model_type")
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, IndexError) as error:
         raise RecipeError(f"its config.json has no usable {error}",
                           "Copy the base's config.json again.", setting="model.base") from None
     #: Every linear module of the layers: its last name, inputs, outputs.
     modules = [(name.rpartition(".")[2], projection.inputs, outputs)
-               for projection in found.projections() for name, outputs in projection.outputs.items()]
+               for projection in architecture.projections() for name, outputs in projection.outputs.items()]
     names = {name for name, _, _ in modules}
     wanted = [target_modules] if isinstance(target_modules, str) else target_modules
     if target_modules == "auto":
-        wanted = list(peft_targets(found.model_type) or names)
+        wanted = list(peft_targets(architecture.model_type) or names)
     elif target_modules == "all-linear":
         wanted = list(names)
     for target in wanted:
@@ -66,6 +64,6 @@ def count_parameters(config: dict[str, Any], *, r: int, target_modules: str | li
         raise RecipeError(f"lora.r is {r:,}: no module of this base is wider than {widest:,}",
                           "Usual ranks are 4 to 256.")
     trainable = sum(r * (inputs + outputs) for inputs, outputs in chosen)
-    base = found.other_parameters + sum(projection.parameters for projection in found.projections())
+    base = architecture.other_parameters + sum(each.parameters for each in architecture.projections())
     return ParameterCounts(trainable, base + trainable, len(chosen),
                            sum(inputs * outputs for _, inputs, outputs in modules))

@@ -1,3 +1,1 @@
-"""The training loop: one optimiser step, the loop around it, the optimiser, and how a run comes back after a
-crash.
-"""
+"""The training loop: one optimiser step, the loop around it, the optimiser, and how a crashed run resumes."""

@@ -25,16 +25,13 @@ from tunesmith.training.signals import StopSignal
 from tunesmith.training.state import MicroBatchPlanState
 from tunesmith.training.step import LOWER_THE_RATE, MicroBatchPlan, step_that_fits
 
-#: fp16 passes over a step that overflowed; the scale halves each time, so a healthy run skips far fewer in a
-#: row.
+#: fp16 skips a step that overflowed; the scale halves each time, so a healthy run skips far fewer in a row.
 _MOST_SKIPPED = 25
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The experiment, in the recipe's words; total_steps is the resolved length of the run [optimiser
-    steps].
-    """
+    """The experiment as the recipe says it. total_steps: the resolved length of the run [optimiser steps]."""
 
     total_steps: int
     batch_size: int
@@ -144,14 +141,12 @@ def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: 
             progress = restore(files, engine, optimizer, scaler, run.run_id())
         except IntegrityError as error:
             raise error.at(str(path)) from None
-        if (
-            progress.samples != progress.step * settings.batch_size
-            or path.name != f"step-{progress.step:06d}"
-        ):
-            raise IntegrityError(f"{path}: state.json: {progress.step} steps and {progress.samples} samples "
-                                 f"do not fit this checkpoint of a run with {settings.batch_size} samples a "
-                                 "step",
-                                 "Start afresh in another --run folder.")
+        if (progress.samples != progress.step * settings.batch_size
+                or path.name != f"step-{progress.step:06d}"):
+            raise IntegrityError(
+                f"{path}: state.json: {progress.step} steps and {progress.samples} samples do not fit this "
+                f"checkpoint of a run with {settings.batch_size} samples a step",
+                "Start afresh in another --run folder.")
         if not run.metrics.rewind(progress.metrics):
             notify(f"{run.metrics.path}: not as it was at the checkpoint; its curve may have gaps.")
         if progress.micro_batches is not None and plan.take_over(progress.micro_batches):

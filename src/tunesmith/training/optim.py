@@ -66,9 +66,7 @@ def build_optimizer(parameters: Iterable[torch.nn.Parameter], *, learning_rate: 
 
 
 def build_scaler(dtype: torch.dtype, device: torch.device) -> torch.amp.GradScaler:
-    """The loss scaler: at work for fp16, whose gradients would underflow; without effect for any other
-    dtype.
-    """
+    """The loss scaler: at work for fp16, whose gradients would underflow; without effect for other dtypes."""
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     # makes its state now, so that a step can be begun again at any point
     scaler.scale(torch.zeros((), device=device))

@@ -1,5 +1,4 @@
-"""A checkpoint as bytes and back: adapter, optimiser, loss scaler, every random generator, the place in the
-data.
+"""A checkpoint as bytes and back: adapter, optimiser, loss scaler, random generators, place in the data.
 
 JSON and safetensors only. What is restored is exact, so on a CPU the resumed run ends bit-identical.
 """
@@ -24,9 +23,7 @@ from tunesmith.training.state import MicroBatchPlanState, RandomState, read_stat
 
 @dataclass
 class Progress:
-    """How far a run is. step: optimiser steps done; samples, tokens, loss_tokens: seen so far; seconds: of
-    training.
-    """
+    """How far a run is. step: optimiser steps done; samples, tokens, loss_tokens, seconds: so far."""
 
     step: int = 0
     samples: int = 0
@@ -39,17 +36,15 @@ class Progress:
 
 def checkpoint_files(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, progress: Progress,
                      run_id: str | None = None) -> dict[str, bytes]:
-    """Everything that a run is made of, as the files of a checkpoint. run_id: of the run that it belongs
-    to.
-    """
+    """Everything that a run is made of, as the files of a checkpoint. run_id: of that run."""
     moments = {}
     for name, parameter in engine.trainable().items():
         for key, value in optimizer.state[parameter].items():
             moments[f"{name}|{key}"] = value.detach().to("cpu", copy=True).contiguous()
-    tensors, words = _random_state()
+    tensors, generator_fields = _random_state()
     reached = asdict(progress) | {"micro_batches": progress.micro_batches.model_dump()
                                   if progress.micro_batches else {}}
-    state = {"progress": reached, "scaler": scaler.state_dict(), "random": words, "run_id": run_id}
+    state = {"progress": reached, "scaler": scaler.state_dict(), "random": generator_fields, "run_id": run_id}
     return {**engine.adapter_files(), "optimizer.safetensors": safetensors.torch.save(moments),
             "random.safetensors": safetensors.torch.save(tensors),
             "state.json": (json.dumps(state, indent=1) + "\n").encode()}
@@ -74,10 +69,10 @@ def restore(files: dict[str, bytes], engine: Engine, optimizer: AdamW, scaler: t
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise IntegrityError(f"the checkpoint was not written by this program: {error}",
                              "Start afresh in another --run folder.") from None
-    found = state.progress
-    return Progress(found.step, found.samples, found.tokens, found.loss_tokens, found.seconds,
-                    found.micro_batches if isinstance(found.micro_batches, MicroBatchPlanState) else None,
-                    found.metrics.model_dump() if found.metrics else None)
+    saved = state.progress
+    return Progress(saved.step, saved.samples, saved.tokens, saved.loss_tokens, saved.seconds,
+                    saved.micro_batches if isinstance(saved.micro_batches, MicroBatchPlanState) else None,
+                    saved.metrics.model_dump() if saved.metrics else None)
 
 
 def _file(files: dict[str, bytes], name: str) -> bytes:
@@ -89,24 +84,26 @@ def _file(files: dict[str, bytes], name: str) -> bytes:
 def _set_moments(moments: dict[str, torch.Tensor], engine: Engine, optimizer: AdamW) -> None:
     """Raises IntegrityError where they are another model's, or not finite."""
     for name, parameter in engine.trainable().items():
-        found = {key.rpartition("|")[2]: value for key, value in moments.items()
+        own = {key.rpartition("|")[2]: value for key, value in moments.items()
                  if key.rpartition("|")[0] == name}
-        if not found:  # it never had a gradient
+        if not own:  # it never had a gradient
             continue
-        if not _moments_fit(found, parameter):
+        if not _moments_fit(own, parameter):
             raise IntegrityError(f"optimizer.safetensors: does not fit {name}",
                                  "Start afresh in another --run folder.")
         # The step count stays where fused AdamW keeps it; the moments go to their parameter.
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in own.items()}
 
 
-def _moments_fit(found: dict[str, torch.Tensor], parameter: torch.Tensor) -> bool:
+def _moments_fit(moments: dict[str, torch.Tensor], parameter: torch.Tensor) -> bool:
     """Whether they are what AdamW keeps for this parameter, and finite."""
-    return set(found) == {"step", "exp_avg", "exp_avg_sq"} and found["step"].numel() == 1 and all(
-        found[key].shape == parameter.shape and found[key].dtype == parameter.dtype
-        and bool(torch.isfinite(found[key]).all())
-        for key in ("exp_avg",
-                    "exp_avg_sq")) and bool((found["exp_avg_sq"] >= 0).all()) and found["step"].item() >= 1
+    def fits(moment: torch.Tensor) -> bool:
+        return (moment.shape == parameter.shape and moment.dtype == parameter.dtype
+                and bool(torch.isfinite(moment).all()))
+
+    return (set(moments) == {"step", "exp_avg", "exp_avg_sq"} and moments["step"].numel() == 1
+            and all(fits(moments[key]) for key in ("exp_avg", "exp_avg_sq"))
+            and bool((moments["exp_avg_sq"] >= 0).all()) and moments["step"].item() >= 1)
 
 
 def seed_everything(seed: int) -> None:
@@ -118,18 +115,18 @@ def seed_everything(seed: int) -> None:
 
 def _random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    version, words, gauss = random.getstate()
+    version, python_state, gauss = random.getstate()
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-               "python": torch.tensor(words, dtype=torch.int64)}
+               "python": torch.tensor(python_state, dtype=torch.int64)}
     if torch.cuda.is_available():
         tensors |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     return tensors, {"numpy": [kind, position, has_gauss, cached], "python": [version, gauss]}
 
 
-def _set_random_state(tensors: dict[str, torch.Tensor], words: RandomState) -> None:
-    kind, position, has_gauss, cached = words.numpy
+def _set_random_state(tensors: dict[str, torch.Tensor], generator_fields: RandomState) -> None:
+    kind, position, has_gauss, cached = generator_fields.numpy
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    version, gauss = words.python
+    version, gauss = generator_fields.python
     random.setstate((version, tuple(tensors["python"].tolist()), gauss))
     torch.set_rng_state(tensors["torch"])
     for name, state in tensors.items():

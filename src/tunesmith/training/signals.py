@@ -46,8 +46,8 @@ class StopSignal:
                        "last checkpoint.")
         else:
             raise Interrupted(number, "Stopped.",
-                              "Run the same command again: it goes on from the newest checkpoint, or "
-                                                  "begins anew where there is none.")
+                              "Run the same command again: it goes on from the newest checkpoint, or begins "
+                              "anew where there is none.")
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

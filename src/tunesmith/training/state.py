@@ -73,9 +73,7 @@ class RandomState(_Strict):
 
 
 class State(_Strict):
-    """The whole file. run_id: of the run that the checkpoint belongs to; None for runs of before they had
-    one.
-    """
+    """The whole file. run_id: of the checkpoint's run; None for runs of before they had one."""
 
     progress: ProgressState
     scaler: ScalerState
@@ -87,14 +85,14 @@ def read_state(content: bytes) -> State:
     """A checkpoint's state. Raises IntegrityError naming what is not as this program writes it."""
     parse_json(content, "state.json")  # for its words on JSON that is none
     try:
-        found = State.model_validate_json(content)
+        state = State.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise IntegrityError(f"state.json: {where}: {first['msg']}",
                              "It was not written by this version of tunesmith. Start afresh in another --run "
                              "folder.") from None
-    if isinstance(found.progress.micro_batches, dict) and found.progress.micro_batches:
+    if isinstance(state.progress.micro_batches, dict) and state.progress.micro_batches:
         raise IntegrityError("state.json: progress.micro_batches: not as this version of tunesmith writes it",
                              "Start afresh in another --run folder.")
-    return found
+    return state

@@ -19,8 +19,7 @@ from tunesmith.planning import MicroBatchLimits
 from tunesmith.training.optim import AdamW
 from tunesmith.training.state import MicroBatchPlanState
 
-#: What to do when a run diverged. A checkpoint is only written while the adapter is finite, so it is from
-#: before.
+#: What to do when a run diverged. Checkpoints are only written while the adapter is finite: from before.
 LOWER_THE_RATE = ("Lower train.learning_rate or lengthen train.warmup_steps, in a folder of its own (--run): "
                   "that is another experiment.")
 
@@ -55,19 +54,15 @@ class MicroBatchPlan:
                    asked=limits.rows)
 
     def take_over(self, saved: MicroBatchPlanState) -> bool:
-        """Go on with the plan of a checkpoint. True where another micro-batch was asked for since: then this
-        one's holds.
+        """Go on with a checkpoint's plan; True where another micro-batch was asked for since: it then holds.
 
         What the engine here can do stays, which may be on another device than the checkpoint's; what memory
         had forced to be recomputed still is.
         """
         changed = "asked" in saved.model_fields_set and self.asked != saved.asked
         if not changed:
-            self.rows, self.max_tokens, self.overhead_tokens = (
-                saved.rows,
-                saved.max_tokens,
-                saved.overhead_tokens,
-            )
+            self.rows, self.max_tokens = saved.rows, saved.max_tokens
+            self.overhead_tokens = saved.overhead_tokens
         self.checkpointing, self.may_checkpoint = saved.checkpointing, saved.may_checkpoint
         self.offloading = saved.offloading and self.may_offload
         return changed
@@ -121,37 +116,36 @@ def optimiser_step(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
     loss_tokens = sum(row.loss_tokens for row in rows)
     optimizer.zero_grad(set_to_none=False)
     weight = scaler.scale(torch.full((), 1 / loss_tokens, device=engine.device))
-    micro_batches = plan_micro_batches([len(row.ids) for row in rows], rows=plan.rows,
-                                       max_tokens=plan.max_tokens,
-                    overhead_tokens=plan.overhead_tokens, padded=engine.padded)
+    micro_batches = plan_micro_batches(
+        [len(row.ids) for row in rows], rows=plan.rows, max_tokens=plan.max_tokens,
+        overhead_tokens=plan.overhead_tokens, padded=engine.padded)
     losses = torch.cat([
         engine.accumulate([rows[i] for i in indices], weight,
                           dropout_seeds and [dropout_seeds[i] for i in indices])
         for indices in micro_batches])
 
-    of_torch: Any = optimizer  # it has what the scaler asks an optimiser for
-    scaler.unscale_(of_torch)
+    torch_optimizer: Any = optimizer  # it has what the scaler asks an optimiser for
+    scaler.unscale_(torch_optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, grad_norm)
     loss = losses.double().sum() / loss_tokens
     if scaler.is_enabled():
-        scaler.step(of_torch)  # passed over when the scaled gradient overflowed
+        scaler.step(torch_optimizer)  # passed over when the scaled gradient overflowed
         scaler.update()
     else:
-        # Nothing is learnt from a step that is not finite; the device decides, so that the host need not
-        # wait here.
-        of_torch.found_inf = (~torch.isfinite(loss + grad_norm)).float()
+        # Nothing is learnt from a step that is not finite; the device decides, so the host need not wait.
+        torch_optimizer.found_inf = (~torch.isfinite(loss + grad_norm)).float()
         optimizer.step()
-        del of_torch.found_inf
+        del torch_optimizer.found_inf
 
     # The one place in a step where the host waits for the device.
     loss_value, norm_value = torch.stack([loss, grad_norm.to(loss)]).tolist()
     if not math.isfinite(loss_value):
         order = [i for indices in micro_batches for i in indices]
-        guilty = [order[at] for at in (~torch.isfinite(losses)).nonzero()[:, 0].tolist()] or order
-        raise _diverged(f"the loss is {loss_value}", step, [rows[i] for i in guilty])
+        offending = [order[place] for place in (~torch.isfinite(losses)).nonzero()[:, 0].tolist()] or order
+        raise _diverged(f"the loss is {loss_value}", step, [rows[i] for i in offending])
     if not math.isfinite(norm_value) and not scaler.is_enabled():
         raise _diverged(f"the gradient's norm is {norm_value}", step, rows)
     tokens = sum(len(row.ids) for row in rows)
@@ -174,10 +168,9 @@ def step_that_fits(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
     while (result := attempt(once)) is None:
         longest = max(len(row.ids) for row in rows)
         if not plan.shrink(longest):
-            raise OutOfMemory(f"step {step}: one row of {longest} tokens alone does not fit in the GPU's "
-                              "memory",
-                              f"Lower data.max_length, quantise the base ({smallest()}), or take a smaller "
-                              "one.")
+            raise OutOfMemory(
+                f"step {step}: one row of {longest} tokens alone does not fit in the GPU's memory",
+                f"Lower data.max_length, quantise the base ({smallest()}), or take a smaller one.")
         optimizer.zero_grad(set_to_none=True)
         scaler.update(scaler.get_scale())  # forgets that this step's gradients may be unscaled already
         if plan.checkpointing:
@@ -190,6 +183,6 @@ def step_that_fits(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScale
 
 def _diverged(what: str, step: int, rows: Sequence[TokenRow]) -> DivergedError:
     places = "\n  ".join(row.place for row in rows)
-    return DivergedError(f"step {step}: {what}, so nothing after it would mean anything. Its rows:\n  "
-                         f"{places}",
-                         f"{LOWER_THE_RATE} Or look at these rows.")
+    return DivergedError(
+        f"step {step}: {what}, so nothing after it would mean anything. Its rows:\n  {places}",
+        f"{LOWER_THE_RATE} Or look at these rows.")
