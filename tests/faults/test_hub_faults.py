@@ -80,7 +80,7 @@ def client(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def adapter_files(seed: int = 0) -> dict[str, bytes]:
-    from tunesmith.model.lora import LoraSettings, config_words
+    from tunesmith.model.lora import LoraSettings, peft_config_dict
 
     generator = torch.Generator().manual_seed(seed)
     state = {
@@ -89,8 +89,8 @@ def adapter_files(seed: int = 0) -> dict[str, bytes]:
         )
         for side, shape in (("A", (4, 32)), ("B", (32, 4)))
     }
-    config = config_words(LoraSettings(4, 8, 0.0,
-                                       ["q_proj"])) | {"base_model_name_or_path": "embedded:sprout"}
+    config = peft_config_dict(LoraSettings(4, 8, 0.0,
+                                           ["q_proj"])) | {"base_model_name_or_path": "embedded:sprout"}
     return {"adapter_config.json": json.dumps(config).encode(),
             "adapter_model.safetensors": safetensors.torch.save(state)}
 

@@ -15,7 +15,7 @@ from placed import at
 import tunesmith
 from tunesmith import embedded
 from tunesmith.errors import EnvironmentFault, RecipeError
-from tunesmith.model.build import build_bare
+from tunesmith.model.build import build_without_adapter
 from tunesmith.model.files import locate_base
 from tunesmith.model.tokenizer import load_tokenizer
 from tunesmith.planning import activation_budget_bytes, micro_batch_limits
@@ -76,10 +76,10 @@ def test_evaluate_tokenises_the_validation_set_alone(recipe: Path, tmp_path: Pat
 @pytest.mark.parametrize("engine", ["hf", "native"])
 @pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
 def test_a_bare_engine_has_no_adapter(engine: str, quantization: str) -> None:
-    bare = build_bare(BASE, load_tokenizer(BASE), at(engine, quantization))
+    bare = build_without_adapter(BASE, load_tokenizer(BASE), at(engine, quantization))
     assert bare.trainable() == {}
     trainable, everything = bare.parameter_counts()
-    assert (trainable, everything) == (0, sum(bare.kept().values()))
+    assert (trainable, everything) == (0, sum(bare.values_by_format().values()))
     logits = bare.logits([[5, 6, 7]])[0]
     with bare.adapter_disabled():
         assert torch.equal(bare.logits([[5, 6, 7]])[0], logits)

@@ -28,7 +28,7 @@ TRAINED = {"steps": 6, "trainable_parameters": 1234, "dataset": "maker/quotes", 
 JUDGEMENT = {"rows": 12, "verdict": "helps", "loss_base": 4.5, "loss_tuned": 3.25, "interval": [-1.4, -1.1],
              "stop_rate_base": 0.0, "stop_rate_tuned": 0.75}
 METADATA = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ",
-        "messages": False, "trained": TRAINED, "judgement": JUDGEMENT}
+            "messages": False, "trained": TRAINED, "judgement": JUDGEMENT}
 ATTACKS = ["<img src=x onerror=alert(1)>", "`" * 5, "```\n", "~~~\n<script>", '"); import os; os.system("x',
            "'\"\\", "\n\n# heading\n\n",
            "\n---\n", "\x1b[31m\x07", "[a](javascript:x)", "![a](http://evil/x.png)", "|a|b|\n|---|---|",
@@ -150,7 +150,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats()
                        + [("trained", name) for name in TRAINED]
                        + [("judgement", name) for name in JUDGEMENT]), JSON)
 def test_any_metadata_is_rendered_or_refused_by_name(tmp_path_factory: pytest.TempPathFactory,
-                                                 where: tuple[str | None, str], value: Any) -> None:
+                                                     where: tuple[str | None, str], value: Any) -> None:
     folder = tmp_path_factory.getbasetemp()
     part, name = where
     metadata = METADATA | ({name: value} if part is None

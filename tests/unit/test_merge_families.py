@@ -13,7 +13,7 @@ from placed import at
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tunesmith import merge
-from tunesmith.model.build import build_bare
+from tunesmith.model.build import build_without_adapter
 from tunesmith.model.files import BaseFiles
 
 
@@ -49,7 +49,7 @@ def test_a_family_that_all_linear_cannot_be_put_on_is_merged(tmp_path: Path) -> 
 @pytest.mark.parametrize("engine", ["native", "hf"])
 def test_a_bare_engine_is_the_base_itself(tmp_path: Path, engine: str) -> None:
     base = Bases(tmp_path)("llama")
-    bare: Any = build_bare(base, tokenizer(), at(engine, "none", "float32"))
+    bare: Any = build_without_adapter(base, tokenizer(), at(engine, "none", "float32"))
     with torch.no_grad():
         want = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)(
             torch.tensor([[5, 9, 20, 31]])

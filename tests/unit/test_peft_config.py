@@ -17,18 +17,18 @@ from peft import LoraConfig
 import tunesmith
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.build import build_with_adapter
-from tunesmith.model.lora import LoraSettings, build_config, config_words
+from tunesmith.model.lora import LoraSettings, build_config, peft_config_dict
 from tunesmith.model.native.adapter import why_not
 from tunesmith.model.peft_config import (
     GGUF,
     MERGE,
     NATIVE,
-    PLAIN,
+    PEFT_DEFAULTS,
     SETTINGS,
     Setting,
     changes_base,
-    not_followed,
     understood,
+    unsupported_setting,
 )
 from tunesmith.model.placement import place_base
 from tunesmith.share.folding import read_changes, read_skeleton
@@ -45,7 +45,7 @@ SAYS: dict[str, Any] = {
     "modules_to_save": ["lm_head"], "ensure_weight_tying": True, "bias": "all", "lora_bias": True,
     "use_dora": True, "target_parameters": ["mlp.weight"], "trainable_token_indices": [1],
     "alora_invocation_tokens": [1]}
-SEEN = {name for name, setting in SETTINGS.items() if setting.kind is not None}
+SEEN = {name for name, setting in SETTINGS.items() if setting.value_type is not None}
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +77,10 @@ def test_every_setting_is_tried_here() -> None:
 
 
 def test_the_table_is_what_the_installed_peft_writes() -> None:
-    assert LoraConfig().to_dict() == PLAIN
+    assert LoraConfig().to_dict() == PEFT_DEFAULTS
     settings = LoraSettings(4, 8.0, 0.1, ["v_proj", "q_proj"])
     theirs = build_config(settings, ["v_proj", "q_proj"]).to_dict()
-    assert config_words(settings) == theirs | {"target_modules": sorted(theirs["target_modules"])}
+    assert peft_config_dict(settings) == theirs | {"target_modules": sorted(theirs["target_modules"])}
 
 
 @pytest.mark.parametrize("name", sorted(SEEN - {"peft_type"}))
@@ -90,11 +90,11 @@ def test_each_consumer_takes_what_the_table_says_and_nothing_else(name: str, bas
     base, setting = bases("llama"), SETTINGS[name]
     folder = edited(adapter, tmp_path, **{name: SAYS[name]},
                     **({"layers_to_transform": [0, 1]} if name == "layers_pattern" else {}))
-    words = understood(json.loads((folder / "adapter_config.json").read_text()), folder)
-    words.pop("peft_type")
-    reason = why_not(LoraConfig(**words), base.config)
+    settings = understood(json.loads((folder / "adapter_config.json").read_text()), folder)
+    settings.pop("peft_type")
+    reason = why_not(LoraConfig(**settings), base.config)
     # PEFT itself never sees eva_config, and so the native engine does not.
-    assert (reason is None) == (NATIVE in setting.followed_by or not setting.handed_on), reason
+    assert (reason is None) == (NATIVE in setting.followed_by or not setting.passed_to_peft), reason
 
     def taken(attempt: Any) -> bool:
         try:
@@ -122,9 +122,9 @@ def test_a_row_more_is_all_that_a_setting_needs(monkeypatch: pytest.MonkeyPatch,
 
 @given(name=st.sampled_from(sorted(SETTINGS)), who=st.sampled_from([NATIVE, MERGE, GGUF]))
 def test_a_setting_that_says_nothing_keeps_nobody_away(name: str, who: str) -> None:
-    assert not_followed(PLAIN, who) is None
-    assert not_followed(PLAIN | {name: SETTINGS[name].plain}, who) is None
-    assert understood(PLAIN | {name: SETTINGS[name].plain}, Path("c")).keys() <= SEEN
+    assert unsupported_setting(PEFT_DEFAULTS, who) is None
+    assert unsupported_setting(PEFT_DEFAULTS | {name: SETTINGS[name].default}, who) is None
+    assert understood(PEFT_DEFAULTS | {name: SETTINGS[name].default}, Path("c")).keys() <= SEEN
 
 
 @pytest.mark.parametrize(("start", "changes"), [

@@ -68,7 +68,7 @@ def test_a_checkpoint_in_int8_or_nf4_is_the_run_that_quantised_it(quantised: tup
     kind, folder = quantised
     ours, theirs = engine_of(plain, kind), engine_of(folder, kind)
     assert torch.equal(ours.logits(IDS)[0], theirs.logits(IDS)[0])
-    assert theirs.kept()[kind] == ours.kept()[kind] > 0
+    assert theirs.values_by_format()[kind] == ours.values_by_format()[kind] > 0
     assert choose_engine("auto", locate_base(str(folder), None).config)[0] == "hf"
     with pytest.raises(RecipeError, match="quantised already"):
         choose_engine("native", locate_base(str(folder), None).config)
@@ -135,7 +135,7 @@ def test_a_checkpoint_in_block_fp8_is_turned_back(plain: Path, tmp_path: Path) -
         plain_name = name.replace(".base_layer", "")
         if "_proj.weight" in plain_name and "lora" not in name:
             assert torch.allclose(parameter.float(), want[plain_name], atol=1e-6), name
-    assert set(engine.kept()) == {"float32"}
+    assert set(engine.values_by_format()) == {"float32"}
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors", "quanto", "unheard-of"])
@@ -173,8 +173,8 @@ def test_what_is_kept_how_is_counted() -> None:
     for kind in ("none", "int8", "nf4"):
         hf, native = (build_for_training(base, load_tokenizer(base), at(name, kind, "float32"), seed=0,
                                          lora=LoraSettings(4, 8, 0.0, "auto")) for name in ("hf", "native"))
-        assert hf.kept() == native.kept()
-        assert sum(hf.kept().values()) == hf.parameter_counts()[1] - hf.parameter_counts()[0]
+        assert hf.values_by_format() == native.values_by_format()
+        assert sum(hf.values_by_format().values()) == hf.parameter_counts()[1] - hf.parameter_counts()[0]
     assert described({"int8": 61, "float32": 39}, "int8") == "61% of its values in int8, 39% in float32"
     assert described({"float32": 100}, "int8") == "0% of its values in int8, 100% in float32"
     assert described({"float32": 100}, "none") == "not quantised"

@@ -30,7 +30,7 @@ TRAINED = {"steps": 6, "trainable_parameters": 1234, "dataset": "maker/quotes", 
            "append_eos": True, "r": 8, "alpha": 16.0, "dropout": 0.0, "batch_size": 4, "learning_rate": 1e-3,
            "lr_scheduler": "linear", "warmup_steps": 1, "seed": 0}
 METADATA = {"base": "maker/base", "revision": "0" * 40, "quantization": "int8", "prompt": "{quote} ->: ",
-        "messages": False, "trained": TRAINED, "judgement": JUDGEMENT}
+            "messages": False, "trained": TRAINED, "judgement": JUDGEMENT}
 
 
 def front(card: Card) -> dict[str, Any]:

@@ -1,5 +1,4 @@
-"""What a base's config.json says of whether, and how, the base can be trained here: looked at before its
-weights are read.
+"""What a base's config.json says of whether, and how, it can be trained here; read before its weights.
 
 transformers takes a second to import, so it is only where it is needed.
 """
@@ -13,15 +12,15 @@ from typing import Any
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS, choices
 
-_OF_OTHERS = (
+_OTHER_FORMATS = (
     r"weight_scale(_inv|_2)?|.*_scale_inv|input_scale|scales|qweight|qzeros|g_idx|.*_blocks|.*_scales|"
     r"weight_packed|weight_zero_point|weight_shape"
 )
 #: What ways of keeping weights in few bits put beside a weight: those that are known here, and those of
 #: others.
-OF_QUANTISATION = re.compile(
+QUANTISATION_TENSORS = re.compile(
     r"(^|\.)("
-    + "|".join([way.tensors_beside for way in WAYS.values() if way.tensors_beside] + [_OF_OTHERS])
+    + "|".join([way.tensors_beside for way in WAYS.values() if way.tensors_beside] + [_OTHER_FORMATS])
     + ")$"
 )
 _FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
@@ -30,9 +29,7 @@ MOST_LAYERS = 10_000
 
 
 def decoded(config: Any) -> Any:
-    """A config with the numbers that transformers 5 writes as {"__float__": "Infinity"}, since JSON has none
-    for them.
-    """
+    """A config with the infinities and NaN that transformers 5 writes as {"__float__": "Infinity"}."""
     if isinstance(config, dict):
         if set(config) == {"__float__"} and config["__float__"] in _FLOATS:
             return _FLOATS[config["__float__"]]
@@ -47,48 +44,45 @@ def config_object(config: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(**decoded(dict(config)))
 
 
-_NEXT = "Take a causal (decoder-only) language model, such as Qwen/Qwen2.5-0.5B."
+_TAKE_CAUSAL = "Take a causal (decoder-only) language model, such as Qwen/Qwen2.5-0.5B."
 
 
-def refuse_two_ways(config: Mapping[str, Any], name: str) -> None:
-    """Raise RecipeError where the config itself says that tokens see later ones, or that there is an
-    encoder.
-    """
+def refuse_bidirectional(config: Mapping[str, Any], name: str) -> None:
+    """Raise RecipeError where the config itself says that tokens see later ones, or names an encoder."""
     kind = config["model_type"]
     if config.get("is_encoder_decoder"):
-        raise RecipeError(f"{name} ({kind}) is an encoder-decoder, not a causal language model", _NEXT,
+        raise RecipeError(f"{name} ({kind}) is an encoder-decoder, not a causal language model", _TAKE_CAUSAL,
                           setting="model.base")
     if config.get("use_bidirectional_attention"):
         raise RecipeError(f"{name} ({kind}) sees later tokens (use_bidirectional_attention), so it is not a "
-                          "causal language model", _NEXT, setting="model.base")
+                          "causal language model", _TAKE_CAUSAL, setting="model.base")
     if kind in ("bert-generation", "cpmant") and not config.get("is_decoder"):
         raise RecipeError(f"{name} ({kind}) lets tokens see later ones, so it is not a causal language model",
-                          _NEXT, setting="model.base")
+                          _TAKE_CAUSAL, setting="model.base")
 
 
 def require_causal(config: Mapping[str, Any], name: str) -> None:
-    """Raise RecipeError for a base whose tokens see later ones, or that reads with one half and writes with
-    another.
+    """Raise RecipeError for a base whose tokens see later ones, or that has an encoder and a decoder.
 
     Its loss would fall for the wrong reason: what is to be predicted stands in its input.
     """
-    kind, next_step = config["model_type"], _NEXT
-    refuse_two_ways(config, name)
+    kind, hint = config["model_type"], _TAKE_CAUSAL
+    refuse_bidirectional(config, name)
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    two_ways = (
+    bidirectional = (
         kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         and not config.get("is_decoder")
         and not config.get("causal")
     )
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not two_ways:
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not bidirectional:
         return
-    if two_ways:
+    if bidirectional:
         raise RecipeError(f"{name} ({kind}) is an encoder: every token sees the later ones, so it is not a "
-                          "causal language model", next_step, setting="model.base")
+                          "causal language model", hint, setting="model.base")
     import transformers
 
     raise RecipeError(f"{name}: transformers {transformers.__version__} has no causal language model for its "
@@ -109,24 +103,22 @@ def require_possible_depth(config: Mapping[str, Any], name: str) -> None:
 
 
 def own_quantization(config: Mapping[str, Any]) -> str | None:
-    """How a checkpoint's weights are kept already: in one of `WAYS`, or its method's name; None where they
-    are plain numbers.
-    """
+    """How a checkpoint is quantised already: in one of `WAYS`, or its method's name; None where it is not."""
     if config.get("compression_config"):
         return "compressed-tensors"
-    found = config.get("quantization_config")
-    if not found:
+    settings = config.get("quantization_config")
+    if not settings:
         return None
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         return "an unknown way"
-    flagged = "load_in_8bit" in found or "load_in_4bit" in found
-    method = str(found.get("quant_method") or ("bitsandbytes" if flagged else "an unknown way"))
+    flagged = "load_in_8bit" in settings or "load_in_4bit" in settings
+    method = str(settings.get("quant_method") or ("bitsandbytes" if flagged else "an unknown way"))
     if method == "bitsandbytes":
         for way in WAYS.values():
-            if way.keeps(found):
+            if way.keeps(settings):
                 return way.name
-        method = str(found.get("bnb_4bit_quant_type",
-                               "fp4")) if found.get("load_in_4bit") is True else "an unknown way"
+        method = (str(settings.get("bnb_4bit_quant_type", "fp4")) if settings.get("load_in_4bit") is True
+                  else "an unknown way")
     return f"the method {method}" if method in WAYS else method
 
 

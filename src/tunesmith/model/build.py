@@ -32,8 +32,7 @@ def build_for_training(base: BaseFiles, tokenizer: Any, placement: Placement, *,
 
 
 def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, placement: Placement) -> Engine:
-    """The base with a saved adapter, to be asked and not trained. Its `notes` say where it is not the engine
-    that was to run.
+    """The base with a saved adapter, for inference. Its `notes` say where it is not the intended engine.
 
     Raises IntegrityError when the adapter does not fit, and as above.
     """
@@ -51,12 +50,12 @@ def build_with_adapter(base: BaseFiles, tokenizer: Any, adapter: Path, placement
     from tunesmith.model.hf.adapter import load_adapter
     from tunesmith.model.hf.load import load_frozen
 
-    found = _hf(load_adapter(load_frozen(base, placement), adapter), base, tokenizer, placement)
-    found.training(False)
-    return _attached(found, adapter)
+    engine = _hf(load_adapter(load_frozen(base, placement), adapter), base, tokenizer, placement)
+    engine.training(False)
+    return _attached(engine, adapter)
 
 
-def build_bare(base: BaseFiles, tokenizer: Any, placement: Placement) -> Engine:
+def build_without_adapter(base: BaseFiles, tokenizer: Any, placement: Placement) -> Engine:
     """The base alone, to be asked and not trained, on whichever modules an adapter could sit or not.
 
     Raises RecipeError, IntegrityError, EnvironmentFault or OutOfMemory.
@@ -65,9 +64,9 @@ def build_bare(base: BaseFiles, tokenizer: Any, placement: Placement) -> Engine:
         return _native(_decoder(base, placement), None, base, tokenizer, placement)
     from tunesmith.model.hf.load import load_frozen
 
-    found = _hf(load_frozen(base, placement), base, tokenizer, placement)
-    found.training(False)
-    return found
+    engine = _hf(load_frozen(base, placement), base, tokenizer, placement)
+    engine.training(False)
+    return engine
 
 
 def _decoder(base: BaseFiles, placement: Placement) -> Any:
@@ -87,11 +86,11 @@ def _native(decoder: Any, settings: LoraSettings | None, base: BaseFiles, tokeni
 
 def _hf(model: Any, base: BaseFiles, tokenizer: Any, placement: Placement,
         notes: Sequence[str] = ()) -> Engine:
-    """instead: is said where the hf engine runs what the native one was to."""
+    """An hf engine; its notes say where it runs what the native one was to."""
     from tunesmith.model.hf.engine import HfEngine
 
-    instead = placement.instead
-    said = (f"This runs on the hf engine instead of the native one: {instead}.",) if instead else ()
+    reason = placement.fallback_reason
+    said = (f"This runs on the hf engine instead of the native one: {reason}.",) if reason else ()
     return HfEngine(model, tokenizer, base, quantization=placement.quantization, dtype=placement.dtype,
                     notes=(*said, *notes))
 

@@ -1,5 +1,4 @@
-"""What a sample's dropout is drawn from: the run's seed, its number in the run's order, the token's place in
-the sample.
+"""What a sample's dropout is drawn from: the run's seed, the sample's number, the token's position.
 
 So a mask depends on the experiment alone: not on how a step is cut into micro-batches, which samples share
 one, or which engine runs. Hashed with SplitMix64's finaliser (Steele, Lea and Flood 2014,
@@ -20,8 +19,7 @@ _MASK = 2**64 - 1
 
 
 def sample_seeds(seed: int, first: int, count: int) -> list[int]:
-    """The dropout seeds (64 bits, unsigned) of samples number `first` ... `first + count - 1` of a run with
-    this seed.
+    """The dropout seeds (unsigned, 64 bits) of the samples numbered `first` ... `first + count - 1`.
 
     A sample's number counts every sample since the run began, so it stands for the step and the place in the
     step, and a row that comes again in a later epoch is dropped otherwise.
@@ -32,8 +30,7 @@ def sample_seeds(seed: int, first: int, count: int) -> list[int]:
 
 
 def token_keys(seeds: Sequence[int], lengths: Sequence[int], total: int) -> npt.NDArray[np.int64]:
-    """The dropout key of each token [total], int64, of samples that lie one after another; 0 for padding
-    behind them.
+    """The dropout key of each token [total], int64, of samples laid one after another; 0 for padding.
 
     seeds: of each sample, see `sample_seeds`. lengths: its tokens.
     """
@@ -47,18 +44,14 @@ def token_keys(seeds: Sequence[int], lengths: Sequence[int], total: int) -> npt.
 
 
 def require_seeds(seeds: Sequence[int] | None) -> Sequence[int]:
-    """The seeds. Raises ValueError where there are none: an adapter with dropout is not trained without,
-    unsaid.
-    """
+    """The seeds. Raises ValueError for None: an adapter with dropout is never silently trained without."""
     if seeds is None:
         raise ValueError("the adapter has dropout, and nothing says what it is drawn from (dropout_seeds)")
     return seeds
 
 
 def module_salt(name: str) -> int:
-    """What tells the dropout of a module from every other's: a hash (32 bits) of its full name in the
-    base.
-    """
+    """What tells the dropout of a module from every other's: a hash (32 bits) of its full name."""
     return zlib.crc32(name.encode())
 
 

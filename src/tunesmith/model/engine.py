@@ -37,9 +37,7 @@ def stop_and_pad_ids(tokenizer: Any, config_eos: int | list[int] | None) -> tupl
 
 
 class MaskedRow(Protocol):
-    """One sample: its tokens, and of each whether it bears loss (the first never does: nothing comes before
-    it).
-    """
+    """One sample: its tokens, and whether each bears loss (the first never does)."""
 
     @property
     def ids(self) -> Sequence[int]:
@@ -90,9 +88,7 @@ class Engine(Protocol):
         ...
 
     def losses(self, rows: Sequence[MaskedRow]) -> torch.Tensor:
-        """Each row's summed cross-entropy [B] (nats, fp32) over its tokens that bear loss, without a
-        gradient.
-        """
+        """Each row's summed cross-entropy [B] (nats, fp32) over its loss-bearing tokens, without gradient."""
         ...
 
     def logits(self, rows_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -111,7 +107,7 @@ class Engine(Protocol):
         """(trainable, all) parameters; a weight that is tied or packed counts once and in full."""
         ...
 
-    def kept(self) -> dict[str, int]:
+    def values_by_format(self) -> dict[str, int]:
         """How many of the base's values are kept how, by the name of a way or a dtype."""
         ...
 

@@ -1,6 +1,4 @@
-"""Where a base's files are, checked before anything heavy is imported: config, safetensors weights, no
-pickle.
-"""
+"""Where a base's files are, checked before any heavy import: config, safetensors weights, no pickle."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from tunesmith.hub import download, parse_hub_id
 from tunesmith.hub.client import Tell, quiet
 from tunesmith.hub.download import commit_of, listed
 from tunesmith.hub.failures import explained
-from tunesmith.model.base_config import OF_QUANTISATION, own_quantization
+from tunesmith.model.base_config import QUANTISATION_TENSORS, own_quantization
 from tunesmith.paths import expanded
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary
 
@@ -28,8 +26,8 @@ _NOT_NEEDED = ["adapter_config.json", "adapter_model*", "original/*", "onnx/*", 
                "*/*"]
 #: Of a base's files, besides its weights: what says what it is, how text becomes tokens, and where an answer
 #: ends.
-_MAKES_IT = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
-             "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*", "*.model", "*.tiktoken")
+_HASHED_FILES = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json",
+                 "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*", "*.model", "*.tiktoken")
 #: Above this size only the headers and samples of the weights are hashed for the manifest.
 _HASH_WHOLE_BYTES = 2 << 30
 
@@ -57,22 +55,20 @@ class BaseFiles:
     def positions(self) -> int | None:
         """How many tokens its positions reach; None where nothing bounds them (ALiBi)."""
         default = 1024 if self.architecture == "gpt2" else None
-        found = self.config.get("max_position_embeddings") or self.config.get("n_positions") or default
-        return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
+        limit = self.config.get("max_position_embeddings") or self.config.get("n_positions") or default
+        return limit if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0 else None
 
     @property
     def weights(self) -> list[Path]:
-        """Its safetensors files that transformers would take, sorted: one file before an index, an index
-        before the rest.
-        """
+        """Its safetensors files that transformers would take: one file, else an index's, else all; sorted."""
         alone, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
         if alone.exists():
             return [alone]
         if index.exists():
-            places = read_json_object(index).get("weight_map")
-            if isinstance(places,
-                          dict) and all(_is_own_safetensors(self.folder, place) for place in places.values()):
-                return sorted({self.folder / place for place in places.values()})
+            weight_map = read_json_object(index).get("weight_map")
+            if (isinstance(weight_map, dict)
+                    and all(_is_own_safetensors(self.folder, name) for name in weight_map.values())):
+                return sorted({self.folder / name for name in weight_map.values()})
         return sorted(self.folder.glob("*.safetensors"))
 
     def weight_bytes(self) -> int:
@@ -103,42 +99,37 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def locate_config(base: str, revision: str | None, tell: Tell = quiet) -> tuple[str, dict[str, Any]]:
-    """A base's config alone, without its weights: (name, config). Raises RecipeError, NetworkError or
-    IntegrityError.
-    """
+    """(name, config) of a base without its weights. Raises RecipeError, NetworkError or IntegrityError."""
     return base, read_config(_local_folder(base) or _download(base, revision, ["config.json"], tell))
 
 
 def locate_base(base: str, revision: str | None, tell: Tell = quiet) -> BaseFiles:
-    """The files of a base, downloaded from the Hub when it is not a folder here. tell: receives what is
-    waited for.
+    """The files of a base, downloaded from the Hub when it is no folder here. tell: told what is waited for.
 
     Raises RecipeError when there is no such base or it has no weights, IntegrityError when it only has
     pickled ones, NetworkError when the Hub does not answer.
     """
     folder = _local_folder(base) or _download(base, revision, _DOWNLOAD, tell)
     config = read_config(folder)
-    found = BaseFiles(base, revision, folder, config)
-    _require_own_files(found)
-    if not found.weights:
-        names = listed(base, commit_of(folder),
-                       tell) if commit_of(folder) else [path.name for path in sorted(folder.iterdir())]
+    files = BaseFiles(base, revision, folder, config)
+    _require_own_files(files)
+    if not files.weights:
+        names = (listed(base, commit_of(folder), tell) if commit_of(folder)
+                 else [path.name for path in sorted(folder.iterdir())])
         pickles = [name for name in names if any(fnmatch(name, pattern) for pattern in _PICKLES)]
         if pickles:
             raise IntegrityError(f"{base} has its weights only as pickle ({pickles[0]}), which is refused: "
                                  "a pickle can run any code", "Use a copy of the model in safetensors.",
                                  setting="model.base")
         raise RecipeError(f"{base} has no weights (*.safetensors) in {folder}", setting="model.base")
-    _check_headers(found)
-    return found
+    _check_headers(files)
+    return files
 
 
 def locate_tokenizer(base: str, revision: str | None, tell: Tell = quiet) -> Path:
-    """The folder with a base's tokenizer, its weights left where they are. Raises RecipeError, NetworkError,
-    IntegrityError.
-    """
-    words = [pattern for pattern in _DOWNLOAD if "safetensors" not in pattern]
-    folder = _local_folder(base) or _download(base, revision, words, tell)
+    """The folder of a base's tokenizer, no weights. Raises RecipeError, NetworkError, IntegrityError."""
+    patterns = [pattern for pattern in _DOWNLOAD if "safetensors" not in pattern]
+    folder = _local_folder(base) or _download(base, revision, patterns, tell)
     _require_no_links(folder)
     return folder
 
@@ -161,26 +152,26 @@ def _local_folder(base: str) -> Path | None:
 
 
 def _download(base: str, revision: str | None, patterns: list[str], tell: Tell) -> Path:
-    found = parse_hub_id(base)
-    if found is None or found.revision is not None:
+    hub_id = parse_hub_id(base)
+    if hub_id is None or hub_id.revision is not None:
         raise RecipeError(f"{base}: neither a folder nor a Hub id", "A revision stands in model.revision.",
-                          setting="model.base", kind=Kind.NO_SUCH_REVISION if found else None)
+                          setting="model.base", kind=Kind.NO_SUCH_REVISION if hub_id else None)
     return download(base, revision, patterns, tell, ignore=_NOT_NEEDED, explain=explain_base).folder
 
 
 def explain_base(error: Exception, what: str) -> TunesmithError:
     """What it means for the user that the Hub did not give a base."""
-    found = explained(error, what).reword(setting="model.base")
-    if found.kind is Kind.NO_SUCH_REPOSITORY:
+    failure = explained(error, what).reword(setting="model.base")
+    if failure.kind is Kind.NO_SUCH_REPOSITORY:
         return RecipeError(f"{what}: neither a folder here nor a repository that the Hub shows you",
                            "Check the name; a private one needs `hf auth login`.", setting="model.base",
-                           kind=found.kind)
-    if found.kind is Kind.NO_SUCH_REVISION:
-        return RecipeError(found.problem, "Check model.revision.", setting="model.base", kind=found.kind)
-    if found.kind in (Kind.OFFLINE, Kind.UNREACHABLE):
-        found.reword(hint="It is no folder here either: check the name and the network. "
-                          f"{embedded.BASE_NAME} needs none.")
-    return found
+                           kind=failure.kind)
+    if failure.kind is Kind.NO_SUCH_REVISION:
+        return RecipeError(failure.problem, "Check model.revision.", setting="model.base", kind=failure.kind)
+    if failure.kind in (Kind.OFFLINE, Kind.UNREACHABLE):
+        failure.reword(hint="It is no folder here either: check the name and the network. "
+                       f"{embedded.BASE_NAME} needs none.")
+    return failure
 
 
 def _require_own_files(base: BaseFiles) -> None:
@@ -203,22 +194,20 @@ def _require_own_files(base: BaseFiles) -> None:
                              "safetensors file of this folder", hint)
     _check_generation_config(folder, base.config)
     for path in sorted(folder.glob("*.safetensors.index.json")):
-        places = read_json_object(path).get("weight_map")
-        if not isinstance(places, dict):
+        weight_map = read_json_object(path).get("weight_map")
+        if not isinstance(weight_map, dict):
             raise IntegrityError(f"{path}: has no weight_map", hint)
-        for tensor, place in places.items():
-            if not _is_own_safetensors(folder, place):
-                raise IntegrityError(f"{path}: {tensor!r} is said to be in {place!r}, which is no "
+        for tensor, file_name in weight_map.items():
+            if not _is_own_safetensors(folder, file_name):
+                raise IntegrityError(f"{path}: {tensor!r} is said to be in {file_name!r}, which is no "
                                      "safetensors file of this folder", hint)
 
 
 def _check_generation_config(folder: Path, config: dict[str, Any]) -> None:
-    """Raise IntegrityError where it, or the config, names tokens that are none: both engines end answers by
-    them.
-    """
+    """Raise IntegrityError where it, or the config, names impossible tokens: engines end answers there."""
     path = folder / "generation_config.json"
-    words = read_json_object(path) if path.exists() else {}
-    for place, each in ((path, words), (folder / "config.json", config)):
+    generation_config = read_json_object(path) if path.exists() else {}
+    for place, each in ((path, generation_config), (folder / "config.json", config)):
         for key in ("eos_token_id", "pad_token_id", "bos_token_id"):
             value = each.get(key)
             tokens = value if isinstance(value, list) else [] if value is None else [value]
@@ -250,15 +239,15 @@ def _check_headers(base: BaseFiles) -> None:
             ends = [entry["data_offsets"][1] for name, entry in (header or {}).items()
                     if name != "__metadata__"]
             whole = header is not None and size == 8 + header_bytes + max(ends, default=0)
-            left = [name for name in header or {} if OF_QUANTISATION.search(name)]
+            scales = [name for name in header or {} if QUANTISATION_TENSORS.search(name)]
             codes = [name for name, entry in (header or {}).items() if name.endswith(".weight")
                      and _is_code(entry)]
         except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             whole = False
         if not whole or header is None:
             raise IntegrityError(f"{path}: not a whole safetensors file", "Download or copy the base again.")
-        if left and own_quantization(base.config) is None:
-            raise IntegrityError(f"{path}: has {left[0]}, as weights in few bits do, and config.json does "
+        if scales and own_quantization(base.config) is None:
+            raise IntegrityError(f"{path}: has {scales[0]}, as weights in few bits do, and config.json does "
                                  "not say how these are kept",
                                  "Take a copy of the base with its quantization_config, or the model that it "
                                  "was made from.")
@@ -275,14 +264,12 @@ def _is_code(entry: Any) -> bool:
 
 
 def fingerprint(base: BaseFiles) -> dict[str, str]:
-    """A hash of each file that makes the base what it is, for the manifest. Large weights are sampled, and
-    say so.
-    """
+    """A hash of each file that makes the base what it is, for the manifest; large weights are sampled."""
     sampled = base.weight_bytes() > _HASH_WHOLE_BYTES
     hashes = {}
-    words = [path for path in sorted(base.folder.iterdir())
-             if any(fnmatch(path.name, pattern) for pattern in _MAKES_IT)]
-    for path in [*words, *base.weights]:
+    small_files = [path for path in sorted(base.folder.iterdir())
+                   if any(fnmatch(path.name, pattern) for pattern in _HASHED_FILES)]
+    for path in [*small_files, *base.weights]:
         if path.is_file():
             is_weight = path.suffix == ".safetensors"
             kind = "sha256-of-samples" if sampled and is_weight else "sha256"

@@ -1,6 +1,4 @@
-"""How large libraries are brought in: only where they are needed, without the code they would fetch, without
-advice.
-"""
+"""Large libraries, imported only where they are needed, without code from the Hub, without advice."""
 
 from __future__ import annotations
 
@@ -14,8 +12,7 @@ _LOCK = threading.Lock()
 
 
 def import_bitsandbytes() -> ModuleType:
-    """bitsandbytes, imported so that no compiled code comes from the Hub. It takes seconds: it brings torch's
-    compiler.
+    """bitsandbytes, imported without code from the Hub. It takes seconds: it brings torch's compiler.
 
     On CPUs with AVX512-BF16 its import downloads a kernel and loads it when the package `kernels` is
     installed, and warns on stderr when it is not. That kernel rounds to bf16, and code fetched at run time is
@@ -47,9 +44,7 @@ def import_peft() -> ModuleType:
 
 
 def quiet_libraries() -> None:
-    """No advice, warnings or progress bars of other libraries on the user's terminal; errors still come as
-    errors.
-    """
+    """No advice, warnings or progress bars of other libraries on the user's terminal; errors still show."""
     from transformers.utils import logging as its_logging
 
     its_logging.set_verbosity_error()

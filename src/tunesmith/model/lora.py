@@ -1,5 +1,4 @@
-"""What a LoRA adapter is, whichever engine holds it: where it sits, how it begins, how PEFT's files are
-written and read.
+"""What a LoRA adapter is, whichever engine holds it: its modules, how it begins, PEFT's two files.
 
 peft takes seconds to import, so it is only where it is needed.
 """
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.model.libraries import import_peft
-from tunesmith.model.peft_config import PLAIN, understood
+from tunesmith.model.peft_config import PEFT_DEFAULTS, understood
 from tunesmith.rundir.ordinary import read_json_object, require_ordinary
 
 if TYPE_CHECKING:
@@ -75,12 +74,12 @@ def build_config(settings: LoraSettings, targets: str | list[str]) -> LoraConfig
     return config
 
 
-def config_words(settings: LoraSettings) -> dict[str, Any]:
+def peft_config_dict(settings: LoraSettings) -> dict[str, Any]:
     """The same as `build_config(...).to_dict()`, without peft: its import takes 7 s of a processor on some
     machines, and the steps of a run wait for it even in a thread of its own. A test holds the two together.
     """
-    return PLAIN | _recipe_settings(settings) | {"task_type": "CAUSAL_LM",
-                                                 "target_modules": sorted(set(settings.target_modules))}
+    return PEFT_DEFAULTS | _recipe_settings(settings) | {
+        "task_type": "CAUSAL_LM", "target_modules": sorted(set(settings.target_modules))}
 
 
 def _recipe_settings(settings: LoraSettings) -> dict[str, Any]:
@@ -89,8 +88,7 @@ def _recipe_settings(settings: LoraSettings) -> dict[str, Any]:
 
 
 def initialise(parameters: Mapping[str, torch.nn.Parameter], seed: int) -> None:
-    """PEFT's own start (A: Kaiming-uniform with a = sqrt(5), B: zero), but drawn on the CPU by (seed, order
-    of names).
+    """PEFT's own start (A: Kaiming-uniform, a = sqrt(5), B: zero), drawn on the CPU by (seed, name order).
 
     So the same seed gives the same adapter on every device, quantisation and engine. parameters: by PEFT's
     names.
@@ -108,22 +106,19 @@ def initialise(parameters: Mapping[str, torch.nn.Parameter], seed: int) -> None:
 
 def adapter_files(config: Mapping[str, Any], state: Mapping[str, torch.Tensor], base_name: str,
                   revision: str | None) -> dict[str, bytes]:
-    """PEFT's two files as bytes, byte for byte the same for the same adapter. config: as PEFT's `to_dict`
-    gives it.
-    """
-    words = {**config, "inference_mode": True, "base_model_name_or_path": base_name, "revision": revision}
-    plain = {key: sorted(value) if isinstance(value, set) else value.value if isinstance(value, enum.Enum)
-             else value
-             for key, value in words.items()}
+    """PEFT's two files, always the same bytes for one adapter. config: as PEFT's `to_dict` gives it."""
+    settings = {**config, "inference_mode": True, "base_model_name_or_path": base_name, "revision": revision}
+    serialisable = {key: sorted(value) if isinstance(value, set)
+                    else value.value if isinstance(value, enum.Enum) else value
+                    for key, value in settings.items()}
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous()
                for name, tensor in sorted(state.items())}
-    return {CONFIG_NAME: (json.dumps(plain, indent=2, sort_keys=True) + "\n").encode(),
+    return {CONFIG_NAME: (json.dumps(serialisable, indent=2, sort_keys=True) + "\n").encode(),
             WEIGHTS_NAME: safetensors.torch.save(tensors, metadata={"format": "pt"})}
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """An adapter folder's config, checked to be a LoRA for a causal model, with safetensors weights beside
-    it.
+    """An adapter folder's config, checked to be a LoRA for a causal model beside safetensors weights.
 
     Raises IntegrityError naming what is missing, damaged, of another kind, or not understood (see
     `peft_config`).
@@ -152,9 +147,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
-    """A saved adapter: its config and its tensors. Raises IntegrityError when it is none, or one that cannot
-    be trusted.
-    """
+    """A saved adapter: (config, tensors). Raises IntegrityError when it is none, or cannot be trusted."""
     config = _as_lora_config(check_adapter(folder), folder)
     try:
         return config, safetensors.torch.load_file(folder / WEIGHTS_NAME)
@@ -168,18 +161,17 @@ def lora_config_of(folder: Path) -> LoraConfig:
 
 
 def _as_lora_config(config: Mapping[str, Any], folder: Path) -> LoraConfig:
-    words = understood(config, folder / CONFIG_NAME)
-    words.pop("peft_type")
+    settings = understood(config, folder / CONFIG_NAME)
+    settings.pop("peft_type")
     try:
-        found: LoraConfig = import_peft().LoraConfig(**words)
+        lora_config: LoraConfig = import_peft().LoraConfig(**settings)
     except (TypeError, ValueError) as error:
         raise IntegrityError(f"{folder}: not readable as a LoRA adapter: {error}") from None
-    return found
+    return lora_config
 
 
 def check_adapter(folder: Path) -> dict[str, Any]:
-    """An adapter's config, once all is checked that can be without its base: its words, its tensors' pairs,
-    ranks, values.
+    """An adapter's config, once all that needs no base is checked: settings, tensor pairs, ranks, values.
 
     Raises IntegrityError naming the word or the tensor.
     """
@@ -196,24 +188,21 @@ def check_adapter(folder: Path) -> dict[str, Any]:
 def _tensor_problems(config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> list[str]:
     problems = [f"{name}: NaN or infinite" for name in sorted(state)
                 if not torch.isfinite(state[name].float()).all()]
-    lows = {name for name in state if ".lora_A." in name or ".lora_embedding_A" in name}
-    if not lows:
+    a_names = {name for name in state if ".lora_A." in name or ".lora_embedding_A" in name}
+    if not a_names:
         problems.append("it has no lora_A, so it would attach to nothing")
-    plain = (
-        not config.get("rank_pattern")
-        and not config.get("use_bdlora")
-        and not config.get("target_parameters")
-    )
-    for name in sorted(lows):
-        other = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
-        if other not in state:
-            problems.append(f"{other}: missing, though {name} is there")
-        elif state[name].ndim < 2 or state[other].ndim < 2:
-            problems.append(f"{name}: {list(state[name].shape)} and {list(state[other].shape)}: no pair of "
+    uniform_rank = not (config.get("rank_pattern") or config.get("use_bdlora")
+                        or config.get("target_parameters"))
+    for name in sorted(a_names):
+        b_name = name.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
+        if b_name not in state:
+            problems.append(f"{b_name}: missing, though {name} is there")
+        elif state[name].ndim < 2 or state[b_name].ndim < 2:
+            problems.append(f"{name}: {list(state[name].shape)} and {list(state[b_name].shape)}: no pair of "
                             "matrices")
-        elif state[name].shape[0] != state[other].shape[-1]:
-            problems.append(f"{name}: rank {state[name].shape[0]}, but {state[other].shape[-1]} in {other}")
-        elif plain and state[name].shape[0] != config["r"]:
+        elif state[name].shape[0] != state[b_name].shape[-1]:
+            problems.append(f"{name}: rank {state[name].shape[0]}, but {state[b_name].shape[-1]} in {b_name}")
+        elif uniform_rank and state[name].shape[0] != config["r"]:
             problems.append(f"{name}: rank {state[name].shape[0]}, but r is {config['r']} in {CONFIG_NAME}")
     return problems
 
@@ -227,18 +216,16 @@ def mismatches(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.T
     """Every tensor that is too many, missing, of another shape or not finite; empty when all fit."""
     problems = [f"{name}: not in this base" for name in sorted(set(state) - set(expected))]
     problems += [f"{name}: missing in the adapter" for name in sorted(set(expected) - set(state))]
-    problems += [f"{name}: {list(state[name].shape)} in the adapter, {list(expected[name].shape)} in this "
-                 "base"
-                 for name in sorted(set(state) & set(expected)) if state[name].shape != expected[name].shape]
+    problems += [
+        f"{name}: {list(state[name].shape)} in the adapter, {list(expected[name].shape)} in this base"
+        for name in sorted(set(state) & set(expected)) if state[name].shape != expected[name].shape]
     problems += [f"{name}: NaN or infinite" for name in sorted(state)
                  if not torch.isfinite(state[name].float()).all()]
     return listing(problems)
 
 
 def copy_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str) -> None:
-    """Copy an adapter's tensors into the model's, by name. Raises IntegrityError listing every one that does
-    not fit.
-    """
+    """Copy an adapter's tensors into the model's, by name. Raises IntegrityError listing misfits."""
     if problems := mismatches(state, expected):
         raise IntegrityError(f"{where}: does not fit this base:\n  {problems}",
                              "Is it an adapter for another base?")

@@ -1,6 +1,4 @@
-"""Work that is done in smaller parts where the GPU's memory runs out: the one place that catches torch's
-error for it.
-"""
+"""Work in smaller parts where the GPU's memory runs out: the one place that catches torch's error."""
 
 from __future__ import annotations
 
@@ -37,18 +35,18 @@ def in_parts(parts: Iterable[Sequence[int]], compute: Callable[[Sequence[int]], 
     Parts that follow are then no longer than the half. Raises too_large(index) where one index alone does not
     fit.
     """
-    most = None
+    limit = None
     waiting = list(parts)[::-1]
     while waiting:
         part = waiting.pop()
-        if most is not None and len(part) > most:
-            waiting += [part[most:], part[:most]]
+        if limit is not None and len(part) > limit:
+            waiting += [part[limit:], part[:limit]]
             continue
-        found = attempt(lambda part=part: compute(part))  # type: ignore[misc]
-        if found is not None:
-            yield part, found
+        result = attempt(lambda part=part: compute(part))  # type: ignore[misc]
+        if result is not None:
+            yield part, result
         elif len(part) == 1:
             raise too_large(part[0])
         else:
-            most = max(1, len(part) // 2)
+            limit = max(1, len(part) // 2)
             waiting.append(part)

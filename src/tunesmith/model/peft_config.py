@@ -47,7 +47,7 @@ Index = Annotated[int, Field(ge=0, lt=1 << 24)]
 Indices = Annotated[list[Index], Field(max_length=1 << 20)]
 
 
-def _known_start(value: Any) -> Any:
+def _known_init(value: Any) -> Any:
     """Ways to begin that need no data and no long computation; what was learnt is copied over them, or
     (pissa, olora) they split the base's weights as in training.
     """
@@ -69,24 +69,24 @@ ALL, NOT_NATIVE, NONE = frozenset({NATIVE, MERGE, GGUF}), frozenset({MERGE, GGUF
 class Setting:
     """One key of adapter_config.json.
 
-    plain: its value in an adapter that asks for nothing special, as PEFT writes it. kind: what it may be for
-    PEFT to see it, as a type of pydantic; None where it may only say nothing. followed_by: who does what it
-    says, whatever that is; others take the adapter only where it says nothing. reason: why a merge cannot
-    follow it. required: a config without it is none. handed_on: whether PEFT sees it. written: whether PEFT
-    0.21 writes it.
+    default: its value in an adapter that asks for nothing special, as PEFT writes it. value_type: what it may
+    be for PEFT to see it, as a type of pydantic; None where it may only have no effect. followed_by: who does
+    what it says, whatever that is; others take the adapter only where it has no effect. reason: why a merge
+    cannot follow it. required: a config without it is none. passed_to_peft: whether PEFT sees it.
+    written_by_peft: whether PEFT 0.21 writes it.
     """
 
-    plain: Any = None
-    kind: Any = None
+    default: Any = None
+    value_type: Any = None
     followed_by: frozenset[str] = NONE
     reason: str = "what it does to the weights is not known here"
     required: bool = False
-    handed_on: bool = True
-    written: bool = True
+    passed_to_peft: bool = True
+    written_by_peft: bool = True
 
-    def says_nothing(self, value: Any) -> bool:
+    def has_no_effect(self, value: Any) -> bool:
         """Whether an adapter with this value is as one without it."""
-        return bool(value == self.plain or (not value and not self.plain))
+        return bool(value == self.default or (not value and not self.default))
 
 
 #: Every setting that PEFT writes, or wrote, of a LoRA adapter (https://huggingface.co/docs/peft).
@@ -114,10 +114,9 @@ SETTINGS: dict[str, Setting] = {
     "use_rslora": Setting(False, bool, NOT_NATIVE),
     "fan_in_fan_out": Setting(False, bool, frozenset({MERGE})),
     # How it began; `changes_base` says for which values more than the adapter was changed.
-    "init_lora_weights": Setting(True, Annotated[bool | str | None, AfterValidator(_known_start)], ALL),
-    # PEFT makes one for init_lora_weights: eva where there is none, and the native engine takes no adapter
-    # that has one.
-    "eva_config": Setting(None, dict[str, Any] | None, NOT_NATIVE, handed_on=False),
+    "init_lora_weights": Setting(True, Annotated[bool | str | None, AfterValidator(_known_init)], ALL),
+    # PEFT makes one for init_lora_weights: eva where there is none; the native engine takes none.
+    "eva_config": Setting(None, dict[str, Any] | None, NOT_NATIVE, passed_to_peft=False),
     # What more was learnt than B A beside a frozen weight.
     "modules_to_save": Setting(None, PlainNames | None, frozenset({MERGE})),
     "ensure_weight_tying": Setting(False, bool, NOT_NATIVE),
@@ -129,45 +128,48 @@ SETTINGS: dict[str, Setting] = {
                                        reason="it learnt single tokens of the embedding"),
     "alora_invocation_tokens": Setting(None, Indices | None,
                                        reason="it only acts after an invocation, so no fixed weight says the "
-                                              "same"),
+                                       "same"),
     # What PEFT never sees from here: it would import modules, repeat layers, decompose the base's weights.
     "megatron_core": Setting("megatron.core"),
     "qalora_group_size": Setting(16),
     "loftq_config": Setting({}),
     "use_qalora": Setting(False),
-    "runtime_config": Setting({"ephemeral_gpu_offload": False}, written=False),
+    "runtime_config": Setting({"ephemeral_gpu_offload": False}, written_by_peft=False),
     **dict.fromkeys("arrow_config auto_mapping corda_config kasa_config layer_replication lora_ga_config "
                     "megatron_config monteclora_config use_bdlora velora_config".split(), Setting()),
 }
 #: Their values in an adapter that asks for nothing special: to the letter what PEFT's
 #: `LoraConfig().to_dict()` is.
-PLAIN: dict[str, Any] = {name: setting.plain for name, setting in SETTINGS.items() if setting.written}
+PEFT_DEFAULTS: dict[str, Any] = {
+    name: setting.default for name, setting in SETTINGS.items() if setting.written_by_peft}
 
 #: A config as far as it is understood here. Strict: a number is a number, and what is not named is refused.
 PeftConfig: type[BaseModel] = create_model(
     "PeftConfig", __config__=ConfigDict(extra="forbid", strict=True),
-    **{name: (setting.kind, ... if setting.required else setting.plain)
-       for name, setting in SETTINGS.items() if setting.kind is not None})  # type: ignore[call-overload]
+    **{name: (setting.value_type, ... if setting.required else setting.default)
+       for name, setting in SETTINGS.items()
+       if setting.value_type is not None})  # type: ignore[call-overload]
 
-#: What a setting that is not understood may be without saying anything, and what its own default is.
-_NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
+#: Values with which a setting that is not understood has no effect, besides its own default.
+_NO_EFFECT: tuple[Any, ...] = (None, False, [], {}, "")
 #: Settings of other programs, or of older ones, with what to do about them.
 _HINTS = {"enable_lora": "Old adapters of this kind (MergedLinear) have to be saved again with a current "
                          "peft."}
 
 
-def changes_base(start: Any) -> bool:
-    """Whether an adapter that began so (`init_lora_weights`) began by changing the base's own weights."""
-    return start not in (True, False, None, "gaussian", "eva", "orthogonal")
+def changes_base(init: Any) -> bool:
+    """Whether training with this `init_lora_weights` began by changing the base's own weights."""
+    return init not in (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def not_followed(config: Mapping[str, Any], who: str) -> str | None:
-    """The first setting that says something that NATIVE, MERGE or GGUF does not do; None where there is none.
+def unsupported_setting(config: Mapping[str, Any], consumer: str) -> str | None:
+    """The first setting that the consumer (NATIVE, MERGE or GGUF) does not follow; None where it follows all.
 
-    config: one that is `understood`. How it began is left to `changes_base`.
+    config: one that is `understood`. How the adapter began is left to `changes_base`.
     """
-    return next((name for name, value in sorted(config.items()) if name in SETTINGS
-                 and who not in SETTINGS[name].followed_by and not SETTINGS[name].says_nothing(value)), None)
+    return next((name for name, value in sorted(config.items())
+                 if name in SETTINGS and consumer not in SETTINGS[name].followed_by
+                 and not SETTINGS[name].has_no_effect(value)), None)
 
 
 def understood(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -176,14 +178,14 @@ def understood(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises IntegrityError naming every setting that is not understood, or the first that is of a wrong kind.
     """
     fields = PeftConfig.model_fields
-    strange = sorted(key for key, value in config.items() if key not in fields and not any(
+    unknown = sorted(key for key, value in config.items() if key not in fields and not any(
         value is each or (value == each and type(value) is type(each))
-        for each in (*_NOTHING, *([SETTINGS[key].plain] if key in SETTINGS else []))))
-    if strange:
-        hint = next((_HINTS[key] for key in strange if key in _HINTS),
+        for each in (*_NO_EFFECT, *([SETTINGS[key].default] if key in SETTINGS else []))))
+    if unknown:
+        hint = next((_HINTS[key] for key in unknown if key in _HINTS),
                     "An adapter is data: what would run code, or is not known here, is not handed on to "
                     "PEFT.")
-        raise IntegrityError(f"{path}: {', '.join(map(_short, strange[:8]))}: not understood here", hint)
+        raise IntegrityError(f"{path}: {', '.join(map(_short, unknown[:8]))}: not understood here", hint)
     known = {key: value for key, value in config.items() if key in fields}
     try:
         PeftConfig.model_validate(known)
@@ -192,7 +194,7 @@ def understood(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         key = ".".join(str(each) for each in first["loc"][:1])
         raise IntegrityError(f"{path}: {key} is {_short(known.get(key, 'missing'))}: {first['msg']}",
                              "It was not written by PEFT so.") from None
-    return {key: value for key, value in known.items() if value is not None and SETTINGS[key].handed_on}
+    return {key: value for key, value in known.items() if value is not None and SETTINGS[key].passed_to_peft}
 
 
 def _short(value: Any) -> str:
@@ -202,11 +204,11 @@ def _short(value: Any) -> str:
 
 def patterns_of(config: Mapping[str, Any]) -> list[str]:
     """Every regular expression that PEFT makes of a config, as it makes it."""
-    made = [value for key in ("target_modules", "exclude_modules")
-            if isinstance(value := config.get(key), str)]
+    patterns = [value for key in ("target_modules", "exclude_modules")
+                if isinstance(value := config.get(key), str)]
     for key in ("rank_pattern", "alpha_pattern"):
-        made += [rf"(.*\.)?({name})$" for name in config.get(key) or {}]
-    return [each for each in made if each != "all-linear"]
+        patterns += [rf"(.*\.)?({name})$" for name in config.get(key) or {}]
+    return [each for each in patterns if each != "all-linear"]
 
 
 _MATCHER = """
@@ -223,8 +225,7 @@ for pattern in asked["patterns"]:
 
 
 def require_bounded(config: Mapping[str, Any], names: Sequence[str], path: Path) -> None:
-    """Raise IntegrityError naming a pattern of an adapter that does not come to an end on a base's module
-    names, or is none.
+    """Raise IntegrityError naming a pattern of an adapter that is none, or does not end on the module names.
 
     Tried in a process that can be stopped, with the same engine that PEFT uses on the same names.
     """

@@ -24,8 +24,8 @@ class Placement:
 
     engine: hf or native. reason: why this one. device: as torch names it. matmul: exact, fp8 or int8: how the
     native engine multiplies with frozen weights while training. spread: the base goes on all GPUs, as
-    accelerate cuts it. free_bytes: of the device's memory when this was decided; None on a CPU. instead: why
-    the native engine, which takes the base, does not run it; None where nothing is to be said.
+    accelerate splits it. free_bytes: of the device's memory when this was decided; None on a CPU.
+    fallback_reason: why the native engine, which takes the base, does not run it; None where it does.
     """
 
     engine: str
@@ -36,7 +36,7 @@ class Placement:
     matmul: str = "exact"
     spread: bool = False
     free_bytes: int | None = None
-    instead: str | None = None
+    fallback_reason: str | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -45,49 +45,46 @@ class Placement:
 
 
 def place(config: dict[str, Any], name: str, *, quantization: str, dtype: str, device: str, base_bytes: float,
-          engine: str = "auto", matmul: str = "exact", unfit: str | None = None) -> Placement:
+          engine: str = "auto", matmul: str = "exact", adapter_reason: str | None = None) -> Placement:
     """Decide it all, from the base's config.json and this machine as it is now.
 
     name: of the base. base_bytes: of its weights in 16 bits. engine: auto, or the one that is asked for.
-    unfit: why the native engine does not take the adapter, whatever it says of the base.
+    adapter_reason: why the native engine does not take the adapter, whatever it says of the base.
     Raises RecipeError or EnvironmentFault where what is asked for cannot be had.
     """
     chosen, reason = choose_engine(engine, config, matmul)
-    where = choose_device(device)
-    require_computable(config, name, quantization, where)
-    _require_eight_bit(matmul, where)
-    free = free_memory()
+    chosen_device = choose_device(device)
+    require_computable(config, name, quantization, chosen_device)
+    _require_eight_bit(matmul, chosen_device)
+    free_bytes = free_memory()
     needed = 2 * WAYS[quantization].size_share * base_bytes  # with as much again for the work
-    instead = why_spread(name, needed, device, free)
-    settled, reason = settle_engine(chosen, reason, instead, wanted=engine, matmul=matmul)
-    if settled == "native" and unfit:
-        settled, reason, instead = "hf", unfit, unfit
-    spread = device == "auto" and where == "cuda" and needed >= free[0] and settled == "hf"
-    index = torch.device(where).index or 0
-    return Placement(settled, reason, where, choose_dtype(dtype, where), quantization, matmul, spread,
-                     free[index] if where.startswith("cuda") else None,
-                     instead if settled != chosen else None)
+    fallback_reason = why_spread(name, needed, device, free_bytes)
+    settled, reason = settle_engine(chosen, reason, fallback_reason, wanted=engine, matmul=matmul)
+    if settled == "native" and adapter_reason:
+        settled, reason, fallback_reason = "hf", adapter_reason, adapter_reason
+    spread = device == "auto" and chosen_device == "cuda" and needed >= free_bytes[0] and settled == "hf"
+    index = torch.device(chosen_device).index or 0
+    return Placement(
+        settled, reason, chosen_device, choose_dtype(dtype, chosen_device), quantization, matmul, spread,
+        free_bytes[index] if chosen_device.startswith("cuda") else None,
+        fallback_reason if settled != chosen else None)
 
 
 def place_base(base: BaseFiles, *, quantization: str, dtype: str = "auto", device: str = "auto",
                engine: str = "auto", matmul: str = "exact", adapter: Path | None = None) -> Placement:
-    """The same for a base that is here. adapter: one that is to sit on it; IntegrityError where it cannot be
-    read.
-    """
-    unfit = None
+    """The same for a base that is here. adapter: one that is to sit on it; IntegrityError if not readable."""
+    adapter_reason = None
     if adapter is not None:
         from tunesmith.model.lora import lora_config_of
         from tunesmith.model.native.adapter import why_not
 
-        unfit = why_not(lora_config_of(adapter), base.config)
+        adapter_reason = why_not(lora_config_of(adapter), base.config)
     return place(base.config, base.name, quantization=quantization, dtype=dtype, device=device,
-                 base_bytes=base.weight_bytes(), engine=engine, matmul=matmul, unfit=unfit)
+                 base_bytes=base.weight_bytes(), engine=engine, matmul=matmul, adapter_reason=adapter_reason)
 
 
 def choose_device(device: str) -> str:
-    """`auto` as cuda where there is one, else cpu. Raises EnvironmentFault when a GPU is asked for and
-    missing.
-    """
+    """`auto` as cuda where there is one, else cpu. Raises EnvironmentFault for a GPU that is missing."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
@@ -119,8 +116,7 @@ def free_memory() -> list[int]:
 
 
 def why_spread(name: str, needed_bytes: float, asked: str, free_bytes: Sequence[int]) -> str | None:
-    """Why a base goes on several GPUs, which the hf engine alone does; None where one holds it, or there is
-    one alone.
+    """Why a base goes on several GPUs, which only the hf engine does; None where one holds it or is alone.
 
     asked: the recipe's device. free_bytes: of each GPU.
     """

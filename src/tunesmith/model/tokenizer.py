@@ -1,6 +1,4 @@
-"""A base's tokenizer, through transformers, where it can be without its model classes: they take seconds to
-import.
-"""
+"""A base's tokenizer, through transformers, if possible without its model classes: they take seconds."""
 
 from __future__ import annotations
 
@@ -36,17 +34,15 @@ def load_tokenizer(base: BaseFiles) -> Any:
 
 
 def _is_plain(base: BaseFiles) -> bool:
-    """Whether AutoTokenizer would take transformers' plain class. Some versions of it (5.17) import seconds
-    of other code.
-    """
+    """Whether AutoTokenizer would take the plain class; some transformers (5.17) import seconds of code."""
     path = base.folder / "tokenizer_config.json"
     if base.architecture != "bloom" or not (base.folder / "tokenizer.json").exists():
         return False
     try:
-        words = read_json_object(path, infinite=True) if path.exists() else {}
+        tokenizer_config = read_json_object(path, infinite=True) if path.exists() else {}
     except IntegrityError as error:
         raise RecipeError(f"{base.name} has no usable tokenizer: {error.message}",
                           "The folder needs tokenizer.json (and tokenizer_config.json).",
                           setting="model.base") from None
-    return "auto_map" not in words and (words.get("tokenizer_class")
-                                        or base.config.get("tokenizer_class")) in _PLAIN
+    named = tokenizer_config.get("tokenizer_class") or base.config.get("tokenizer_class")
+    return "auto_map" not in tokenizer_config and named in _PLAIN

@@ -24,9 +24,9 @@ def write_adapter_folder(folder: Path, engine: Engine, *, base_name: str, revisi
     hashes of the base's files of weights, by which another base of the same shapes is told apart.
     """
     metadata = {"base": base_name, "revision": revision, "quantization": engine.quantization,
-            "dtype": str(engine.dtype).removeprefix("torch."), "prompt": prompt, "messages": messages,
-            "base_weights": base_weights, "trained": training_facts(recipe, result),
-            "judgement": result.judgement.model_dump(mode="json") if result.judgement else None}
+                "dtype": str(engine.dtype).removeprefix("torch."), "prompt": prompt, "messages": messages,
+                "base_weights": base_weights, "trained": training_facts(recipe, result),
+                "judgement": result.judgement.model_dump(mode="json") if result.judgement else None}
     generation = {"eos_token_id": engine.stop_ids, "pad_token_id": engine.pad_id, "do_sample": False}
     files = engine.adapter_files()
     files["generation_config.json"] = json_bytes(generation)

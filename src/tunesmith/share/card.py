@@ -85,8 +85,9 @@ def _measured(card: Card) -> dict[str, Any]:
 def _text(card: Card) -> str:
     metadata, lines = card.metadata, [f"# A LoRA adapter for {plain(card.metadata['base'])}", ""]
     at = f" at revision {code(metadata['revision'])}" if metadata.get("revision") else ""
-    kept = {None: "", AS_THEY_ARE: ", not quantised"}.get(metadata.get("quantization"),
-                                                     f", kept in {plain(str(metadata.get('quantization')))}")
+    quantization = metadata.get("quantization")
+    kept = {None: "", AS_THEY_ARE: ", not quantised"}.get(quantization,
+                                                          f", kept in {plain(str(quantization))}")
     base = f"Trained on the base{at}{kept}"
     if card.trained:
         base += f", for {card.trained['steps']} steps; {card.trained['trainable_parameters']:,} parameters"

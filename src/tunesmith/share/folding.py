@@ -19,7 +19,7 @@ from tunesmith.model.base_config import config_object
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.libraries import quiet_libraries
 from tunesmith.model.lora import CONFIG_NAME, listing, read_adapter, read_adapter_config
-from tunesmith.model.peft_config import MERGE, SETTINGS, changes_base, not_followed, require_bounded
+from tunesmith.model.peft_config import MERGE, SETTINGS, changes_base, require_bounded, unsupported_setting
 from tunesmith.model.quantization import WAYS
 
 _PREFIX = "base_model.model."
@@ -141,7 +141,7 @@ def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
                              "base's weights, and the adapter does not say "
                              "how", "Convert it to a plain LoRA first (PEFT: "
                              "save_pretrained with path_initial_model_for_weight_conversion).")
-    if key := not_followed(config, MERGE):
+    if key := unsupported_setting(config, MERGE):
         raise IntegrityError(f"{folder}: cannot be merged: {key} is {config[key]!r}: {SETTINGS[key].reason}",
                              _NEXT)
 

@@ -85,7 +85,7 @@ def _set_moments(moments: dict[str, torch.Tensor], engine: Engine, optimizer: Ad
     """Raises IntegrityError where they are another model's, or not finite."""
     for name, parameter in engine.trainable().items():
         own = {key.rpartition("|")[2]: value for key, value in moments.items()
-                 if key.rpartition("|")[0] == name}
+               if key.rpartition("|")[0] == name}
         if not own:  # it never had a gradient
             continue
         if not _moments_fit(own, parameter):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.model.base_config import refuse_two_ways, require_agreement, require_causal
+from tunesmith.model.base_config import refuse_bidirectional, require_agreement, require_causal
 from tunesmith.model.engines import choose_engine
 from tunesmith.model.files import locate_config
 from tunesmith.planning import (
@@ -73,7 +73,7 @@ def decide(recipe: Recipe, show: Show, *, adapter: Path | None = None) -> Decisi
     model = recipe.model
     show.stage("looking at the base")
     _, config = locate_config(model.base, model.revision, show.note)
-    refuse_two_ways(config, model.base)
+    refuse_bidirectional(config, model.base)
     require_agreement(config, model.base, model.quantization)
     matmul = recipe.train.matmul if adapter is None else "exact"
     engine, _ = choose_engine(recipe.train.engine, config, matmul)
@@ -84,16 +84,16 @@ def decide(recipe: Recipe, show: Show, *, adapter: Path | None = None) -> Decisi
     show.stage("starting torch")
     from tunesmith.model.placement import place
 
-    unfit = None
+    adapter_reason = None
     if adapter is not None:
         from tunesmith.model.lora import lora_config_of
         from tunesmith.model.native.adapter import why_not
 
-        unfit = why_not(lora_config_of(adapter), config)
+        adapter_reason = why_not(lora_config_of(adapter), config)
     total = counts.all - counts.trainable
     placement = place(config, model.base, quantization=model.quantization, dtype=model.dtype,
                       device=model.device, base_bytes=2 * total, engine=recipe.train.engine, matmul=matmul,
-                      unfit=unfit)
+                      adapter_reason=adapter_reason)
     return Decisions(model.base, model.revision, config, placement, counts, _budget_bytes(placement, counts),
                      recipe.train.micro_batch_size, recipe.train.gradient_checkpointing)
 

@@ -39,7 +39,7 @@ def tell_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, s
 
     from tunesmith.model.base_config import DEQUANTIZED, own_quantization
 
-    placement, kept, counts = prepared.decisions.placement, engine.kept(), prepared.data.counts
+    placement, kept, counts = prepared.decisions.placement, engine.values_by_format(), prepared.data.counts
     trainable, everything = engine.parameter_counts()
     on_gpu = engine.device.type == "cuda"
     show.facts(RunFacts(

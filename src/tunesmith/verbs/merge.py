@@ -50,7 +50,7 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *,
     chosen = adapter_base(found, base=base, quantization=quantization)
     require_free(expanded(out))
     show.stage("starting torch")
-    from tunesmith.model.build import build_bare, build_with_adapter
+    from tunesmith.model.build import build_with_adapter, build_without_adapter
     from tunesmith.model.files import locate_base
     from tunesmith.model.placement import place_base
     from tunesmith.model.tokenizer import load_tokenizer
@@ -72,7 +72,8 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *,
 
     def merged(folder: Path) -> Engine:
         plain = locate_base(str(folder), None)
-        return build_bare(plain, tokenizer, place_base(plain, quantization=AS_THEY_ARE, device=device))
+        placement = place_base(plain, quantization=AS_THEY_ARE, device=device)
+        return build_without_adapter(plain, tokenizer, placement)
 
     result = merge_adapter(files, found.folder, Path(out), quantization=chosen["quantization"],
                            load_live=live, load_merged=merged, rows=rows, prompts=_prompts(rows, files),

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from tunesmith.model.base_config import refuse_two_ways, require_agreement, require_causal
+from tunesmith.model.base_config import refuse_bidirectional, require_agreement, require_causal
 from tunesmith.model.families import FAMILIES
 from tunesmith.model.files import locate_config
 from tunesmith.model.quantization import WAYS
@@ -23,7 +23,7 @@ def plan(recipe: str | os.PathLike[str], *, overrides: Sequence[str] = ()) -> di
     """
     chosen = load_recipe(os.fspath(recipe), overrides)
     base, config = locate_config(chosen.model.base, chosen.model.revision)
-    refuse_two_ways(config, base)
+    refuse_bidirectional(config, base)
     require_agreement(config, base, chosen.model.quantization)
     if config.get("model_type") not in FAMILIES:
         require_causal(config, base)

@@ -109,7 +109,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
         train_loss=statistics.fmean(each["loss"] for each in metrics) if metrics else None,
         eval_loss_before=judgement.loss_base if judgement else None,
         eval_loss_after=judgement.loss_tuned if judgement else None, seconds=progress.seconds,
-        tokens_per_second=progress.tokens / progress.seconds, kept=engine.kept(),
+        tokens_per_second=progress.tokens / progress.seconds, kept=engine.values_by_format(),
         peak_memory_bytes=max([peak_bytes, *(each["peak_memory_bytes"] for each in metrics)]),
         verdict=judgement.verdict if judgement else None,
         judgement=judgement.summary() if judgement else None, prompt=example(recipe, judgement))

@@ -67,11 +67,11 @@ def why_not_native(config: Mapping[str, Any]) -> str | None:
         if config.get(name):
             return f"{name} is {config[name]} in the base's config"
     try:
-        found = family.describe(config)
-        reason = family.lacks(config, found)
+        architecture = family.describe(config)
+        reason = family.lacks(config, architecture)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
         return f"its config.json has no usable {error}"
-    width = found.heads.width
+    width = architecture.heads.width
     if reason is None and (width < 2 or width % 2 or width > _WIDEST_HEAD):
         return f"a head of {width} channels is odd or wider than {_WIDEST_HEAD}"
     return reason

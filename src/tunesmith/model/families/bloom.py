@@ -1,6 +1,4 @@
-"""BLOOM (Le Scao et al. 2022, https://arxiv.org/abs/2211.05100): LayerNorm, ALiBi, GELU, q, k and v fused, a
-tied head.
-"""
+"""BLOOM (Le Scao et al. 2022, https://arxiv.org/abs/2211.05100): LayerNorm, ALiBi, GELU, fused qkv."""
 
 from __future__ import annotations
 
@@ -42,8 +40,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
         raise KeyError("vocab_size")
     values = completed(config)
     hidden, eps = values["hidden_size"], values["layer_norm_epsilon"]
-    found = require_heads(hidden, values["n_head"], values["n_head"], None)
-    heads = Heads(found.queries, found.keys, found.width, interleaved=True)
+    grouped = require_heads(hidden, values["n_head"], values["n_head"], None)
+    heads = Heads(grouped.queries, grouped.keys, grouped.width, interleaved=True)
 
     def norm(name: str) -> Norm:
         return Norm(f"transformer.{name}", hidden, eps, shift=True)

@@ -26,8 +26,8 @@ def describe(config: Mapping[str, Any]) -> Architecture:
     """A Granite from its config.json."""
     values = typed(config, DEFAULTS)
     biases = llama.Biases(values["attention_bias"], values["attention_bias"], values["mlp_bias"])
-    found = llama.assemble(config, values, biases)
+    architecture = llama.assemble(config, values, biases)
     return replace(
-        found, embedding_scale=values["embedding_multiplier"], residual_scale=values["residual_multiplier"],
-        attention_scale=values["attention_multiplier"],
-        final_norm=replace(found.final_norm, gain=1 / values["logits_scaling"]))
+        architecture, embedding_scale=values["embedding_multiplier"],
+        residual_scale=values["residual_multiplier"], attention_scale=values["attention_multiplier"],
+        final_norm=replace(architecture.final_norm, gain=1 / values["logits_scaling"]))

@@ -1,5 +1,4 @@
-"""Llama 2 and 3 (Touvron et al. 2023, https://arxiv.org/abs/2302.13971): RMSNorm, RoPE, SwiGLU, grouped
-queries.
+"""Llama 2 and 3 (Touvron et al. 2023, https://arxiv.org/abs/2302.13971): RMSNorm, RoPE, SwiGLU, GQA.
 
 `assemble` is the line's common shape; a family of the line is a file that says what differs.
 """
@@ -52,21 +51,19 @@ def describe(config: Mapping[str, Any]) -> Architecture:
 def assemble(config: Mapping[str, Any], values: Mapping[str, Any], biases: Biases, *,
              head_norms: bool = False,
              windows: Callable[[int], int | None] = lambda number: None) -> Architecture:
-    """The line's shape. values: of `typed`. head_norms: q and k of each head are normed. windows: of each
-    layer.
-    """
+    """The line's shape. values: of `typed`. head_norms: q and k heads are normed. windows: of each layer."""
     hidden, layers = values["hidden_size"], require_layers(values["num_hidden_layers"])
     queries = values["num_attention_heads"]
     keys = values["num_key_value_heads"] if values["num_key_value_heads"] is not None else queries
     heads = require_heads(hidden, queries, keys, values["head_dim"])
 
     def layer(number: int) -> Layer:
-        found = _layer(f"model.layers.{number}", values, heads, biases, windows(number))
+        plain = _layer(f"model.layers.{number}", values, heads, biases, windows(number))
         if not head_norms:
-            return found
+            return plain
         q, k = (Norm(f"model.layers.{number}.self_attn.{each}_norm", heads.width, values["rms_norm_eps"])
                 for each in "qk")
-        return replace(found, head_norms=(q, k))
+        return replace(plain, head_norms=(q, k))
 
     return Architecture(
         config["model_type"], hidden, values["vocab_size"], heads, "model.embed_tokens",
@@ -90,13 +87,11 @@ def _layer(name: str, values: Mapping[str, Any], heads: Heads, biases: Biases, w
 
 
 def rope_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a config says of RoPE: `rope_parameters` as transformers 5 writes it, or the older
-    `rope_scaling`.
-    """
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(found, Mapping):
-        raise TypeError(f"rope_parameters: it is {found!r}")
-    return found
+    """What a config says of RoPE: `rope_parameters` (transformers 5), or the older `rope_scaling`."""
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"rope_parameters: it is {settings!r}")
+    return settings
 
 
 def scaling_of(config: Mapping[str, Any]) -> str:

@@ -1,6 +1,4 @@
-"""Mistral (Jiang et al. 2023, https://arxiv.org/abs/2310.06825): Llama's shape, with a window in every layer
-or none.
-"""
+"""Mistral (Jiang et al. 2023, https://arxiv.org/abs/2310.06825): Llama's shape, maybe with windows."""
 
 from __future__ import annotations
 

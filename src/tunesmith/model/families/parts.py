@@ -1,5 +1,4 @@
-"""The parts that a decoder is assembled from, as data: what each layer of a base has, and what it is called
-on disk.
+"""The parts that a decoder is assembled from, as data: each layer's contents and their names on disk.
 
 No torch here: `planning` counts these, `model/native` builds them, `share/gguf` names them. Names are those
 of transformers' checkpoints, and PEFT's of the modules that an adapter sits on.
@@ -37,9 +36,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Projection:
-    """Linear modules of one input, computed as one product: each module's name and how many outputs it
-    has.
-    """
+    """Linear modules of one input, computed as one product. outputs: each module's name and width."""
 
     inputs: int
     outputs: Mapping[str, int]
@@ -95,9 +92,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Rope:
-    """A table of rotations: RoPE's scaling as the config has it, and the share of each head's channels that
-    it turns.
-    """
+    """A table of rotations: RoPE's scaling as in the config, and the share of a head's channels it turns."""
 
     scaling: str = "default"
     share: float = 1.0
@@ -152,8 +147,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Gguf:
-    """A family's place in GGUF. architecture: llama.cpp's name. body: what stands before the names of the
-    body.
+    """A family's place in GGUF. architecture: llama.cpp's name. body: the prefix of the body's names.
 
     row_orders: how llama.cpp wants the rows of a module, by the module's last name: `rope_pairs` (it turns
     neighbouring channels, transformers the two halves of a head), `qkv_apart` (BLOOM: all q first, then k,
@@ -175,14 +169,13 @@ class IntOrNull:
 
 
 def typed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The values named in `defaults`, as a config.json has them or, where it leaves one out, as transformers
-    takes it.
+    """The values named in `defaults`, as a config.json has them, else as transformers takes them.
 
     A default is a value, whose type is the value's (a float may be written as an integer), an `IntOrNull`, or
     a type: then the value must be there. Raises KeyError for what is missing, TypeError naming what is of
     another type.
     """
-    found = {}
+    values = {}
     for name, default in defaults.items():
         if isinstance(default, IntOrNull):
             value = config.get(name, default.default)
@@ -196,8 +189,8 @@ def typed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
             fits = type(value) is kind
         if not fits:
             raise TypeError(f"{name}: it is {value!r}")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def require_layers(layers: int) -> int:

@@ -1,5 +1,4 @@
-"""Phi-3, Phi-3.5, Phi-4 (https://arxiv.org/abs/2404.14219): Llama's shape with q, k, v in one module, gate
-and up in another.
+"""Phi-3, Phi-3.5, Phi-4 (https://arxiv.org/abs/2404.14219): Llama's shape, fused qkv, fused gate and up.
 
 RoPE may turn a part of each head, and its frequencies may change with a sample's length (longrope,
 https://arxiv.org/abs/2402.13753). An adapter on `qkv_proj` has one A for q, k and v together.
@@ -22,12 +21,12 @@ GGUF = None
 def describe(config: Mapping[str, Any]) -> Architecture:
     """A Phi-3 from its config.json."""
     values = typed(config, DEFAULTS)
-    found = llama.assemble(config, values, llama.Biases(),
-                           windows=lambda number: values["sliding_window"] or None)
+    architecture = llama.assemble(config, values, llama.Biases(),
+                                  windows=lambda number: values["sliding_window"] or None)
     scaling = llama.scaling_of(config)
     # transformers reads the two older names of it alike.
     rope = Rope("longrope" if scaling in ("su", "yarn") else scaling, llama.rotated_share(config))
-    return replace(found, layers=tuple(map(_fused, found.layers)), ropes={"all": rope})
+    return replace(architecture, layers=tuple(map(_fused, architecture.layers)), ropes={"all": rope})
 
 
 def _fused(layer: Layer) -> Layer:
@@ -51,5 +50,5 @@ def lacks(config: Mapping[str, Any], architecture: Architecture) -> str | None:
     rope = (architecture.ropes or {})["all"]
     if rope.scaling not in ("default", "longrope"):
         return f"its RoPE scaling is {rope.scaling!r}"
-    turned = int(architecture.heads.width * rope.share)
-    return None if turned >= 2 and turned % 2 == 0 else f"its RoPE turns {turned} channels of each head"
+    rotary = int(architecture.heads.width * rope.share)
+    return None if rotary >= 2 and rotary % 2 == 0 else f"its RoPE turns {rotary} channels of each head"

@@ -1,6 +1,4 @@
-"""Qwen2 and Qwen2.5 (https://arxiv.org/abs/2407.10671): Llama's shape, biases of q, k and v, a window in some
-layers.
-"""
+"""Qwen2, Qwen2.5 (https://arxiv.org/abs/2407.10671): Llama's shape, qkv biases, windows in some layers."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ def describe(config: Mapping[str, Any]) -> Architecture:
 
 
 def windows_of(config: Mapping[str, Any]) -> Callable[[int], int | None]:
-    """Each layer's window: by `layer_types`, else from `max_window_layers` on, where `use_sliding_window` is
-    set.
-    """
+    """Each layer's window, if `use_sliding_window`: by `layer_types`, else from `max_window_layers` on."""
     values = typed(config, _WINDOWS)
     size = values["sliding_window"]
     if not values["use_sliding_window"] or not size:

@@ -1,6 +1,4 @@
-"""Qwen3 (https://arxiv.org/abs/2505.09388): Llama's shape, RMSNorm of each head of q and k, heads of 128
-channels.
-"""
+"""Qwen3 (https://arxiv.org/abs/2505.09388): Llama's shape, RMSNorm of each q and k head, wide heads (128)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""SmolLM3 (https://huggingface.co/blog/smollm3): Llama's shape, without positions in every fourth layer
-(NoPE).
-"""
+"""SmolLM3 (https://huggingface.co/blog/smollm3): Llama's shape, no positions in every 4th layer (NoPE)."""
 
 from __future__ import annotations
 
@@ -25,19 +23,17 @@ GGUF = None
 def describe(config: Mapping[str, Any]) -> Architecture:
     """A SmolLM3 from its config.json."""
     values = typed(config, DEFAULTS)
-    turned = _turned(config, values)
-    sliding = _sliding(config, values, turned)
+    rotary = _rotary_layers(config, values)
+    sliding = _sliding(config, values, rotary)
     biases = llama.Biases(values["attention_bias"], values["attention_bias"], values["mlp_bias"])
-    found = llama.assemble(config, values, biases, windows=lambda number: sliding[number])
-    layers = tuple(replace(layer, rope="all" if turned[number] else None)
-                   for number, layer in enumerate(found.layers))
-    return replace(found, layers=layers)
+    architecture = llama.assemble(config, values, biases, windows=lambda number: sliding[number])
+    layers = tuple(replace(layer, rope="all" if rotary[number] else None)
+                   for number, layer in enumerate(architecture.layers))
+    return replace(architecture, layers=layers)
 
 
-def _turned(config: Mapping[str, Any], values: Mapping[str, Any]) -> list[bool]:
-    """Which layers RoPE turns: by `no_rope_layers` (1 where it does), else all but every
-    `no_rope_layer_interval`th.
-    """
+def _rotary_layers(config: Mapping[str, Any], values: Mapping[str, Any]) -> list[bool]:
+    """Which layers RoPE turns: by `no_rope_layers`, else all but each `no_rope_layer_interval`th."""
     given = config.get("no_rope_layers")
     if given is not None:
         return [bool(given[number]) for number in range(values["num_hidden_layers"])]
@@ -45,11 +41,11 @@ def _turned(config: Mapping[str, Any], values: Mapping[str, Any]) -> list[bool]:
             for number in range(values["num_hidden_layers"])]
 
 
-def _sliding(config: Mapping[str, Any], values: Mapping[str, Any], turned: list[bool]) -> list[int | None]:
+def _sliding(config: Mapping[str, Any], values: Mapping[str, Any], rotary: list[bool]) -> list[int | None]:
     """Each layer's window; where `layer_types` is left out, the layers without positions have it."""
     size = values["sliding_window"]
     if not values["use_sliding_window"] or not size:
-        return [None] * len(turned)
+        return [None] * len(rotary)
     kinds = config.get("layer_types") or ["full_attention" if each else "sliding_attention"
-                                          for each in turned]
-    return [size if kinds[number] == "sliding_attention" else None for number in range(len(turned))]
+                                          for each in rotary]
+    return [size if kinds[number] == "sliding_attention" else None for number in range(len(rotary))]

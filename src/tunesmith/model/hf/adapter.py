@@ -34,24 +34,24 @@ def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str,
     head = of_transformers.get_output_embeddings()
     linears = {name: module for name, module in model.named_modules()
                if isinstance(module, torch.nn.Linear | Conv1D) and module is not head}
-    cannot = _cannot_carry(linears, architecture, settings.dropout)
-    names, notes = [name for name in linears if name not in cannot], []
+    unsupported = _unsupported_modules(linears, architecture, settings.dropout)
+    names, notes = [name for name in linears if name not in unsupported], []
     targets = resolve_targets(settings.target_modules, architecture, list(linears))
     if settings.target_modules == "auto" and targets == "all-linear":
         notes.append(f"lora.target_modules: PEFT's table does not name {architecture}, so auto is all linear "
                      "modules.")
     fused = _fused_names(architecture) if settings.dropout else set()
-    if targets == "all-linear" and (cannot or fused or not names):
+    if targets == "all-linear" and (unsupported or fused or not names):
         if not names:
             raise RecipeError("no linear module of this base can carry LoRA: "
-                              + "; ".join(sorted(set(cannot.values()))), "Take another base.",
+                              + "; ".join(sorted(set(unsupported.values()))), "Take another base.",
                               setting="lora.target_modules")
         targets = _short_names(names, list(linears))
-        notes += _left_out(cannot)
+        notes += _exclusion_notes(unsupported)
         if fused:  # PEFT's own all-linear would add them
             notes.append(f"lora.target_modules: without the experts: {_FUSED}.")
     elif isinstance(targets, list):
-        _refuse_targets(targets, cannot)
+        _refuse_targets(targets, unsupported)
     _require_rank(settings.r, linears, targets)
     try:
         peft_model = get_peft_model(model, build_config(settings, targets))
@@ -59,13 +59,13 @@ def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str,
         raise RecipeError(f"{settings.target_modules}: PEFT puts no LoRA there on {architecture}: "
                           f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}",
                           "Name other modules. This base has: "
-                          f"{', '.join(sorted({_last(name) for name in names}))}.",
+                          f"{', '.join(sorted({_last_name(name) for name in names}))}.",
                           setting="lora.target_modules") from None
     lora.initialise(trainable(peft_model), seed)
     return peft_model, notes
 
 
-def _last(name: str) -> str:
+def _last_name(name: str) -> str:
     return name.rpartition(".")[2]
 
 
@@ -74,33 +74,33 @@ def _last(name: str) -> str:
 _MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 
 
-def _cannot_carry(linears: Mapping[str, torch.nn.Module], architecture: str,
-                  dropout: float) -> dict[str, str]:
+def _unsupported_modules(linears: Mapping[str, torch.nn.Module], architecture: str,
+                         dropout: float) -> dict[str, str]:
     """The linear modules on which LoRA cannot sit, each with the reason."""
-    found = {}
+    reasons = {}
     fused = _fused_names(architecture) if dropout else set()
     for name, module in linears.items():
         if not _is_plain(module):
-            found[name] = f"{type(module).__name__} is more than a product (a router, say)"
-        elif architecture in _MAMBA and _last(name) in ("out_proj", "conv1d"):
-            found[name] = "the state-space layer computes past the module"
-        elif architecture in _BESIDE_MODULE and _last(name) in _BESIDE_MODULE[architecture]:
-            found[name] = "the layer computes with its weight, past the module"
+            reasons[name] = f"{type(module).__name__} is more than a product (a router, say)"
+        elif architecture in _MAMBA and _last_name(name) in ("out_proj", "conv1d"):
+            reasons[name] = "the state-space layer computes past the module"
+        elif _last_name(name) in _WEIGHT_USED_DIRECTLY.get(architecture, ()):
+            reasons[name] = "the layer computes with its weight, past the module"
         elif architecture in _NO_GRADIENT and _NO_GRADIENT[architecture][0] in name.split("."):
-            found[name] = _NO_GRADIENT[architecture][1]
-        elif _last(name) in fused:
-            found[name] = _FUSED
-    return found
+            reasons[name] = _NO_GRADIENT[architecture][1]
+        elif _last_name(name) in fused:
+            reasons[name] = _FUSED
+    return reasons
 
 
 _FUSED = "PEFT puts LoRA of this name on the fused experts, which take no dropout (lora.dropout: 0 allows it)"
 #: Modules of other families whose weight is used without calling them, so that LoRA on them would learn
 #: nothing.
-_BESIDE_MODULE = dict.fromkeys(("jamba", "mamba", "falcon_mamba"), frozenset({"dt_proj"})) | {
+_WEIGHT_USED_DIRECTLY = dict.fromkeys(("jamba", "mamba", "falcon_mamba"), frozenset({"dt_proj"})) | {
     "longcat_flash": frozenset({"classifier"})}
-_CHOOSES = "it only chooses which tokens attention looks at, and a choice has no gradient"
+_SELECTS_TOKENS = "it only chooses which tokens attention looks at, and a choice has no gradient"
 #: Modules that no text gives a gradient, by a part of their names, with the reason.
-_NO_GRADIENT = {"deepseek_v32": ("indexer", _CHOOSES), "glm_moe_dsa": ("indexer", _CHOOSES),
+_NO_GRADIENT = {"deepseek_v32": ("indexer", _SELECTS_TOKENS), "glm_moe_dsa": ("indexer", _SELECTS_TOKENS),
                 "fuyu": ("vision_embed_tokens", "it reads images alone")}
 
 
@@ -116,10 +116,10 @@ def _is_plain(module: torch.nn.Module) -> bool:
     try:
         with torch.no_grad():
             weight: Any = module.weight
-            found = module(torch.zeros(1, inputs, device=weight.device, dtype=weight.dtype))
+            product = module(torch.zeros(1, inputs, device=weight.device, dtype=weight.dtype))
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return False
-    return isinstance(found, torch.Tensor) and found.shape == (1, outputs)
+    return isinstance(product, torch.Tensor) and product.shape == (1, outputs)
 
 
 def _fused_names(architecture: str) -> set[str]:
@@ -135,22 +135,23 @@ def _fused_names(architecture: str) -> set[str]:
 
 def _short_names(wanted: list[str], every: list[str]) -> list[str]:
     """The last parts of the names where these mean no other module, else the full names."""
-    last = {_last(name) for name in wanted}
-    return sorted(last) if {name for name in every if _last(name) in last} == set(wanted) else sorted(wanted)
+    last_names = {_last_name(name) for name in wanted}
+    meant = {name for name in every if _last_name(name) in last_names}
+    return sorted(last_names) if meant == set(wanted) else sorted(wanted)
 
 
-def _left_out(cannot: Mapping[str, str]) -> list[str]:
+def _exclusion_notes(unsupported: Mapping[str, str]) -> list[str]:
     """A line for each reason, with the names."""
     reasons: dict[str, set[str]] = {}
-    for name, reason in cannot.items():
-        reasons.setdefault(reason, set()).add(_last(name))
+    for name, reason in unsupported.items():
+        reasons.setdefault(reason, set()).add(_last_name(name))
     return [f"lora.target_modules: without {', '.join(sorted(names))}: {reason}."
             for reason, names in reasons.items()]
 
 
-def _refuse_targets(targets: list[str], cannot: Mapping[str, str]) -> None:
+def _refuse_targets(targets: list[str], unsupported: Mapping[str, str]) -> None:
     for target in targets:
-        for name, reason in cannot.items():
+        for name, reason in unsupported.items():
             if name == target or name.endswith("." + target):
                 raise RecipeError(f"{target}: LoRA cannot sit on {name}: {reason}",
                                   "Leave it out, or take all-linear, which does.",
@@ -158,9 +159,7 @@ def _refuse_targets(targets: list[str], cannot: Mapping[str, str]) -> None:
 
 
 def _require_rank(r: int, linears: Mapping[str, torch.nn.Module], targets: str | list[str]) -> None:
-    """Raise RecipeError for a rank beyond every width of the modules: such an update is no smaller than the
-    weight.
-    """
+    """Raise RecipeError for a rank beyond every width: such an update is no smaller than the weight."""
     chosen = [module for name, module in linears.items() if isinstance(targets, str)
               or any(name == target or name.endswith("." + target) for target in targets)]
     widest = max((max(_widths(module)) for module in chosen), default=0)

@@ -18,9 +18,7 @@ _PREFIX = "base_model.model."
 
 @dataclass
 class TokenKeys:
-    """The dropout keys of the micro-batch that is computed [B, T], int64 on its device; None outside
-    training.
-    """
+    """The dropout keys of the micro-batch [B, T], int64 on its device; None outside training."""
 
     keys_BT: torch.Tensor | None = None
 
@@ -66,19 +64,17 @@ def _of_rows(x: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> torc
     return dropout(x.reshape(len(keys_N), -1).contiguous(), p, keys_N.to(x.device), salt).view(x.shape)
 
 
-def draw_by_sample(model: torch.nn.Module) -> TokenKeys | None:
-    """Put our dropout where PEFT's is; returns what is to hold the keys, None where the adapter has no
-    dropout.
-    """
-    keys, found = TokenKeys(), False
+def install_sample_dropout(model: torch.nn.Module) -> TokenKeys | None:
+    """Put our dropout in PEFT's place; returns the holder of the keys, None where there is no dropout."""
+    keys, any_dropout = TokenKeys(), False
     for name, module in model.named_modules():
         for adapter, drop in getattr(module, "lora_dropout", {}).items():
             if isinstance(drop, torch.nn.Dropout):
                 module.lora_dropout[adapter] = SampleDropout(drop.p, keys,
                                                              module_salt(name.removeprefix(_PREFIX)))
                 module.lora_dropout[adapter].train(drop.training)
-                found = True
-    return keys if found else None
+                any_dropout = True
+    return keys if any_dropout else None
 
 
 def dropout_of_base(base: Any) -> dict[str, float]:

@@ -16,39 +16,35 @@ from tunesmith.model.dropout import require_seeds
 from tunesmith.model.engine import Answer, MaskedRow, stop_and_pad_ids
 from tunesmith.model.files import BaseFiles
 from tunesmith.model.hf import adapter as lora
-from tunesmith.model.hf.dropout import draw_by_sample, dropout_of_base
+from tunesmith.model.hf.dropout import dropout_of_base, install_sample_dropout
 from tunesmith.model.hf.padded import IGNORED, collate, padded_keys
-from tunesmith.model.kept import kept_values
 from tunesmith.model.memory import in_parts
 from tunesmith.model.quantization import smallest
+from tunesmith.model.value_counts import values_by_format
 
 #: Prompts answered at once; more only pads more.
 _GENERATE_ROWS = 32
 
 
 class HfEngine:
-    """Any causal language model, with a LoRA adapter or bare. See `model.engine.Engine` for what each method
-    promises.
-    """
+    """Any causal language model, with or without a LoRA adapter; see `model.engine.Engine`."""
 
     name, padded, offloads, selective = "hf", True, False, False
 
     def __init__(self, model: torch.nn.Module, tokenizer: Any, base: BaseFiles, *, quantization: str,
                  dtype: torch.dtype, notes: Sequence[str] = ()) -> None:
-        """model: a PeftModel, or transformers' own without an adapter. notes: what is to be said of how it
-        was made.
-        """
+        """model: a PeftModel, or transformers' own without adapter. notes: what to say of how it was made."""
         self.model: Any = model
         self.tokenizer, self.base = tokenizer, base
         self.quantization, self.dtype, self.positions = quantization, dtype, base.positions
         base_model = self._base_model
         self.device: torch.device = base_model.get_input_embeddings().weight.device
         self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, base_model.generation_config.eos_token_id)
-        self._token_keys = draw_by_sample(model)
+        self._token_keys = install_sample_dropout(model)
         self.notes = (*notes, *_dropout_note(base_model))
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
         rope = getattr(base_model.config, "rope_parameters", None) or {}
-        self._longest_short = (
+        self._short_rope_limit = (
             rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
         )
 
@@ -68,11 +64,11 @@ class HfEngine:
     def accumulate(self, rows: Sequence[MaskedRow], weight: torch.Tensor,
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
-        def some(chosen: Sequence[int]) -> torch.Tensor:
+        def accumulate_chosen(chosen: Sequence[int]) -> torch.Tensor:
             return self._accumulate([rows[i] for i in chosen], weight,
                                     dropout_seeds and [dropout_seeds[i] for i in chosen])
 
-        return self._by_length(rows, some)
+        return self._by_length(rows, accumulate_chosen)
 
     def _by_length(self, rows: Sequence[MaskedRow],
                    compute: Callable[[Sequence[int]], torch.Tensor]) -> torch.Tensor:
@@ -81,9 +77,9 @@ class HfEngine:
         Under longrope transformers takes one set of frequencies for a whole batch, by its longest row, so
         rows that want the other set are computed apart.
         """
-        if self._longest_short is None:
+        if self._short_rope_limit is None:
             return compute(range(len(rows)))
-        long = [len(row.ids) > self._longest_short for row in rows]
+        long = [len(row.ids) > self._short_rope_limit for row in rows]
         groups = [[i for i, each in enumerate(long) if each == kind] for kind in (False, True)]
         parts = [compute(group) for group in groups if group]
         order = torch.tensor([i for group in groups for i in group], device=parts[0].device)
@@ -130,12 +126,12 @@ class HfEngine:
     @torch.no_grad()
     def logits(self, rows_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """fp32 logits [T, V] of each row."""
-        found = []
+        logits = []
         for ids in rows_ids:
             with self._autocast():
                 out = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False)
-            found.append(out.logits[0].float())
-        return found
+            logits.append(out.logits[0].float())
+        return logits
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[Answer]:
@@ -151,9 +147,11 @@ class HfEngine:
                                f"Lower judge.max_new_tokens, or quantise the base ({smallest()}).")
 
         parts = [order[start:start + _GENERATE_ROWS] for start in range(0, len(order), _GENERATE_ROWS)]
-        for part, found in in_parts(parts, lambda part: self._generate([prompts[i] for i in part], config),
-                                    too_large):
-            answers |= zip(part, found, strict=True)
+        def answer(part: Sequence[int]) -> list[Answer]:
+            return self._generate([prompts[i] for i in part], config)
+
+        for part, part_answers in in_parts(parts, answer, too_large):
+            answers |= zip(part, part_answers, strict=True)
         return [answers[i] for i in range(len(prompts))]
 
     def _generate(self, prompts: Sequence[list[int]], config: GenerationConfig) -> list[Answer]:
@@ -180,13 +178,13 @@ class HfEngine:
     def parameter_counts(self) -> tuple[int, int]:
         """(trainable, all) as PEFT counts them."""
         if not isinstance(self.model, PeftModel):
-            return 0, sum(kept_values(self.model).values())
+            return 0, sum(values_by_format(self.model).values())
         counts: tuple[int, int] = self.model.get_nb_trainable_parameters()
         return counts
 
-    def kept(self) -> dict[str, int]:
+    def values_by_format(self) -> dict[str, int]:
         """The base's values by how they are kept."""
-        return kept_values(self.model)
+        return values_by_format(self.model)
 
     def training(self, on: bool) -> None:
         """Dropout on or off."""
@@ -209,9 +207,9 @@ class HfEngine:
 
 def _dropout_note(base_model: Any) -> list[str]:
     """What is to be said where the base drops something of its own in training."""
-    found = dropout_of_base(base_model)
-    if not found:
+    dropouts = dropout_of_base(base_model)
+    if not dropouts:
         return []
-    named = ", ".join(f"{key} {value:g}" for key, value in found.items())
+    named = ", ".join(f"{key} {value:g}" for key, value in dropouts.items())
     return [f"The base drops something of its own in training ({named}). Those masks depend on how a step is "
             "cut into micro-batches, so another cut gives another run, if only by chance."]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from tunesmith.errors import EnvironmentFault, IntegrityError, OutOfMemory, RecipeError, TunesmithError
 from tunesmith.model.base_config import (
     DEQUANTIZED,
-    OF_QUANTISATION,
+    QUANTISATION_TENSORS,
     own_quantization,
     require_agreement,
     require_possible_depth,
@@ -35,13 +35,13 @@ def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
     require_possible_depth(base.config, base.name)
     require_agreement(base.config, base.name, quantization)
     way = WAYS[quantization]
-    asked = _quantisation_to_ask_for(base, way.transformers_config(dtype))
-    loads: Any = AutoModelForCausalLM
+    quantization_config = _quantization_config(base, way.transformers_config(dtype))
+    auto_model: Any = AutoModelForCausalLM
     try:
-        model, info = loads.from_pretrained(
+        model, info = auto_model.from_pretrained(
             base.folder, dtype=dtype, use_safetensors=True, trust_remote_code=False,
             device_map="auto" if placement.spread else {"": device}, output_loading_info=True,
-            **({} if asked is None else {"quantization_config": asked}))
+            **({} if quantization_config is None else {"quantization_config": quantization_config}))
     except torch.OutOfMemoryError:
         raise OutOfMemory(f"{base.name} in {quantization} does not fit on {device}",
                           f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.",
@@ -71,13 +71,13 @@ def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
         raise IntegrityError(f"{base.name} cannot be loaded: {reason}",
                              "Its weights may be incomplete, or not those of its config.json.",
                              setting="model.base") from None
-    if wrong := sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}):
+    if unusable := sorted({*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}):
         # transformers would fill these with random numbers and go on
-        raise IntegrityError(f"{base.name} lacks weights that its config.json calls for, such as {wrong[0]} "
-                             f"({len(wrong)} in all)", "Copy or download the base again.",
+        raise IntegrityError(f"{base.name} lacks weights that its config.json calls for, such as "
+                             f"{unusable[0]} ({len(unusable)} in all)", "Copy or download the base again.",
                              setting="model.base")
-    _refuse_left_behind(base, info["unexpected_keys"])
-    _require_whole_kinds(model, base)
+    _refuse_unread_scales(base, info["unexpected_keys"])
+    _require_whole_weights(model, base)
     _require_on_gpus(model, base, quantization, device)
     way.prepare(model)
     for parameter in model.parameters():
@@ -89,31 +89,27 @@ def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
     return loaded
 
 
-def _quantisation_to_ask_for(base: BaseFiles, wanted: Any) -> Any:
-    """What transformers is to be told: nothing where the checkpoint's own config says it, and None would wipe
-    that out.
-    """
+def _quantization_config(base: BaseFiles, wanted: Any) -> Any:
+    """What to ask transformers for; no argument where the checkpoint says it: None would wipe that out."""
     own = own_quantization(base.config)
     if own in DEQUANTIZED:
         return getattr(transformers, DEQUANTIZED[own])(dequantize=True)
     return None if own is not None else wanted
 
 
-def _refuse_left_behind(base: BaseFiles, unexpected: Iterable[Any]) -> None:
+def _refuse_unread_scales(base: BaseFiles, unexpected: Iterable[Any]) -> None:
     """Raise IntegrityError where scales were left behind: then codes were read as if they were weights."""
-    left = sorted(str(key) for key in unexpected if OF_QUANTISATION.search(str(key)))
-    if left:
-        raise IntegrityError(f"{base.name} has weights in few bits whose scales ({left[0]}, {len(left)} in "
-                             "all) nothing reads: its config.json does not say how they are kept",
-                             "Take a copy of the base with its quantization_config, or the model that it was "
-                             "made from.",
-                             setting="model.base")
+    scales = sorted(str(key) for key in unexpected if QUANTISATION_TENSORS.search(str(key)))
+    if scales:
+        raise IntegrityError(
+            f"{base.name} has weights in few bits whose scales ({scales[0]}, {len(scales)} in all) nothing "
+            "reads: its config.json does not say how they are kept",
+            "Take a copy of the base with its quantization_config, or the model that it was made from.",
+            setting="model.base")
 
 
-def _require_whole_kinds(model: torch.nn.Module, base: BaseFiles) -> None:
-    """Raise IntegrityError for a weight in few bits without what turns it back: the file is not kept as its
-    config says.
-    """
+def _require_whole_weights(model: torch.nn.Module, base: BaseFiles) -> None:
+    """Raise IntegrityError for a quantised weight without its scales: it is not kept as its config says."""
     # what no other way keeps is to be of floats
     ways = sorted(WAYS.values(), key=lambda way: not way.quantised)
     for name, module in model.named_modules():
@@ -126,9 +122,7 @@ def _require_whole_kinds(model: torch.nn.Module, base: BaseFiles) -> None:
 
 
 def _require_on_gpus(model: torch.nn.Module, base: BaseFiles, quantization: str, device: str) -> None:
-    """Raise OutOfMemory where accelerate put layers on the CPU or the disk, where they would be slow and
-    unseen.
-    """
+    """Raise OutOfMemory where accelerate put layers on the CPU or the disk, slow and unseen."""
     places = getattr(model, "hf_device_map", None) or {}
     elsewhere = sorted(name for name, place in places.items() if str(place) in ("cpu", "disk"))
     if device.startswith("cuda") and elsewhere:

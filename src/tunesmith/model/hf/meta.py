@@ -45,6 +45,6 @@ def count_on_meta(config: dict[str, Any], settings: LoraSettings) -> MetaCounts:
                       if type(module) is torch.nn.Linear and module is not head)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    found, notes = attach(model, settings, str(config["model_type"]), seed=0)
-    trainable, everything = found.get_nb_trainable_parameters()
+    peft_model, notes = attach(model, settings, str(config["model_type"]), seed=0)
+    trainable, everything = peft_model.get_nb_trainable_parameters()
     return MetaCounts(trainable, everything, quantisable, tuple(notes))

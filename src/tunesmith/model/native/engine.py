@@ -202,7 +202,7 @@ class NativeEngine:
         trainable = sum(parameter.numel() for parameter in self.trainable().values())
         return trainable, trainable + self.model.parameter_count()
 
-    def kept(self) -> dict[str, int]:
+    def values_by_format(self) -> dict[str, int]:
         """The base's values by how they are kept."""
         trainable, everything = self.parameter_counts()
         plain, base = str(self.dtype).removeprefix("torch."), everything - trainable
@@ -232,7 +232,7 @@ class NativeEngine:
         """PEFT's two files. Raises ValueError for a bare base."""
         if self.settings is None:
             raise ValueError("a bare base has no adapter")
-        config = lora.config_words(self.settings)
+        config = lora.peft_config_dict(self.settings)
         return lora.adapter_files(config, adapter.state(self.model), self.base.name, self.base.pinned)
 
 

@@ -16,9 +16,7 @@ _VALUES_AT_ONCE = 1 << 24
 
 
 class Int8(Way):
-    """A row's values as multiples of its largest / 127 (eq. 3 of the paper). Parts: q int8 [O, I], scale fp32
-    [O].
-    """
+    """A row's values as multiples of its largest / 127 (eq. 3). Parts: q int8 [O, I], scale fp32 [O]."""
 
     name = "int8"
     about = "LLM.int8"
@@ -52,9 +50,7 @@ class Int8(Way):
         return BitsAndBytesConfig(load_in_8bit=True)
 
     def prepare(self, model: torch.nn.Module) -> None:
-        """Silence the note that each layer prints when its input is not fp16; the cast is what LLM.int8
-        is.
-        """
+        """Silence each layer's warning about an input that is not fp16: that cast is LLM.int8 itself."""
         import logging
 
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -117,8 +113,7 @@ def quantise_rows(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     for rows in range(0, len(q_OI), step := max(1, _VALUES_AT_ONCE // weight_OI.shape[1])):
         half_RI = weight_OI[rows:rows + step].to(torch.float16)
         absmax_R = half_RI.abs().amax(1).float()
-        # 127 / 0 and 127 / infinity leave no numbers in their rows; what integer those become, each machine
-        # decides.
+        # A scale of 127 / 0 or 127 / infinity makes NaN, whose integer each machine decides.
         q_OI[rows:rows + step] = (half_RI * (127.0 / absmax_R)[:, None]).round_().nan_to_num_(0.0)
         absmax_O[rows:rows + step] = absmax_R
     return q_OI, absmax_O

@@ -18,8 +18,7 @@ Parts = Mapping[str, "torch.Tensor"]
 
 
 class Way:
-    """What a subclass does not say is as it is for weights that are kept in the dtype that they are computed
-    in.
+    """What a subclass does not say is as for weights that are kept in the dtype of their products.
 
     name: as the recipe says it. about: what the recipe's help adds to the name. also_called: settings of
     other programs that mean it. quantised: whether linear layers are kept in fewer bits than they are
@@ -40,21 +39,15 @@ class Way:
     # Arithmetic and words
 
     def value_bytes(self, computed_bytes: int) -> float:
-        """Bytes of one value of a linear layer. computed_bytes: of a value in the dtype that products are
-        computed in.
-        """
+        """Bytes of one value of a linear layer. computed_bytes: of a value in the dtype of the products."""
         return computed_bytes
 
     def keeps(self, config: Mapping[str, Any]) -> bool:
-        """Whether bitsandbytes' part of a checkpoint's config.json says that its weights are kept this way
-        already.
-        """
+        """Whether bitsandbytes' part of a checkpoint's config.json says that it is kept this way already."""
         return False
 
     def fails_on(self, config: Mapping[str, Any], device: str) -> str | None:
-        """Why a library is known to fail at a base (its config.json) on a device; None where nothing is
-        known.
-        """
+        """Why a library is known to fail at a base (its config.json) on a device; None where it is not."""
         return None
 
     # The hf engine: transformers and bitsandbytes
@@ -82,9 +75,7 @@ class Way:
         return frozenset(name for name, module in model.named_modules() if hasattr(module, "source_cls"))
 
     def is_whole(self, layer: torch.nn.Module) -> bool | None:
-        """Whether a layer has all that turns its weight back to floats; None for a layer that is not kept
-        this way.
-        """
+        """Whether a layer has all that turns its weight back to floats; None for a layer of another way."""
         return None
 
     def count(self, parameter: torch.nn.Parameter) -> int | None:

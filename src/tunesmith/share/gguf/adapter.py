@@ -70,9 +70,9 @@ def _as_read(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 
 def _check_config(adapter: Path, config: dict[str, Any]) -> None:
     """Raises RecipeError for a setting that llama.cpp's LoRA has no place for."""
-    from tunesmith.model.peft_config import GGUF, changes_base, not_followed
+    from tunesmith.model.peft_config import GGUF, changes_base, unsupported_setting
 
-    found = not_followed(config, GGUF)
+    found = unsupported_setting(config, GGUF)
     if found is None and changes_base(config.get("init_lora_weights")):
         found = "init_lora_weights"
     if found is not None:

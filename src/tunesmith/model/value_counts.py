@@ -7,9 +7,9 @@ import torch
 from tunesmith.model.quantization import WAYS
 
 
-def kept_values(model: torch.nn.Module) -> dict[str, int]:
+def values_by_format(model: torch.nn.Module) -> dict[str, int]:
     """Values of a transformers model by how they are kept, its adapter aside; a tied weight counts once."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         if "lora_" in name or ".modules_to_save." in name:
             continue
@@ -17,5 +17,5 @@ def kept_values(model: torch.nn.Module) -> dict[str, int]:
         kind, count = next(((way.name, held) for way in WAYS.values()
                             if (held := way.count(parameter)) is not None),
                            as_they_are)
-        found[kind] = found.get(kind, 0) + count
-    return found
+        counts[kind] = counts.get(kind, 0) + count
+    return counts
