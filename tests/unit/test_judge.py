@@ -11,7 +11,7 @@ import torch
 from tunesmith.data import TokenRow
 from tunesmith.judge.interval import interval_of_mean, interval_of_ratio, t_quantile
 from tunesmith.judge.losses import row_losses
-from tunesmith.judge.verdict import _better_answers, _verdict, different, list_f1
+from tunesmith.judge.verdict import _better_answers, _verdict, distinct, list_f1
 from tunesmith.rundir.verdict import verdict_sentence
 from tunesmith.serve import TextAnswer
 
@@ -108,7 +108,7 @@ def test_equal_rows_count_once() -> None:
 
     rows = [row(1, 2, place="a"), row(1, 3, place="b"), row(1, 2, place="c"), row(1, 2, 3, place="d"),
             row(1, 3, place="e")]
-    assert [each.place for each in different(rows)] == ["a", "b", "d"]
+    assert [each.place for each in distinct(rows)] == ["a", "b", "d"]
 
 
 def test_answers_are_better_by_more_than_chance() -> None:

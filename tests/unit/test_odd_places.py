@@ -228,7 +228,7 @@ def test_a_chart_that_cannot_be_drawn_costs_the_chart(tmp_path: Path,
     from tunesmith.judge import report
 
     monkeypatch.setattr(report, "_DRAW", "import os; os.abort()")
-    charts = report._drawn(report._line([{"step": 1, "a": 2.0}], "a", "a", 100))
+    charts = report._as_svg(report._line_chart([{"step": 1, "a": 2.0}], "a", "a", 100))
     assert ["could not be drawn" in chart for chart in charts] == [True]
 
 

@@ -1,6 +1,4 @@
-"""From rows to batches: sources, templates, tokens, the held-out split, the order of the samples and how a
-step is cut.
-"""
+"""From rows to batches: sources, templates, tokens, the held-out split, sample order, micro-batches."""
 
 from tunesmith.data.dataset import Dataset, TextSet, read_text, tokenize_text
 from tunesmith.data.order import SampleOrder

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def plan_micro_batches(lengths: Sequence[int], *, rows: int | None, max_tokens: int, overhead_tokens: int,
-             padded: bool = True) -> list[list[int]]:
+                       padded: bool = True) -> list[list[int]]:
     """Cut one step's samples into micro-batches; returns the indices of each.
 
     The samples are sorted by length, longest first. A number of `rows` cuts them evenly. Without one, the cut

@@ -1,6 +1,4 @@
-"""The data of a run: read and split as text (no model needed), then as tokens, with everything left out
-counted.
-"""
+"""The data of a run: read and split as text (no model needed), then as tokens; what is dropped is counted."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ class DataSettings(Protocol):
 
 @dataclass(frozen=True)
 class TextSet:
-    """The examples of the train side and of the validation set; `repeated` were dropped because they stand in
-    both sources.
-    """
+    """Training and validation examples; `repeated` were dropped, as they stand in both sources."""
 
     train: list[Example]
     validation: list[Example]
@@ -77,17 +73,17 @@ def read_text(settings: DataSettings, tell: Tell = quiet) -> TextSet:
         return make_examples(rows, prompt=settings.prompt, completion=settings.completion,
                              messages=settings.messages)
 
-    every = examples(settings.source, "data.source")
+    all_examples = examples(settings.source, "data.source")
     if not isinstance(settings.validation, str):
-        train, validation = hold_out(every, settings.validation)
+        train, validation = hold_out(all_examples, settings.validation)
         return TextSet(train, validation, 0)
     validation = examples(settings.validation, "data.validation")
     seen = {example.content_hash for example in validation}
-    train = [example for example in every if example.content_hash not in seen]
+    train = [example for example in all_examples if example.content_hash not in seen]
     if not train:
         raise DataError("every row also stands in data.validation, so none is left to learn from",
                         setting="data.source")
-    return TextSet(train, validation, len(every) - len(train))
+    return TextSet(train, validation, len(all_examples) - len(train))
 
 
 def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules, *, training: bool = True) -> Dataset:
@@ -122,9 +118,9 @@ def _encode_all(examples: list[Example], encoder: Encoder, counts: dict[str, int
             continue
         counts["truncated"] += overlong
         if not row.loss_tokens:
-            reason = f"its prompt alone fills data.max_length, {rules.max_length} tokens" if overlong else (
-                "the completion is empty" if rules.loss_on == "completion"
-                else "it is empty or one token long")
+            reason = (f"its prompt alone fills data.max_length, {rules.max_length} tokens" if overlong
+                      else "the completion is empty" if rules.loss_on == "completion"
+                      else "it is empty or one token long")
             raise DataError(f"{row.place}: no token to learn from: {reason}",
                             "Remove the row" + (", or set data.overlong to drop." if overlong else "."))
         rows.append(row)

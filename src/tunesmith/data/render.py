@@ -22,8 +22,7 @@ from typing import Any
 
 from tunesmith.errors import DataError
 
-#: How long one text may take [s], how much memory beyond the process's own [bytes], how long the text may be
-#: [bytes].
+#: How long one text may take [s]; how much memory, beyond the process's own, and text it may take [bytes].
 _LONGEST_S, _MEMORY_BYTES, _TEXT_BYTES = 10.0, 512 << 20, 64 << 20
 #: How long the process may take to start [s].
 _START_S = 120.0
@@ -45,10 +44,11 @@ def answer(value):
     answers.flush()
 answer("ready")
 for line in sys.stdin.buffer:
-    asked = json.loads(line)
+    request = json.loads(line)
     try:
-        text = render_jinja_template([asked["messages"]], chat_template=asked["template"],
-                                     add_generation_prompt=asked["prompt"], **asked["words"])[0][0]
+        text = render_jinja_template([request["messages"]], chat_template=request["template"],
+                                     add_generation_prompt=request["prompt"],
+                                     **request["special_tokens"])[0][0]
         answer({"text": text} if len(text) <= longest else {"size": len(text)})
     except MemoryError:
         answer({"memory": True})
@@ -77,27 +77,26 @@ class TemplateRenderer:
         """The chat as text. Raises TemplateRefused, TemplateUnbounded."""
         from transformers import PreTrainedTokenizerBase
 
-        own = type(self._tokenizer).apply_chat_template
+        method = type(self._tokenizer).apply_chat_template
         # no template of anybody's, but code of transformers'
-        if own is not PreTrainedTokenizerBase.apply_chat_template:
+        if method is not PreTrainedTokenizerBase.apply_chat_template:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False,
                                                            add_generation_prompt=generation_prompt))
-        words = {name: str(token) if not isinstance(token, list) else list(map(str, token))
-                 for name, token in self._tokenizer.special_tokens_map.items()}
+        special_tokens = {name: str(token) if not isinstance(token, list) else list(map(str, token))
+                          for name, token in self._tokenizer.special_tokens_map.items()}
         try:
             template = self._tokenizer.get_chat_template(None, None)
         except ValueError as error:  # several by name, and none of them the default
             raise TemplateRefused(str(error).splitlines()[0]) from None
-        asked = {"messages": list(messages), "template": template, "words": words,
-                 "prompt": generation_prompt}
-        found = self._ask(json.dumps(asked).encode() + b"\n")
-        if "text" in found:
-            return str(found["text"])
-        if "refused" in found:
-            raise TemplateRefused(found["refused"])
-        raise TemplateUnbounded(f"needs more than {_MEMORY_BYTES >> 20} MiB of memory" if "memory" in found
-                                else
-                                f"makes a text of more than {_TEXT_BYTES >> 20} MiB")
+        request = {"messages": list(messages), "template": template, "special_tokens": special_tokens,
+                   "prompt": generation_prompt}
+        answer = self._ask(json.dumps(request).encode() + b"\n")
+        if "text" in answer:
+            return str(answer["text"])
+        if "refused" in answer:
+            raise TemplateRefused(answer["refused"])
+        raise TemplateUnbounded(f"needs more than {_MEMORY_BYTES >> 20} MiB of memory" if "memory" in answer
+                                else f"makes a text of more than {_TEXT_BYTES >> 20} MiB")
 
     def _ask(self, line: bytes) -> dict[str, Any]:
         for attempt in (1, 2):
@@ -106,8 +105,8 @@ class TemplateRenderer:
             try:
                 process.stdin.write(line)
                 process.stdin.flush()
-                found: dict[str, Any] = self._read(process, _LONGEST_S)
-                return found
+                answer: dict[str, Any] = self._read(process, _LONGEST_S)
+                return answer
             except BrokenPipeError:  # it was ended from outside between two texts
                 self.close()
                 if attempt == 2:
@@ -134,15 +133,11 @@ class TemplateRenderer:
     def _read(self, process: subprocess.Popen[bytes], longest_s: float) -> Any:
         """One answer. Raises TemplateUnbounded where none comes in time, or the process ends."""
         assert process.stdout is not None
-        descriptor, content, size, until = (
-            process.stdout.fileno(),
-            bytearray(),
-            None,
-            time.monotonic() + longest_s,
-        )
+        descriptor, content, size = process.stdout.fileno(), bytearray(), None
+        deadline = time.monotonic() + longest_s
         while size is None or len(content) < size:
-            left = until - time.monotonic()
-            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            seconds_left = deadline - time.monotonic()
+            if seconds_left <= 0 or not select.select([descriptor], [], [], seconds_left)[0]:
                 raise TemplateUnbounded(f"does not come to an end within {longest_s:.0f} s")
             part = os.read(descriptor, 1 << 20)
             if not part:

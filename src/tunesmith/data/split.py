@@ -20,16 +20,16 @@ def hold_out(examples: list[Example], amount: float | int) -> tuple[list[Example
     sizes: dict[str, int] = {}
     for example in examples:
         sizes[example.content_hash] = sizes.get(example.content_hash, 0) + 1
-    chosen: set[str] = set()
+    held_out: set[str] = set()
     total = 0
     for content_hash in sorted(sizes):
         if total >= count:
             break
-        chosen.add(content_hash)
+        held_out.add(content_hash)
         total += sizes[content_hash]
-    train = [e for e in examples if e.content_hash not in chosen]
+    train = [e for e in examples if e.content_hash not in held_out]
     if not train:
         raise DataError(f"{amount} of {len(examples)} rows held out leaves none to learn from",
                         "Hold out fewer, or set data.validation to a source of its own.",
                         setting="data.validation")
-    return train, [e for e in examples if e.content_hash in chosen]
+    return train, [e for e in examples if e.content_hash in held_out]

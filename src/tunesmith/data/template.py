@@ -24,9 +24,7 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assis
 
 @dataclass(frozen=True)
 class Example:
-    """What a row says to the model: prompt and completion, or the messages of a chat (then both texts are
-    empty).
-    """
+    """What a row says to the model: prompt and completion, or the messages of a chat (both texts empty)."""
 
     prompt: str
     completion: str
@@ -37,8 +35,8 @@ class Example:
     def content_hash(self) -> str:
         """SHA-256 of the content alone: equal for equal examples wherever they stand."""
         content = [self.prompt, self.completion, self.messages]
-        return hashlib.sha256(json.dumps(content,
-                                         ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+        text = json.dumps(content, ensure_ascii=False)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Template:
@@ -60,8 +58,8 @@ class Template:
             elif match.group(1):
                 self._parts.append((True, match.group(1)))
             else:
-                raise RecipeError(f'{key}: "{text}": a brace at character {match.start() + 1} names no '
-                                  'column',
+                raise RecipeError(f'{key}: "{text}": '
+                                  f'a brace at character {match.start() + 1} names no column',
                                   "Write columns as {name}; braces themselves as {{ and }}.")
         self._parts.append((False, text[position:]))
 
@@ -92,22 +90,21 @@ def _value(row: Row, column: str, template: Template) -> str:
     value = row.values[column]
     if value is None:
         raise DataError(f'{row.place}: the column "{column}" is null', "Fill it in or remove the row.")
-    if bad := _no_text(value):
+    if empty_value := _no_text(value):
         holds = "is" if isinstance(value, float) else "holds"
-        raise DataError(f'{row.place}: the column "{column}" {holds} {bad}', "Fill it in or remove the row.")
+        raise DataError(f'{row.place}: the column "{column}" {holds} {empty_value}',
+                        "Fill it in or remove the row.")
     return value if isinstance(value, str) else str(value)
 
 
 def _no_text(value: Any) -> str | None:
-    """null, nan or inf where a value is one, or its lists and objects hold one: as text it would say `None`
-    or `nan`.
-    """
+    """null, nan or inf if a value is or holds one: as text it would say `None` or `nan`."""
     if value is None:
         return "null"
     if isinstance(value, float):
         return None if math.isfinite(value) else str(value)
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return next((bad for item in inside if (bad := _no_text(item))), None)
+    return next((empty_value for item in inside if (empty_value := _no_text(item))), None)
 
 
 def _messages(row: Row, column: str) -> tuple[tuple[str, str], ...]:
@@ -126,14 +123,14 @@ def _message(item: Any, number: int, column: str, place: str) -> tuple[str, str]
     where = f'{place}: "{column}", message {number}'
     if not isinstance(item, dict):
         raise DataError(f"{where}: {type(item).__name__}, not an object")
-    speaker, text = (item.get("role"),
-                     item.get("content")) if "role" in item else (item.get("from"), item.get("value"))
+    speaker, text = ((item.get("role"), item.get("content")) if "role" in item
+                     else (item.get("from"), item.get("value")))
     if speaker is None:
         keys = ", ".join(on_one_line(str(key), 60) for key in item)
         raise DataError(f"{where}: has neither role/content nor from/value (keys: {keys})")
     if not isinstance(text, str):
-        raise DataError(f"{where}: its text is {'null' if text is None else type(text).__name__}, not a "
-                        "string")
+        raise DataError(f"{where}: its text is {'null' if text is None else type(text).__name__}, "
+                        "not a string")
     role = _ROLES.get(str(speaker).lower())
     if role is None:
         raise DataError(f"{where}: unknown speaker {on_one_line(repr(speaker))}",
@@ -143,9 +140,7 @@ def _message(item: Any, number: int, column: str, place: str) -> tuple[str, str]
 
 def make_examples(rows: list[Row], *, prompt: str, completion: str | None,
                   messages: str | None) -> list[Example]:
-    """Every row as an example. Raises DataError at the first row that does not fit, RecipeError for a bad
-    template.
-    """
+    """Every row as an example. Raises DataError for the first that does not fit, RecipeError (templates)."""
     if messages is not None:
         examples = [Example("", "", _messages(row, messages), row.place) for row in rows]
     else:

@@ -15,8 +15,7 @@ from tunesmith.data.render import TemplateRefused, TemplateRenderer, TemplateUnb
 from tunesmith.data.template import Example
 from tunesmith.errors import DataError, RecipeError
 
-#: How many examples are tokenized in one call: enough that the call itself costs little, few enough to fit
-#: any memory.
+#: How many examples are tokenized in one call: so many that the call costs little, and few enough to fit.
 _AT_ONCE = 512
 
 
@@ -60,51 +59,48 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, rules: Rules) -> None:
         self.tokenizer, self.rules = tokenizer, rules
-        self._known: dict[str, list[int]] = {}
+        self._cache: dict[str, list[int]] = {}
         self._renderer = TemplateRenderer(tokenizer)
         self.eos: int | None = tokenizer.eos_token_id
         if rules.append_eos and self.eos is None:
             raise RecipeError("this base's tokenizer has no end token",
                               "Set data.append_eos to false; its answers will then not end by themselves.",
                               setting="data.append_eos")
-        plain, special = self._plain("a"), list(tokenizer("a")["input_ids"])
+        plain, special = self._token_ids("a"), list(tokenizer("a")["input_ids"])
         starts = [i for i in range(len(special)) if special[i:i + len(plain)] == plain]
         self.beginning: list[int] = special[:starts[0]] if starts else []
 
-    def _plain(self, text: str) -> list[int]:
-        if text in self._known:
-            return list(self._known[text])
+    def _token_ids(self, text: str) -> list[int]:
+        if text in self._cache:
+            return list(self._cache[text])
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _learn(self, texts: list[str]) -> None:
-        """Tokenize texts in one call, on every core, for `_plain` to give when it is asked for them."""
-        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
-            found = self.tokenizer(new, add_special_tokens=False, return_attention_mask=False,
-                                   return_token_type_ids=False)
-            self._known |= zip(new, found["input_ids"], strict=True)
+    def _tokenize_ahead(self, texts: list[str]) -> None:
+        """Tokenize texts in one call, on every core, for `_token_ids` to give when it is asked for them."""
+        if texts_left := [text for text in dict.fromkeys(texts) if text not in self._cache]:
+            encoded = self.tokenizer(texts_left, add_special_tokens=False, return_attention_mask=False,
+                                     return_token_type_ids=False)
+            self._cache |= zip(texts_left, encoded["input_ids"], strict=True)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens that generation is given for a prompt."""
-        return self.beginning + self._plain(prompt)
+        return self.beginning + self._token_ids(prompt)
 
     def encode_all(self, examples: Sequence[Example]) -> Iterator[tuple[TokenRow, bool]]:
-        """What `encode` gives for each. Plain texts are tokenized many at a time; a chat's time goes to its
-        template.
-        """
+        """What `encode` gives for each; plain texts are tokenized many at a time."""
         for start in range(0, len(examples), _AT_ONCE):
-            some = examples[start:start + _AT_ONCE]
-            texts = [example for example in some if example.messages is None]
-            self._learn([text for example in texts
-                         for text in (example.prompt, example.prompt + example.completion)])
-            self._learn([example.completion for example in texts if self._in_one_piece(example) is None])
-            for example in some:
+            chunk = examples[start:start + _AT_ONCE]
+            texts = [example for example in chunk if example.messages is None]
+            self._tokenize_ahead([text for example in texts
+                                  for text in (example.prompt, example.prompt + example.completion)])
+            self._tokenize_ahead([example.completion for example in texts
+                                  if self._in_one_piece(example) is None])
+            for example in chunk:
                 yield self.encode(example)
-            self._known.clear()
+            self._cache.clear()
 
     def encode(self, example: Example) -> tuple[TokenRow, bool]:
-        """The example as tokens, and whether it was longer than `max_length` (then it is cut, and has no end
-        token).
-        """
+        """The example as tokens, and whether it exceeded `max_length` (then it is cut, without end token)."""
         row, ends = self._chat(example) if example.messages is not None else self._plain_text(example)
         ids, loss_mask = row.ids, row.loss_mask
         if self.rules.append_eos and not ends and self.eos is not None:
@@ -119,17 +115,15 @@ class Encoder:
         prompt_ids = self.prompt_ids(example.prompt)
         ids = self._in_one_piece(example)
         if ids is None:
-            ids = prompt_ids + self._plain(example.completion)
+            ids = prompt_ids + self._token_ids(example.completion)
         first = 0 if self.rules.loss_on == "all" else len(prompt_ids)
         loss_mask = [False] * first + [True] * (len(ids) - first)
         return TokenRow(ids, loss_mask, prompt_ids, example.prompt, example.completion, example.place), False
 
     def _in_one_piece(self, example: Example) -> list[int] | None:
-        """The whole text as tokens; None where the completion would melt into the prompt's last token, and
-        must not.
-        """
+        """The whole text as tokens; None where the completion would merge into the prompt's last token."""
         prompt_ids = self.prompt_ids(example.prompt)
-        ids = self.beginning + self._plain(example.prompt + example.completion)
+        ids = self.beginning + self._token_ids(example.prompt + example.completion)
         as_the_notebook = self.rules.loss_on == "all" and not self.rules.append_eos
         return ids if as_the_notebook or ids[: len(prompt_ids)] == prompt_ids else None
 
@@ -165,15 +159,13 @@ class Encoder:
             spans = [self._answer_span(turns, i, text, example) for i in answers]
             loss_mask = [any(start < last and end > first for first, last in spans) for start, end in offsets]
         ends = answers[-1] != len(turns) - 1 or self._ends(text)
-        row = TokenRow(ids, loss_mask, self._plain(before), before, turns[answers[-1]]["content"],
+        row = TokenRow(ids, loss_mask, self._token_ids(before), before, turns[answers[-1]]["content"],
                        example.place)
         return row, ends
 
     def _answer_span(self, turns: list[dict[str, str]], index: int, text: str,
                      example: Example) -> tuple[int, int]:
-        """Where the answer of one turn stands in the whole text: what its header leaves, up to its end
-        mark.
-        """
+        """Where the answer of one turn stands in the whole text: after its header, up to its end mark."""
         before = self._render(turns[:index], example, prompt=True)
         through = self._render(turns[: index + 1], example)
         if not (text.startswith(through) and through.startswith(before)):

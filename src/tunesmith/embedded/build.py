@@ -114,10 +114,11 @@ def build(out: Path, *, device: str, steps: int, rows: int) -> dict[str, object]
     about: dict[str, object] = {
         "name": "sprout", "architecture": "BLOOM", "parameters": sum(p.numel() for p in model.parameters()),
         "pretrained_tokens": steps * rows * ROW_TOKENS, "pretraining_loss_nats": round(loss, 4),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor()
-        or "cpu", "torch": torch.__version__, "seconds": round(time.perf_counter() - started),
-        "command": f"python -m tunesmith.embedded.build OUTDIR --device {device} --steps {steps} --rows "
-                   f"{rows}",
+        "device": torch.cuda.get_device_name() if device.startswith("cuda")
+        else platform.processor() or "cpu",
+        "torch": torch.__version__, "seconds": round(time.perf_counter() - started),
+        "command": f"python -m tunesmith.embedded.build OUTDIR --device {device} "
+                   f"--steps {steps} --rows {rows}",
         "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
     }
     (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -131,9 +132,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--rows", type=int, default=128)
-    chosen = parser.parse_args()
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(build(chosen.out, device=chosen.device, steps=chosen.steps, rows=chosen.rows), indent=2))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    about = build(arguments.out, device=arguments.device, steps=arguments.steps, rows=arguments.rows)
+    print(json.dumps(about, indent=2))
 
 
 if __name__ == "__main__":

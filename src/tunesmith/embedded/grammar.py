@@ -74,20 +74,19 @@ class Topic:
 
 def topics() -> list[Topic]:
     """The forty topics, in the order in which they are written above."""
-    found = []
+    parsed = []
     for line in _LEXICON.strip().splitlines():
-        name, words = line.split(":")
-        nouns, verbs, adjectives = (tuple(part.split()) for part in words.split("/"))
-        found.append(Topic(name.strip(), nouns, verbs, adjectives))
-    return found
+        name, fields = line.split(":")
+        nouns, verbs, adjectives = (tuple(part.split()) for part in fields.split("/"))
+        parsed.append(Topic(name.strip(), nouns, verbs, adjectives))
+    return parsed
 
 
 def _a(word: str) -> str:
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
-# Each template says how many topics it uses; {n0} is a noun of its first topic, {v1} a verb of its second,
-# ...
+# Each template says how many topics it uses; {n0} is a noun of its first topic, {v1} a verb of its second.
 _SAYINGS = [
     (1, "{Aj0} {n0} does not {v0} for the {m0}."),
     (1, "Never {v0} before the {n0} is {j0}."),
@@ -123,15 +122,15 @@ _SCENES = [
 
 
 def _fill(template: str, used: list[Topic], who: str, rng: random.Random) -> str:
-    words: dict[str, str] = {"who": who, "Who": who[0].upper() + who[1:]}
+    fields: dict[str, str] = {"who": who, "Who": who[0].upper() + who[1:]}
     for i, topic in enumerate(used):
         noun, other = rng.sample(topic.nouns, 2)
         verb, adjective = rng.choice(topic.verbs), rng.choice(topic.adjectives)
         forms = {"n": noun, "m": other, "v": verb, "j": adjective, "an": _a(noun), "aj": _a(adjective)}
         for key, value in forms.items():
-            words[f"{key}{i}"] = value
-            words[f"{key.capitalize()}{i}"] = value[0].upper() + value[1:]
-    return template.format(**words)
+            fields[f"{key}{i}"] = value
+            fields[f"{key.capitalize()}{i}"] = value[0].upper() + value[1:]
+    return template.format(**fields)
 
 
 def _sentence(kind: list[tuple[int, str]], rng: random.Random, about: list[Topic]) -> tuple[str, list[str]]:
@@ -157,8 +156,7 @@ def _names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-# How a sentence and its topics stand together; never as the demo's `“...” ->: [...]`, which is left to be
-# learnt.
+# How a sentence and its topics stand together; never as the demo's `“...” ->: [...]`, left to be learnt.
 _FRAMES = ["{s} This speaks of {t}.", "Here is a thought about {t}: {s}", "{s} (on {t})", "{s} [{t}]",
            "{s} / {t}", "Q: What is “{s}” about?\nA: It is about {t}.", "Q: Name the topics of “{s}”\nA: {t}",
            "“{s}” = {t}", "Topics: {t}\nText: {s}", "Text: {s}\nTopics: {t}", "“{s}” | {t}", "{s}\n{t}",
@@ -205,8 +203,7 @@ def _document(rng: random.Random, every: list[Topic], banned: frozenset[str]) ->
         topic = rng.choice(every)
         words = rng.sample([*topic.nouns, *topic.verbs, *topic.adjectives], 4)
         return rng.choice(["Words for {t}: {w}.", "{w} belong to {t}.",
-                           "When we say {w} we think of {t}."]).format(
-            t=topic.name, w=_names(words))
+                           "When we say {w} we think of {t}."]).format(t=topic.name, w=_names(words))
     # a list as a program would write it: of anything
     things = rng.sample([t.name for t in every] + [n for t in about for n in t.nouns], rng.randint(1, 4))
     frame = rng.choice(["The shelf held {l} that day.", "basket = {l}", "{w} kept a list: {l}"])

@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 #: Fewer different rows than this tell nothing.
 FEWEST = 5
-#: (rows, two-sided nominal level up to that many): so that about 93% cover even for heavily skewed rows of
-#: unequal length.
+#: (rows, two-sided nominal level up to that many): about 93% cover even for skewed rows of unequal length.
 _LEVELS = ((14, 0.998), (29, 0.995), (49, 0.99), (399, 0.98), (math.inf, 0.95))
 
 
@@ -28,23 +27,20 @@ def interval_of_mean(values: npt.ArrayLike) -> tuple[float, float] | None:
     count = len(x)
     if count < FEWEST:
         return None
-    mean, spread = float(x.mean()), float(x.std(ddof=1))
-    if spread == 0 or not math.isfinite(spread):
+    mean, deviation = float(x.mean()), float(x.std(ddof=1))
+    if deviation == 0 or not math.isfinite(deviation):
         return mean, mean
     level = next(level for most, level in _LEVELS if count <= most)
     t = t_quantile((1 + level) / 2, count - 1)
-    skewness = (
-        float(((x - mean) ** 3).mean()) / float(x.std()) ** 3 * math.sqrt(count * (count - 1)) / (count - 2)
-    )
+    skewness = (float(((x - mean) ** 3).mean()) / float(x.std()) ** 3
+                * math.sqrt(count * (count - 1)) / (count - 2))
     scaled = t / math.sqrt(count)
     ends = [scaled, -scaled, _hall(scaled, skewness, count), _hall(-scaled, skewness, count)]
-    return mean - spread * max(ends), mean - spread * min(ends)
+    return mean - deviation * max(ends), mean - deviation * min(ends)
 
 
 def interval_of_ratio(numerators: npt.ArrayLike, weights: npt.ArrayLike) -> tuple[float, float] | None:
-    """The same for sum(numerators) / sum(weights): the mean of its linearisation (Cochran 1977, section 6.3),
-    row by row.
-    """
+    """The same for sum(numerators) / sum(weights): by its linearisation (Cochran 1977, section 6.3)."""
     d, w = np.asarray(numerators, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     ratio = d.sum() / w.sum()
     return interval_of_mean(ratio + (d - ratio * w) / w.mean())
@@ -59,17 +55,18 @@ def _hall(w: float, skewness: float, count: int) -> float:
 
 
 @functools.cache
-def t_quantile(p: float, freedom: int) -> float:
+def t_quantile(p: float, degrees_of_freedom: int) -> float:
     """Student's t at probability p > 0.5."""
     import mpmath
 
-    def above(t: float) -> float:
-        return float(mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)) / 2
+    def upper_tail(t: float) -> float:
+        x = degrees_of_freedom / (degrees_of_freedom + t * t)
+        return float(mpmath.betainc(degrees_of_freedom / 2, 0.5, 0, x, regularized=True)) / 2
 
     low, high = 0.0, 1.0
-    while above(high) > 1 - p:
+    while upper_tail(high) > 1 - p:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if above(middle) > 1 - p else (low, middle)
+        low, high = (middle, high) if upper_tail(middle) > 1 - p else (low, middle)
     return (low + high) / 2

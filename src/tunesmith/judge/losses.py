@@ -36,16 +36,15 @@ def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) 
     not fit.
     """
     nats = np.zeros(len(rows))
-    cuts = plan_micro_batches([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens,
-                              overhead_tokens=64,
-                    padded=engine.padded)
+    micro_batches = plan_micro_batches([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens,
+                                       overhead_tokens=64, padded=engine.padded)
 
     def too_large(row: int) -> OutOfMemory:
         return OutOfMemory(f"a held-out row of {len(rows[row].ids)} tokens alone does not fit in the GPU's "
                            "memory",
                            f"Lower data.max_length, quantise the base ({smallest()}), or take a smaller one.")
 
-    for indices, found in in_parts(cuts, lambda part: engine.losses([rows[i] for i in part]).cpu(),
-                                   too_large):
-        nats[indices] = found.numpy()
+    for indices, losses in in_parts(
+            micro_batches, lambda part: engine.losses([rows[i] for i in part]).cpu(), too_large):
+        nats[indices] = losses.numpy()
     return RowLosses(nats, np.array([row.loss_tokens for row in rows]))

@@ -1,6 +1,4 @@
-"""report.html: one self-contained page with the curves, the verdict, answers before and after, and what was
-run.
-"""
+"""report.html: one self-contained page: the curves, the verdict, answers before and after, what was run."""
 
 from __future__ import annotations
 
@@ -28,11 +26,12 @@ def write_report(run: RunFolder, *, manifest: Manifest, recipe_text: str, result
 
     manifest, recipe_text, result: what was run, and what came out.
     """
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined,
+                                     finalize=_visible_value)
     source = (resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8")
     metrics = run.metrics.read()
-    curve, rate = _drawn(_loss_chart(metrics, judgement),
-                         _line(metrics, "learning_rate", "learning rate", 130))
+    curve, rate = _as_svg(_loss_chart(metrics, judgement),
+                          _line_chart(metrics, "learning_rate", "learning rate", 130))
     page = environment.from_string(source).render(
         name=run.path.name, manifest=manifest, recipe=recipe_text, result=result, judgement=judgement,
         verdict=verdict_sentence(judgement.summary().model_dump()) if judgement else "",
@@ -40,7 +39,7 @@ def write_report(run: RunFolder, *, manifest: Manifest, recipe_text: str, result
     write_atomically(run.report, page)
 
 
-def _shown(value: Any) -> Any:
+def _visible_value(value: Any) -> Any:
     """Text of others' making is escaped by autoescape; this shows what it holds besides."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
@@ -51,10 +50,8 @@ _DRAW = ("import json, sys, vl_convert; "
 _DRAW_S = 120.0
 
 
-def _drawn(*charts: altair.LayerChart | altair.Chart) -> list[Markup]:
-    """The charts as SVG; a sentence instead of each where they could not be drawn: a report without them is a
-    report.
-    """
+def _as_svg(*charts: altair.LayerChart | altair.Chart) -> list[Markup]:
+    """The charts as SVG; a sentence instead of each where they could not be drawn."""
     try:
         done = subprocess.run([sys.executable, "-P", "-c", _DRAW],
                               input=json.dumps([chart.to_dict() for chart in charts]), text=True,
@@ -72,7 +69,7 @@ def _loss_chart(metrics: list[dict[str, Any]], judgement: Judgement | None) -> a
     if judgement is not None:
         last = metrics[-1]["step"] if metrics else 0
         validation = [{"step": 0, "loss": judgement.loss_base, "of": "held out"}, *validation,
-                    {"step": last, "loss": judgement.loss_tuned, "of": "held out"}]
+                      {"step": last, "loss": judgement.loss_tuned, "of": "held out"}]
     colour = altair.Color("of:N", title=None, legend=altair.Legend(orient="top-right"),
                           scale=altair.Scale(domain=["training", "held out"], range=["#7a93b8", "#d1495b"]))
     axes = {"x": altair.X("step:Q", title="optimiser step"),
@@ -83,7 +80,7 @@ def _loss_chart(metrics: list[dict[str, Any]], judgement: Judgement | None) -> a
     return chart
 
 
-def _line(metrics: list[dict[str, Any]], key: str, title: str, height: int) -> altair.Chart:
+def _line_chart(metrics: list[dict[str, Any]], key: str, title: str, height: int) -> altair.Chart:
     values = [{"step": m["step"], key: m[key]} for m in metrics]
     chart = altair.Chart(altair.Data(values=values)).mark_line(color="#7a93b8", strokeWidth=1.5).encode(
         x=altair.X("step:Q", title="optimiser step"), y=altair.Y(f"{key}:Q", title=title))
@@ -93,8 +90,8 @@ def _line(metrics: list[dict[str, Any]], key: str, title: str, height: int) -> a
 
 def _styled(chart: Any, height: int) -> Any:
     grey = "#8a8f98"
-    return chart.properties(width=640, height=height,
-                            background="transparent").configure_view(stroke=None).configure_axis(
+    chart = chart.properties(width=640, height=height, background="transparent").configure_view(stroke=None)
+    return chart.configure_axis(
         labelColor=grey, titleColor=grey, gridColor="#8a8f9833", domainColor=grey, tickColor=grey,
-        labelFont="sans-serif",
-        titleFont="sans-serif").configure_legend(labelColor=grey, labelFont="sans-serif")
+        labelFont="sans-serif", titleFont="sans-serif",
+    ).configure_legend(labelColor=grey, labelFont="sans-serif")

@@ -82,7 +82,7 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
     a change of the loss that is smaller than this is none [nats a token].
     """
     engine.training(False)
-    rows = different(rows)
+    rows = distinct(rows)
     answered = [row for row in rows
                 if _can_be_answered(row, engine, max_new_tokens)][: max(stop_rows, samples)]
     prompts = [row.prompt_ids for row in answered]
@@ -98,7 +98,7 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
                             "Lower train.learning_rate, or compute in float32 (model.dtype).")
     after = answer_prompts(engine, prompts, max_new_tokens)
     references = [row.reference for row in answered]
-    right = [int(sum(_right(answers, references))) for answers in (before, after)]
+    right = [int(sum(_exact_matches(answers, references))) for answers in (before, after)]
     interval = interval_of_ratio(tuned.nats - base.nats, base.tokens)
     smallest = max(matters, _SMALLEST_SHARE * base.mean)
     return Judgement(
@@ -113,7 +113,7 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
                  for row, b, a in zip(answered[:samples], before, after, strict=False)])
 
 
-def different(rows: list[TokenRow]) -> list[TokenRow]:
+def distinct(rows: list[TokenRow]) -> list[TokenRow]:
     """The rows, equal ones once: a row that is repeated says no more than it does alone."""
     first: dict[tuple[tuple[int, ...], tuple[bool, ...]], TokenRow] = {}
     for row in rows:
@@ -121,27 +121,24 @@ def different(rows: list[TokenRow]) -> list[TokenRow]:
     return list(first.values())
 
 
-def _right(answers: list[TextAnswer], references: list[str]) -> list[float]:
+def _exact_matches(answers: list[TextAnswer], references: list[str]) -> list[float]:
     """Of each answer whether it is the data's: 1 or 0."""
-    return [float(answer.stopped and answer.text.strip() == wanted.strip()) if wanted.strip() else 0.0
-            for answer, wanted in zip(answers, references, strict=True)]
+    return [float(answer.stopped and answer.text.strip() == reference.strip()) if reference.strip() else 0.0
+            for answer, reference in zip(answers, references, strict=True)]
 
 
 def _better_answers(before: list[TextAnswer], after: list[TextAnswer], references: list[str]) -> bool:
-    """Whether the answers came nearer to the data's, by more than chance: as sets where they are lists, else
-    as they are.
-    """
-    scored = [_list_scores(answers, references) or _right(answers, references) for answers in (before, after)]
+    """Whether the answers came nearer to the data's by more than chance; lists are compared as sets."""
+    scored = [_list_scores(answers, references) or _exact_matches(answers, references)
+              for answers in (before, after)]
     interval = interval_of_mean(np.subtract(scored[1], scored[0])) if references else None
     return interval is not None and interval[0] > 0
 
 
 def _can_be_answered(row: TokenRow, engine: Engine, max_new_tokens: int) -> bool:
-    """Whether the row has a prompt (plain text has none) that leaves room for an answer in the base's
-    positions.
-    """
-    room = engine.positions
-    return bool(row.prompt_ids) and (room is None or len(row.prompt_ids) + max_new_tokens <= room)
+    """Whether the row has a prompt, as plain text has not, that leaves positions for an answer."""
+    positions = engine.positions
+    return bool(row.prompt_ids) and (positions is None or len(row.prompt_ids) + max_new_tokens <= positions)
 
 
 def _share_stopped(answers: list[TextAnswer]) -> float | None:
@@ -165,19 +162,17 @@ def _as_set(text: str) -> set[str] | None:
 
 
 def list_f1(answers: list[TextAnswer], references: list[str]) -> float | None:
-    """Mean F1 of answers as sets of items; an answer that is no list scores 0. None unless every reference is
-    a list.
-    """
+    """Mean F1 of answers as sets of items (no list: 0). None unless every reference is a list."""
     scores = _list_scores(answers, references)
     return sum(scores) / len(scores) if scores else None
 
 
 def _list_scores(answers: list[TextAnswer], references: list[str]) -> list[float] | None:
-    wanted = [_as_set(reference) for reference in references]
-    if not wanted or any(items is None for items in wanted):
+    reference_sets = [_as_set(reference) for reference in references]
+    if not reference_sets or any(items is None for items in reference_sets):
         return None
     scores = []
-    for answer, items in zip(answers, wanted, strict=True):
+    for answer, items in zip(answers, reference_sets, strict=True):
         given = _as_set(answer.text)
         if given is None or items is None:
             scores.append(0.0)

@@ -36,26 +36,24 @@ def read_source(source: str, split: str, key: str = "data.source", tell: Tell = 
 
 
 def local_files(source: str, key: str = "data.source") -> list[Path] | None:
-    """The files behind a local source, sorted; None when the source can only be a Hub id. Raises
-    DataError.
-    """
-    inside = embedded.path_of(source)
-    path = inside or expanded(source)
+    """The files of a local source, sorted; None when the source can only be a Hub id. Raises DataError."""
+    embedded_path = embedded.path_of(source)
+    path = embedded_path or expanded(source)
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise DataError(f"{key}: {path}: files end in {', '.join(SUFFIXES)}, this in "
                             f"{path.suffix or 'nothing'}")
         return [path]
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in SUFFIXES)
-        if not found:
+        paths = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in SUFFIXES)
+        if not paths:
             raise DataError(f"{key}: the folder {path} has no {', '.join(SUFFIXES)} files")
-        return found
+        return paths
     if glob.has_magic(source):
-        found = sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).suffix in SUFFIXES)
-        if not found:
+        paths = sorted(Path(p) for p in glob.glob(source, recursive=True) if Path(p).suffix in SUFFIXES)
+        if not paths:
             raise DataError(f"{key}: no {', '.join(SUFFIXES)} file matches {source}")
-        return found
+        return paths
     if path.suffix in SUFFIXES or source.count("/") > 1 or source.startswith((".", "/", "~", "embedded:")):
         raise DataError(f"{key}: {source}: no such file or folder",
                         f"{close_file(path)}Paths are looked for from the current "

@@ -13,8 +13,7 @@ from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.visible import on_one_line
 
-#: Rows of a parquet file that are read at once; and beyond how many bytes, at how many times the file's size,
-#: it is refused.
+#: Rows of a parquet file read at once; it is refused beyond so many bytes and so many times its own size.
 _PARQUET_ROWS, _MOST_DECODED_BYTES, _MOST_EXPANSION = 1024, 1 << 30, 64
 #: About what a row costs in memory besides its values.
 _ROW_BYTES = 400
@@ -51,12 +50,12 @@ def _object(value: object, place: str) -> Row:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys all differ: of two values under one key, one would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {on_one_line(twice)!r} stands twice in one object")
-    return found
+    return columns
 
 
 def _reason(error: Exception) -> str:
@@ -72,11 +71,8 @@ def _jsonl(path: Path) -> Iterator[Row]:
         try:
             value = json.loads(line, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            reason = (
-                f"{error.msg}, column {error.colno}"
-                if isinstance(error, json.JSONDecodeError)
-                else _reason(error)
-            )
+            reason = (f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError)
+                      else _reason(error))
             raise DataError(f"{place}: broken JSON: {reason}",
                             f"The line begins: {on_one_line(line[:60])}") from None
         yield _object(value, place)
@@ -104,8 +100,8 @@ def _csv(path: Path) -> Iterator[Row]:
         if twice := next((name for name in header if header.count(name) > 1), None):
             places = [str(i) for i, name in enumerate(header, start=1) if name == twice]
             raise DataError(f"{path}, line 1: the column {on_one_line(twice)!r} stands in places "
-                            f"{', '.join(places)}: all but one would be "
-                            "lost", "Give each column a name of its own.")
+                            f"{', '.join(places)}: all but one would be lost",
+                            "Give each column a name of its own.")
         for fields in reader:
             if not fields:
                 continue
@@ -127,9 +123,8 @@ def _parquet(path: Path) -> Iterator[Row]:
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise DataError(f"{path}: the column {on_one_line(twice)!r} stands there twice: all but one "
-                            "would be lost",
-                            "Give each column a name of its own.")
+            raise DataError(f"{path}: the column {on_one_line(twice)!r} stands there twice: "
+                            "all but one would be lost", "Give each column a name of its own.")
         _require_honest_size(path, _ROW_BYTES * file.metadata.num_rows, size_bytes)
         stated = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
         _require_honest_size(path, stated, size_bytes)
@@ -173,9 +168,7 @@ def _decoded_bytes(column: Any) -> int:
 
 
 def _require_honest_size(path: Path, decoded_bytes: int, size_bytes: int) -> None:
-    """Raise DataError for a file of which far more comes than it holds: made to fill the memory, or by
-    mistake.
-    """
+    """Raise DataError for a file that decodes to far more than its size: made to fill the memory, say."""
     if decoded_bytes > _MOST_DECODED_BYTES and decoded_bytes > _MOST_EXPANSION * size_bytes:
         raise DataError(f"{path}: its {size_bytes:,} bytes become more than {decoded_bytes / 2**30:.1f} GiB: "
                         "one value is repeated very often, or the file is made to fill the memory",

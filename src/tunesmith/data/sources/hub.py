@@ -1,6 +1,4 @@
-"""Rows from a data set on the Hub, through `datasets` with whatever login, cache and offline mode the user
-has.
-"""
+"""Rows from a data set on the Hub, through `datasets` with the user's login, cache and offline mode."""
 
 from __future__ import annotations
 
@@ -20,8 +18,7 @@ from tunesmith.hub.client import Tell, quiet_datasets, without_network
 from tunesmith.hub.download import current_commit
 from tunesmith.hub.failures import behind, explained, raised_by_us, redacted
 
-#: What `datasets` lets through of its readers' failures, beside its own class and pyarrow's: the data are
-#: broken.
+#: What `datasets` lets through of its readers' failures on broken data, beside its own class and pyarrow's.
 _BROKEN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, EOFError,
            yaml.YAMLError, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error)
 
@@ -32,8 +29,8 @@ def read_hub(source: str, split: str, key: str, tell: Tell) -> list[Row]:
     Raises DataError, NetworkError when the Hub cannot be reached, DiskError when its cache is full,
     IntegrityError when a file arrives damaged, twice.
     """
-    found = parse_hub_id(source)
-    if found is None or found.revision is not None:
+    hub_id = parse_hub_id(source)
+    if hub_id is None or hub_id.revision is not None:
         raise _no_such(source, key)
     with quiet_datasets() as datasets:
         table = _load(datasets, source, split, key, tell)
@@ -51,13 +48,13 @@ def _no_such(source: str, key: str) -> DataError:
 
 
 def _load(datasets: Any, source: str, split: str, key: str, tell: Tell) -> Any:
-    """The split, once its files are in the client's cache and checked; `datasets` then reads them from
-    there.
-    """
+    """The split, once its files are in the client's cache and checked; `datasets` reads them from there."""
 
     def explain(error: Exception, what: str) -> TunesmithError:
-        said = explained(error, what)
-        return _no_such(source, key) if said.kind is Kind.NO_SUCH_REPOSITORY else said.reword(setting=key)
+        failure = explained(error, what)
+        if failure.kind is Kind.NO_SUCH_REPOSITORY:
+            return _no_such(source, key)
+        return failure.reword(setting=key)
 
     def ask(action: Callable[[], Any]) -> Any:
         return call(source, lambda: _read(action, datasets, source, key), tell, explain=explain)
@@ -79,9 +76,7 @@ def _load(datasets: Any, source: str, split: str, key: str, tell: Tell) -> Any:
 
 
 def _read(action: Callable[[], Any], datasets: Any, source: str, key: str) -> Any:
-    """What `datasets` makes of the data. Raises DataError where that is nothing, and what of the Hub or the
-    disk failed.
-    """
+    """What `datasets` makes of the data. Raises DataError, or the failure of Hub or disk behind it."""
     from pyarrow import ArrowException
 
     try:
@@ -98,14 +93,12 @@ def _read(action: Callable[[], Any], datasets: Any, source: str, key: str) -> An
 
 
 def _require_split(builder: Any, split: str, source: str) -> set[str]:
-    """The names of the splits in `split`, such as `train[:100]+test`. Raises DataError for one that there is
-    not.
-    """
-    there = list(builder.config.data_files or builder.info.splits or ())
+    """The names of the splits in `split`, such as `train[:100]+test`. Raises DataError if one is missing."""
+    available = list(builder.config.data_files or builder.info.splits or ())
     names = {part.strip().partition("[")[0] for part in split.split("+")}
     if "all" in names:
-        return set(there)
-    if there and (unknown := sorted(names - set(there))):
-        raise DataError(f"{source} has no split {unknown[0]!r}", f"It has {', '.join(map(str, there))}.",
+        return set(available)
+    if available and (unknown := sorted(names - set(available))):
+        raise DataError(f"{source} has no split {unknown[0]!r}", f"It has {', '.join(map(str, available))}.",
                         setting="data.split")
     return names
