@@ -1,3 +1,1 @@
-"""The verbs: one function each, which composes the rooms. `tunesmith.<verb>` and the command line call
-these.
-"""
+"""The verbs: one function each, called as `tunesmith.<verb>` and by the command line."""

@@ -67,37 +67,35 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
     require_folder(path, target, hint)
     if (path / "recipe.yaml").exists() and not (path / "adapter_config.json").exists():
         require_format(path)
-        found = AdapterFiles(path / "adapter", path)
-        if not found.folder.is_dir():
+        adapter = AdapterFiles(path / "adapter", path)
+        if not adapter.folder.is_dir():
             run = os.path.relpath(path)
             raise IntegrityError(f"{target}: this run has no adapter yet: it {read_status(path).sentence()}",
                                  "Train it to its end first: "
                                  + shlex.join(["tunesmith", "train", os.path.join(run, "recipe.yaml"),
                                                "--run", run]))
     else:
-        found = AdapterFiles(path, run_of(path))
-    require_ordinary_folder(found.folder)
-    sealed = (found.folder / SEAL_NAME).exists()
-    damaged = check_seal(found.folder, cards=False) if sealed else []
+        adapter = AdapterFiles(path, run_of(path))
+    require_ordinary_folder(adapter.folder)
+    sealed = (adapter.folder / SEAL_NAME).exists()
+    damaged = check_seal(adapter.folder, cards=False) if sealed else []
     if damaged:
         raise IntegrityError("\n".join(f"{file}: {'damaged' if file.exists() else 'missing'}"
                                        for file in damaged),
                              "The newest checkpoint of its run may still be whole; tunesmith verify says."
-                             if found.run else
-                             "Copy or pull it again.")
-    if not any((found.folder / name).exists() for name in _ADAPTER_SIGNS):
+                             if adapter.run else "Copy or pull it again.")
+    if not any((adapter.folder / name).exists() for name in _ADAPTER_SIGNS):
         if (path / "config.json").exists():
             raise UsageError(f"{target}: a whole model, not an adapter",
                              "transformers loads it as it is, tunesmith export takes it, a recipe can name "
                              "it as model.base.")
         raise UsageError(f"{target}: neither a run nor an adapter: it has no adapter_config.json",
                          "Give a run folder (such as runs/NAME) or an adapter folder.")
-    return found
+    return adapter
 
 
 def run_of(adapter: Path) -> Path | None:
-    """The run that an adapter's folder is part of: one that is called `adapter` there, in a run whose seal
-    knows it.
+    """The run that an adapter's folder is part of: it is called `adapter`, and the run's seal knows it.
 
     A recipe beside a folder is not enough: `init` writes recipes anywhere. The seal of a run that is not
     finished names no adapter yet. Of a run folder of another format the adapter alone is read.
@@ -111,9 +109,9 @@ def run_of(adapter: Path) -> Path | None:
         return None
     if not {"recipe.yaml", "manifest.json"} <= set(hashes):
         return None
-    own = {name: digest for name, digest in hashes.items() if name.startswith("adapter/adapter_")}
+    adapter_hashes = {name: digest for name, digest in hashes.items() if name.startswith("adapter/adapter_")}
     return run if all((run / name).is_file() and sha256_file(run / name) == digest
-                      for name, digest in own.items()) else None
+                      for name, digest in adapter_hashes.items()) else None
 
 
 def require_choices(*, quantization: str | None = None, device: str = "auto") -> None:
@@ -132,24 +130,24 @@ def download_adapter(target: str, show: Show, *, named: bool = False) -> Path:
     """
     from tunesmith.model.lora import CONFIG_NAME, WEIGHTS_NAME, read_adapter_config
 
-    wanted = parse_hub_id(target)
-    if wanted is None:
+    hub_id = parse_hub_id(target)
+    if hub_id is None:
         raise UsageError(f"{target}: not a Hub id", "Write ORG/NAME, or ORG/NAME@REVISION.")
     show.stage(f"looking for {target} on the Hub")
 
     def explain(error: Exception, what: str) -> TunesmithError:
-        said = explained(error, what)
-        if said.kind is Kind.NO_SUCH_REPOSITORY:
+        failure = explained(error, what)
+        if failure.kind is Kind.NO_SUCH_REPOSITORY:
             nowhere = "" if named else ", and no folder here has it"
-            said.reword(f"{target}: the Hub shows you no model of this name{nowhere}")
-        return said
+            failure.reword(f"{target}: the Hub shows you no model of this name{nowhere}")
+        return failure
 
-    found = download(wanted.repo, wanted.revision, ADAPTER_PATTERNS, show.note, explain=explain)
-    if (found.folder / SEAL_NAME).exists() and (damaged := check_seal(found.folder)):
+    snapshot = download(hub_id.repo, hub_id.revision, ADAPTER_PATTERNS, show.note, explain=explain)
+    if (snapshot.folder / SEAL_NAME).exists() and (damaged := check_seal(snapshot.folder)):
         raise IntegrityError(f"{target}: {damaged[0].name} is not what its own list of hashes says",
                              "Whoever published it has to push it again.")
-    if not (found.folder / WEIGHTS_NAME).exists():
-        names = listed(wanted.repo, found.commit, show.note)
+    if not (snapshot.folder / WEIGHTS_NAME).exists():
+        names = listed(hub_id.repo, snapshot.commit, show.note)
         if pickles := [name for name in names if name.startswith("adapter_model.") and name != WEIGHTS_NAME]:
             raise IntegrityError(f"{target}: its weights are a pickle ({pickles[0]}), which is refused: it "
                                  "can run any code",
@@ -157,15 +155,14 @@ def download_adapter(target: str, show: Show, *, named: bool = False) -> Path:
         if CONFIG_NAME not in names:
             raise IntegrityError(f"{target}: not an adapter: it has no {CONFIG_NAME}",
                                  "A whole model is no adapter; name it as model.base in a recipe.")
-    read_adapter_config(found.folder)
-    show.note(f"{wanted.repo} at {found.commit[:12]}")
-    return found.folder
+    read_adapter_config(snapshot.folder)
+    show.note(f"{hub_id.repo} at {snapshot.commit[:12]}")
+    return snapshot.folder
 
 
 @contextmanager
 def base_option(folder: Path, *, named: bool) -> Iterator[None]:
-    """Where a base is not found, say so of what this command knows: its --base, or what the adapter names,
-    and not a recipe.
+    """Where a base is not found, name what this command knows: its --base or the adapter, not a recipe.
 
     named: the user gave --base. Errors that are not of the base's name or place pass as they are.
     """
@@ -184,7 +181,7 @@ def base_option(folder: Path, *, named: bool) -> Iterator[None]:
         raise
 
 
-def require_base(found: AdapterFiles, base: BaseFiles, show: Show, *, named: bool) -> None:
+def require_base(adapter: AdapterFiles, base: BaseFiles, show: Show, *, named: bool) -> None:
     """Raise IntegrityError where the adapter's metadata says that it was trained on other weights than these.
 
     named: the user named this base for it, so it is only told. An adapter of others' making has no metadata.
@@ -192,14 +189,14 @@ def require_base(found: AdapterFiles, base: BaseFiles, show: Show, *, named: boo
     from tunesmith.model.files import fingerprint
     from tunesmith.share.metadata import read_metadata
 
-    wanted = read_metadata(found.folder).get("base_weights")
-    if not isinstance(wanted, dict) or wanted == weight_hashes(fingerprint(base)):
+    trained_on = read_metadata(adapter.folder).get("base_weights")
+    if not isinstance(trained_on, dict) or trained_on == weight_hashes(fingerprint(base)):
         return
-    told = f"{found.folder}: trained on other weights than those of {base.name}"
+    problem = f"{adapter.folder}: trained on other weights than those of {base.name}"
     if not named:
-        named_base = read_metadata(found.folder).get("base")
-        raise IntegrityError(told, f"It names the base {named_base}. Name another with --base.")
-    show.note(told + ".")
+        named_base = read_metadata(adapter.folder).get("base")
+        raise IntegrityError(problem, f"It names the base {named_base}. Name another with --base.")
+    show.note(problem + ".")
 
 
 def weight_hashes(hashes: dict[str, str]) -> dict[str, str]:
@@ -208,16 +205,14 @@ def weight_hashes(hashes: dict[str, str]) -> dict[str, str]:
 
 
 def hub_name(base: str) -> str | None:
-    """The Hub id behind a base's name: itself, or that of the cache folder it names; None for any other
-    folder.
-    """
+    """The Hub id behind a base's name: itself, or its cache folder's; None for any other folder."""
     folder = expanded(base)
     if folder.is_dir():
         return repo_of(folder.resolve())
     return base if parse_hub_id(base) else None
 
 
-def adapter_base(found: AdapterFiles, *, base: str | None, quantization: str | None) -> dict[str, Any]:
+def adapter_base(adapter: AdapterFiles, *, base: str | None, quantization: str | None) -> dict[str, Any]:
     """Which base an adapter wants and how it is kept: what the user says, else what the adapter's files say.
 
     Returns base, revision, quantization, and messages (whether it was trained on chats).
@@ -226,13 +221,13 @@ def adapter_base(found: AdapterFiles, *, base: str | None, quantization: str | N
     from tunesmith.model.lora import read_adapter_config
     from tunesmith.share.metadata import read_metadata
 
-    config, metadata = read_adapter_config(found.folder), read_metadata(found.folder)
+    config, metadata = read_adapter_config(adapter.folder), read_metadata(adapter.folder)
     name = base or metadata.get("base") or config.get("base_model_name_or_path")
     if not name:
-        raise IntegrityError(f"{found.folder}: names no base model", "Name it with --base.")
+        raise IntegrityError(f"{adapter.folder}: names no base model", "Name it with --base.")
     kept = quantization or metadata.get("quantization", AS_THEY_ARE)
     if kept not in WAYS:
-        raise IntegrityError(f"{found.folder}: names an unknown quantisation, {kept!r}",
+        raise IntegrityError(f"{adapter.folder}: names an unknown quantisation, {kept!r}",
                              "Name it with --quantization.")
     return {"base": name, "revision": None if base else metadata.get("revision", config.get("revision")),
             "quantization": kept, "messages": bool(metadata.get("messages"))}

@@ -1,6 +1,4 @@
-"""The beginning of a run: whose folder it is, what it starts from, and what is said before anything is
-trained.
-"""
+"""The beginning of a run: whose folder it is, what it starts from, what is said before it is trained."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ def open_run(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) 
 
 
 @contextmanager
-def going_on(folder: RunFolder) -> Iterator[None]:
+def advise_to_resume(folder: RunFolder) -> Iterator[None]:
     """A full disk costs no more than the steps since the last checkpoint: say so."""
     try:
         yield
@@ -69,13 +67,14 @@ def going_on(folder: RunFolder) -> Iterator[None]:
 
 def tell_judged_otherwise(folder: RunFolder, recipe: Recipe, show: Show) -> None:
     """A finished run is not judged again: say where the recipe asks for another measurement."""
-    then = parse_recipe(folder.recipe_text(), name=str(folder.recipe)).judge.model_dump()
-    changed = {key: value for key, value in recipe.judge.model_dump().items() if then[key] != value}
+    judged_with = parse_recipe(folder.recipe_text(), name=str(folder.recipe)).judge.model_dump()
+    changed = {key: value for key, value in recipe.judge.model_dump().items() if judged_with[key] != value}
     for key in changed:
-        show.note(f"judge.{key}: the run was judged with {then[key]!r}, and what follows was measured so.")
+        show.note(f"judge.{key}: the run was judged with {judged_with[key]!r}, "
+                  "and what follows was measured so.")
     if changed:
-        words = " ".join(f"--set judge.{key}={value}" for key, value in changed.items())
-        show.note(f"Measure again with: tunesmith evaluate {shlex.quote(str(folder.path))} {words}")
+        options = " ".join(f"--set judge.{key}={value}" for key, value in changed.items())
+        show.note(f"Measure again with: tunesmith evaluate {shlex.quote(str(folder.path))} {options}")
 
 
 def warn_of_sharing(recipe: Recipe, show: Show) -> None:

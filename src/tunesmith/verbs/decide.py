@@ -1,6 +1,4 @@
-"""What a run chooses, decided once: before rows are read and weights downloaded. What follows obeys this
-record.
-"""
+"""What a run chooses, decided once, before rows are read and weights downloaded; the rest obeys it."""
 
 from __future__ import annotations
 
@@ -64,8 +62,7 @@ class Decisions:
 
 
 def decide(recipe: Recipe, show: Show, *, adapter: Path | None = None) -> Decisions:
-    """Decide all that a recipe's run has to choose, from the base's config.json and this machine as it is
-    now.
+    """Decide all that a recipe's run has to choose, from the base's config.json and this machine as it is.
 
     adapter: a saved one that is to be judged on the base, in place of a fresh one that is to be trained.
     Raises RecipeError, EnvironmentFault, NetworkError or IntegrityError.
@@ -103,8 +100,8 @@ def count(config: dict[str, Any], lora: LoraSection, *, arithmetic: bool = True)
     transformers builds without memory for it. Raises RecipeError.
     """
     if arithmetic and can_count(config, lora.target_modules):
-        found = count_parameters(config, r=lora.r, target_modules=lora.target_modules)
-        return Counts(found.trainable, found.all, found.linear)
+        counted = count_parameters(config, r=lora.r, target_modules=lora.target_modules)
+        return Counts(counted.trainable, counted.all, counted.linear)
     from tunesmith.model.hf.meta import count_on_meta
     from tunesmith.model.lora import LoraSettings
 

@@ -63,9 +63,7 @@ def _torch() -> str:
 
 
 def _quantised(way: Way, device: str) -> str:
-    """Send a vector through one quantised layer and back; returns the relative error against the exact
-    product.
-    """
+    """Run a quantised layer forward and back; returns the relative error against the exact product."""
     import torch
 
     torch.manual_seed(0)
@@ -79,8 +77,8 @@ def _quantised(way: Way, device: str) -> str:
     y = layer(x)
     y.sum().backward()
     with torch.no_grad():
-        want = exact.to(device)(x)
-    error = ((y - want).norm() / want.norm()).item()
+        expected = exact.to(device)(x)
+    error = ((y - expected).norm() / expected.norm()).item()
     if not error < 0.2 or x.grad is None or not torch.isfinite(x.grad).all():
         raise ArithmeticError(f"relative error {error:.3f}")
     return f"relative error {error:.4f}"

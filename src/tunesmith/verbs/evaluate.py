@@ -44,81 +44,79 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     """
     show = show or Silent()
     require_choices(quantization=quantization, device=device or "auto")
-    found = find_adapter(os.fspath(target), show)
-    path = recipe or found.recipe
+    adapter = find_adapter(os.fspath(target), show)
+    path = recipe or adapter.recipe
     if path is None:
         raise UsageError(f"{os.fspath(target)}: nothing says on which rows to judge it",
                          "Name a recipe: tunesmith evaluate ADAPTER --recipe RECIPE")
     chosen = load_recipe(os.fspath(path), overrides)
-    instead: dict[str, str | None] = {"base": base, "quantization": quantization, "device": device}
-    instead = {name: value for name, value in instead.items() if value is not None}
+    overridden: dict[str, str | None] = {"base": base, "quantization": quantization, "device": device}
+    overridden = {name: value for name, value in overridden.items() if value is not None}
     if base is not None:
-        instead["revision"] = None
-    chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update=instead)})
+        overridden["revision"] = None
+    chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update=overridden)})
     if not chosen.data.validation:
         raise DataError("data.validation is 0: nothing is held out to judge on",
                         "For example: --set data.validation=0.05, if the adapter was not trained on those "
                         "rows.")
-    _require_unseen(found, chosen, show)
+    _require_unseen(adapter, chosen, show)
     from tunesmith.model.lora import read_adapter_config
 
-    wants = read_adapter_config(found.folder).get("base_model_name_or_path")
-    if base is None and wants and wants != chosen.model.base:
-        show.note(f"The adapter names the base {wants}; the recipe says {chosen.model.base}.")
+    named_base = read_adapter_config(adapter.folder).get("base_model_name_or_path")
+    if base is None and named_base and named_base != chosen.model.base:
+        show.note(f"The adapter names the base {named_base}; the recipe says {chosen.model.base}.")
     try:
-        with base_option(found.folder, named=True) if base is not None else nullcontext():
-            prepared = prepare(chosen, decide(chosen, show, adapter=found.folder), show, training=False)
+        with base_option(adapter.folder, named=True) if base is not None else nullcontext():
+            prepared = prepare(chosen, decide(chosen, show, adapter=adapter.folder), show, training=False)
     except RecipeError as error:
         if base is None and error.setting == "model.base":
             error.reword(hint=f"{error.hint} {ANOTHER_PLACE}".strip())
         raise
-    require_base(found, prepared.base, show, named=base is not None)
+    require_base(adapter, prepared.base, show, named=base is not None)
     from tunesmith.judge import judge
     from tunesmith.model.build import build_with_adapter, count_modules
 
     show.stage(f"loading {chosen.model.base} in {chosen.model.quantization}")
-    engine = build_with_adapter(prepared.base, prepared.tokenizer, found.folder, prepared.decisions.placement)
+    placement = prepared.decisions.placement
+    engine = build_with_adapter(prepared.base, prepared.tokenizer, adapter.folder, placement)
     for note in engine.notes:
         show.note(note)
     judgement = judge(engine, prepared.data.validation, max_new_tokens=chosen.judge.max_new_tokens,
                       samples=chosen.judge.samples, stop_rows=chosen.judge.stop_rows,
                       matters=chosen.judge.matters, on_stage=show.stage)
     modules, samples = count_modules(engine), [asdict(sample) for sample in judgement.samples]
-    kept = _keep(found.run, chosen, prepared.decisions.placement, judgement.summary(), modules, samples, show)
+    kept = _keep(adapter.run, chosen, placement, judgement.summary(), modules, samples, show)
     return {**judgement.summary().model_dump(mode="json"), "modules": modules, "samples": samples,
             "kept": str(kept) if kept else None}
 
 
 def _keep(run: Path | None, recipe: Recipe, placement: Placement, judgement: JudgementSummary, modules: int,
           samples: list[dict[str, Any]], show: Show) -> Path | None:
-    """The folder in the run where this is kept; None where there is no run, or it could not be written, which
-    is told.
-    """
+    """The folder in the run where this is kept; None without a run, or (told) where it cannot be written."""
     if run is None:
         return None
-    found = Evaluation(when=time.strftime("%Y-%m-%d %H:%M:%S %z"), engine=placement.engine,
-                       device=placement.device, dtype=placement.dtype_name,
-                       quantization=placement.quantization, modules=modules, judgement=judgement)
+    evaluation = Evaluation(when=time.strftime("%Y-%m-%d %H:%M:%S %z"), engine=placement.engine,
+                            device=placement.device, dtype=placement.dtype_name,
+                            quantization=placement.quantization, modules=modules, judgement=judgement)
     try:
-        return keep_evaluation(run, found, dump(recipe), samples)
+        return keep_evaluation(run, evaluation, dump(recipe), samples)
     except TunesmithError as error:
         show.note(f"What follows was not kept in the run: {error.message}")
         return None
 
 
-def _require_unseen(found: AdapterFiles, chosen: Recipe, show: Show) -> None:
-    """Raises DataError where other data than the run's own would be judged on rows that the run was trained
-    on.
-    """
-    if found.recipe is None:
+def _require_unseen(adapter: AdapterFiles, recipe: Recipe, show: Show) -> None:
+    """Raise DataError where data other than the run's own holds out rows that the run was trained on."""
+    if adapter.recipe is None:
         return
-    own = load_recipe(os.fspath(found.recipe))
-    if own.data == chosen.data:
+    run_recipe = load_recipe(os.fspath(adapter.recipe))
+    if run_recipe.data == recipe.data:
         return
-    templates = {"prompt": own.data.prompt, "completion": own.data.completion, "messages": own.data.messages}
+    templates = {"prompt": run_recipe.data.prompt, "completion": run_recipe.data.completion,
+                 "messages": run_recipe.data.messages}
     try:
-        trained = {example.content_hash for example in read_text(own.data, show.note).train}
-        judged = read_text(chosen.data.model_copy(update=templates), show.note).validation
+        trained = {example.content_hash for example in read_text(run_recipe.data, show.note).train}
+        judged = read_text(recipe.data.model_copy(update=templates), show.note).validation
     except TunesmithError as error:
         show.note("Whether the run was trained on some of the rows that are judged on is not known: "
                   f"{error.message}")

@@ -33,10 +33,10 @@ def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, form
     UsageError, RecipeError (what GGUF or llama.cpp lacks), IntegrityError, DiskError, NetworkError.
     """
     show, target = show or Silent(), expanded(out)
-    for value, known, name in ((format, ("gguf",), "--format"), (what, ("model", "adapter"), "--what"),
-                               (outtype, _OUTTYPES, "--outtype")):
-        if value not in known:
-            raise UsageError(f"{name} is {value}: {' or '.join(known)}")
+    for value, allowed, name in ((format, ("gguf",), "--format"), (what, ("model", "adapter"), "--what"),
+                                 (outtype, _OUTTYPES, "--outtype")):
+        if value not in allowed:
+            raise UsageError(f"{name} is {value}: {' or '.join(allowed)}")
     if what == "adapter" and outtype != "f16":
         raise UsageError(f"--outtype is {outtype}: it is of a model's weights, and --what is adapter, which "
                          "is in f16")
@@ -61,16 +61,16 @@ def _adapter(adapter: str | os.PathLike[str], folder: Path, base: str | None, sh
     from tunesmith.model.files import locate_base
     from tunesmith.share.gguf import write_adapter_gguf
 
-    found = find_adapter(os.fspath(adapter), show)
-    chosen = adapter_base(found, base=base, quantization=None)
-    with base_option(found.folder, named=base is not None):
-        files = locate_base(chosen["base"], chosen["revision"], show.note)
-    require_base(found, files, show, named=base is not None)
+    adapter_files = find_adapter(os.fspath(adapter), show)
+    base_spec = adapter_base(adapter_files, base=base, quantization=None)
+    with base_option(adapter_files.folder, named=base is not None):
+        files = locate_base(base_spec["base"], base_spec["revision"], show.note)
+    require_base(adapter_files, files, show, named=base is not None)
     show.stage("writing the adapter")
-    written = write_adapter_gguf(found.folder, files, folder / "adapter.gguf", outtype="f16")
-    text, notes = _modelfile("base.gguf", files, found.folder, "adapter.gguf")
-    told = "# base.gguf: the base of this adapter as GGUF, which is not in this folder.\n"
-    write_atomically(folder / "Modelfile", told + text)
+    written = write_adapter_gguf(adapter_files.folder, files, folder / "adapter.gguf", outtype="f16")
+    text, notes = _modelfile("base.gguf", files, adapter_files.folder, "adapter.gguf")
+    comment = "# base.gguf: the base of this adapter as GGUF, which is not in this folder.\n"
+    write_atomically(folder / "Modelfile", comment + text)
     return {"notes": [*written["notes"], *notes], "merge": None}
 
 
@@ -85,11 +85,11 @@ def _model(adapter: str | os.PathLike[str], folder: Path, outtype: str, recipe: 
     if whole:
         checkpoint, metadata_folder, source = path, path, locate_base(str(path.resolve()), None)
     else:
-        found = find_adapter(os.fspath(adapter), show)
-        chosen = adapter_base(found, base=base, quantization=None)
-        with base_option(found.folder, named=base is not None):
-            source = locate_base(chosen["base"], chosen["revision"], show.note)
-        checkpoint, metadata_folder = folder.parent / "1", found.folder  # beside what stays
+        adapter_files = find_adapter(os.fspath(adapter), show)
+        base_spec = adapter_base(adapter_files, base=base, quantization=None)
+        with base_option(adapter_files.folder, named=base is not None):
+            source = locate_base(base_spec["base"], base_spec["revision"], show.note)
+        checkpoint, metadata_folder = folder.parent / "1", adapter_files.folder  # beside what stays
     show.stage("looking at what GGUF can hold")  # before anything is merged, which takes long
     check_model_gguf(source)
     text, notes = _modelfile("model.gguf", source, metadata_folder, None)

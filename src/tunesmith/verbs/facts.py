@@ -1,6 +1,4 @@
-"""What is said of a run before its first step: where other processes are in the way, and what is about to be
-trained.
-"""
+"""What is said of a run before its first step: whether the machine is busy, and what will be trained."""
 
 from __future__ import annotations
 
@@ -17,20 +15,16 @@ if TYPE_CHECKING:
 
 
 def tell_busy(device: str, show: Show) -> None:
-    """Say where other processes take the cores that a run on the CPU wants: its threads then wait for each
-    other.
-    """
+    """Say where other processes take a CPU run's cores: its threads then wait for each other."""
     import torch
 
     if device.startswith("cuda") or not hasattr(os, "getloadavg"):
         return
-    cores, load = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        os.getloadavg()[0],
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
     if load > max(0.75 * cores, 1.0) and torch.get_num_threads() > 1:
-        show.note(f"This machine is busy (load {load:.1f} on {cores} cores): steps may take several times as "
-                  "long. Fewer threads lose less: --threads 1")
+        show.note(f"This machine is busy (load {load:.1f} on {cores} cores): "
+                  "steps may take several times as long. Fewer threads lose less: --threads 1")
 
 
 def tell_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, show: Show) -> None:
@@ -51,9 +45,10 @@ def tell_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, s
         threads=torch.get_num_threads(), steps=steps, batch_size=recipe.train.batch_size))
     for note in engine.notes:
         show.note(note)
-    own = own_quantization(prepared.base.config)
-    if own in DEQUANTIZED:
-        show.note(f"The checkpoint is kept in {own}; its weights were turned back to {placement.dtype_name}.")
+    base_quantization = own_quantization(prepared.base.config)
+    if base_quantization in DEQUANTIZED:
+        show.note(f"The checkpoint is kept in {base_quantization}; "
+                  f"its weights were turned back to {placement.dtype_name}.")
     if WAYS[placement.quantization].quantised and not kept.get(placement.quantization):
         show.note(f"Nothing of this base is kept in {placement.quantization}: its layers are of kinds that "
                   "bitsandbytes does not replace. It takes up as much memory as with model.quantization: "

@@ -1,6 +1,4 @@
-"""The end of a run: its adapter, verdict, result and report are written and sealed, and shared where the
-recipe says so.
-"""
+"""The end of a run: adapter, verdict, result and report are written, sealed, and pushed if so asked."""
 
 from __future__ import annotations
 
@@ -23,10 +21,8 @@ if TYPE_CHECKING:
     from tunesmith.model.engine import Engine
 
 
-def placed(result: RunResult, folder: RunFolder) -> dict[str, Any]:
-    """A result with its places as they are now: in its file they are relative to the run, which may have been
-    moved.
-    """
+def with_paths(result: RunResult, folder: RunFolder) -> dict[str, Any]:
+    """A result with paths as they are now: in its file they are relative to the run, which may move."""
     return result.model_dump(mode="json") | {"run": str(folder.path), "adapter": str(folder.adapter)}
 
 
@@ -46,8 +42,8 @@ def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: Run
                          prompt=recipe.data.prompt, messages=recipe.data.messages is not None, result=result,
                          recipe=recipe.model_dump(mode="json"),
                          base_weights=weight_hashes(manifest.base.files))
-    found = result.judgement.model_dump(mode="json") if result.judgement else None
-    folder.write_json(folder.verdict, found or {"verdict": None, "reason": "nothing was held out"})
+    verdict = result.judgement.model_dump(mode="json") if result.judgement else None
+    folder.write_json(folder.verdict, verdict or {"verdict": None, "reason": "nothing was held out"})
     lines = [json.dumps(asdict(sample), ensure_ascii=False) + "\n"
              for sample in (judgement.samples if judgement else [])]
     write_atomically(folder.samples, "".join(lines))
@@ -57,10 +53,8 @@ def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: Run
     folder.finish()
 
 
-def example(recipe: Recipe, judgement: Judgement | None) -> str:
-    """A prompt to try the adapter with: a short held-out one, else the template with the columns' names in
-    their places.
-    """
+def prompt_to_try(recipe: Recipe, judgement: Judgement | None) -> str:
+    """A prompt to try the adapter with: a short held-out one, else the template with its columns' names."""
     from tunesmith.share.metadata import example_prompt
     from tunesmith.share.scan import problems
 
@@ -73,10 +67,8 @@ def example(recipe: Recipe, judgement: Judgement | None) -> str:
     return example_prompt({"prompt": recipe.data.prompt, "messages": recipe.data.messages is not None})
 
 
-def shared(recipe: Recipe, folder: RunFolder, result: dict[str, Any], show: Show) -> dict[str, Any]:
-    """The result, and with share.repo where the adapter was published; a push that fails does not fail the
-    run.
-    """
+def push_if_asked(recipe: Recipe, folder: RunFolder, result: dict[str, Any], show: Show) -> dict[str, Any]:
+    """The result, and with share.repo where the adapter went; a failed push does not fail the run."""
     from tunesmith.verbs.push import push
 
     if not recipe.share.repo:

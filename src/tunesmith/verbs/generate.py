@@ -27,9 +27,9 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     require_choices(quantization=quantization, device=device)
     if not prompt:
         raise UsageError("--prompt is empty")
-    found = find_adapter(os.fspath(adapter), show)
+    adapter_files = find_adapter(os.fspath(adapter), show)
     show.stage("starting torch")
-    chosen = adapter_base(found, base=base, quantization=quantization)
+    base_spec = adapter_base(adapter_files, base=base, quantization=quantization)
     from tunesmith.model.build import build_with_adapter, count_modules
     from tunesmith.model.files import locate_base
     from tunesmith.model.placement import choose_device, place_base
@@ -37,23 +37,25 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     from tunesmith.serve import answer_prompts, encode_prompt
 
     choose_device(device)  # before anything is downloaded
-    with base_option(found.folder, named=base is not None):
-        files = locate_base(chosen["base"], chosen["revision"], show.note)
-    require_base(found, files, show, named=base is not None)
-    show.stage(f"loading {chosen['base']}")
-    placement = place_base(files, quantization=chosen["quantization"], device=device, adapter=found.folder)
-    engine = build_with_adapter(files, load_tokenizer(files), found.folder, placement)
+    with base_option(adapter_files.folder, named=base is not None):
+        files = locate_base(base_spec["base"], base_spec["revision"], show.note)
+    require_base(adapter_files, files, show, named=base is not None)
+    show.stage(f"loading {base_spec['base']}")
+    placement = place_base(files, quantization=base_spec["quantization"], device=device,
+                           adapter=adapter_files.folder)
+    engine = build_with_adapter(files, load_tokenizer(files), adapter_files.folder, placement)
     for note in engine.notes:
         show.note(note)
-    ids = encode_prompt(engine, prompt, chat=chosen["messages"])
-    room = max_new_tokens if engine.positions is None else engine.positions - len(ids)
-    if room < 1:
+    ids = encode_prompt(engine, prompt, chat=base_spec["messages"])
+    positions_left = max_new_tokens if engine.positions is None else engine.positions - len(ids)
+    if positions_left < 1:
         raise UsageError(f"--prompt has {len(ids)} tokens, and the base has {engine.positions} positions",
                          "Shorten the prompt.")
-    if room < max_new_tokens:
-        show.note(f"The base has {engine.positions} positions: the answer ends after {room} tokens at the "
-                  "latest.")
+    if positions_left < max_new_tokens:
+        show.note(f"The base has {engine.positions} positions: "
+                  f"the answer ends after {positions_left} tokens at the latest.")
     show.stage("answering")
-    answer = answer_prompts(engine, [ids], min(room, max_new_tokens))[0]
-    return {"text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped, "base": chosen["base"],
-            "quantization": chosen["quantization"], "modules": count_modules(engine)}
+    answer = answer_prompts(engine, [ids], min(positions_left, max_new_tokens))[0]
+    return {"text": answer.text, "tokens": answer.tokens, "stopped": answer.stopped,
+            "base": base_spec["base"], "quantization": base_spec["quantization"],
+            "modules": count_modules(engine)}

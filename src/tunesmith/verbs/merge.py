@@ -46,8 +46,8 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *,
     """
     show = show or Silent()
     require_choices(quantization=quantization, device=device)
-    found = find_adapter(os.fspath(adapter), show)
-    chosen = adapter_base(found, base=base, quantization=quantization)
+    adapter_files = find_adapter(os.fspath(adapter), show)
+    base_spec = adapter_base(adapter_files, base=base, quantization=quantization)
     require_free(expanded(out))
     show.stage("starting torch")
     from tunesmith.model.build import build_with_adapter, build_without_adapter
@@ -56,16 +56,16 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *,
     from tunesmith.model.tokenizer import load_tokenizer
     from tunesmith.share.merge import merge_adapter
 
-    with base_option(found.folder, named=base is not None):
-        files = locate_base(chosen["base"], chosen["revision"], show.note)
-    require_base(found, files, show, named=base is not None)
+    with base_option(adapter_files.folder, named=base is not None):
+        files = locate_base(base_spec["base"], base_spec["revision"], show.note)
+    require_base(adapter_files, files, show, named=base is not None)
     tokenizer = load_tokenizer(files)
-    rows, where = _rows(found, files, tokenizer, recipe, show)
+    rows, measured_on = _rows(adapter_files, files, tokenizer, recipe, show)
 
     def live() -> Engine:
-        placement = place_base(files, quantization=chosen["quantization"], device=device,
-                               adapter=found.folder)
-        built = build_with_adapter(files, tokenizer, found.folder, placement)
+        placement = place_base(files, quantization=base_spec["quantization"], device=device,
+                               adapter=adapter_files.folder)
+        built = build_with_adapter(files, tokenizer, adapter_files.folder, placement)
         for note in built.notes:
             show.note(note)
         return built
@@ -75,11 +75,12 @@ def merge(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *,
         placement = place_base(plain, quantization=AS_THEY_ARE, device=device)
         return build_without_adapter(plain, tokenizer, placement)
 
-    result = merge_adapter(files, found.folder, Path(out), quantization=chosen["quantization"],
+    result = merge_adapter(files, adapter_files.folder, Path(out), quantization=base_spec["quantization"],
                            load_live=live, load_merged=merged, rows=rows, prompts=_prompts(rows, files),
                            max_new_tokens=_NEW_TOKENS, on_stage=show.stage,
                            progress=lambda done, whole: show.progress("merging", done, whole))
-    return {"base": chosen["base"], "quantization": chosen["quantization"], "measured_on": where, **result}
+    return {"base": base_spec["base"], "quantization": base_spec["quantization"],
+            "measured_on": measured_on, **result}
 
 
 def _prompts(rows: Sequence[TokenRow], base: BaseFiles) -> list[list[int]]:
@@ -88,23 +89,20 @@ def _prompts(rows: Sequence[TokenRow], base: BaseFiles) -> list[list[int]]:
             if base.positions is None or len(row.prompt_ids) + _NEW_TOKENS <= base.positions][:_PROMPTS]
 
 
-def _rows(found: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os.PathLike[str] | None,
+def _rows(adapter_files: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os.PathLike[str] | None,
           show: Show) -> tuple[list[TokenRow], str]:
-    """(what is measured on, what that is called): held-out rows where a recipe names some, else the embedded
-    quotes.
-    """
+    """(rows to measure on, what they are called): held out by the recipe, else the embedded quotes."""
     from tunesmith.data import read_text, tokenize_text
     from tunesmith.data.tokenize import Rules
     from tunesmith.recipe import parse_recipe
 
-    path = recipe or found.recipe
+    path = recipe or adapter_files.recipe
     longest = min(base.positions or 512, 512)
     if path is not None:
         chosen = load_recipe(os.fspath(path))
         if chosen.data.validation:
             show.stage("reading held-out rows")
-            # By the run's own rules, which its rows have passed; of them those that are not too long to
-            # measure on.
+            # By the run's own rules, which its rows have passed; of these, the ones short enough to measure.
             most = min(chosen.data.max_length, base.positions or chosen.data.max_length)
             rules = Rules(chosen.data.loss_on, chosen.data.append_eos, most, chosen.data.overlong)
             validation = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules,
@@ -115,8 +113,8 @@ def _rows(found: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: str | os
             rows = (whole or [row for row in cut if any(row.loss_mask)])[:_ROWS]
             if rows:
                 return rows, f"{len(rows)} held-out rows"
-    plain = parse_recipe('data: {source: "embedded:quotes", prompt: "{quote}", completion: " ({author})", '
-                         'validation: 64}\n'
+    plain = parse_recipe('data: {source: "embedded:quotes", prompt: "{quote}", '
+                         'completion: " ({author})", validation: 64}\n'
                          'model: {base: "embedded:sprout"}\n', name="the embedded quotes")
     rows = tokenize_text(read_text(plain.data), tokenizer, Rules("all", False, longest, "truncate"),
                          training=False).validation[:_ROWS]

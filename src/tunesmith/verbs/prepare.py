@@ -1,6 +1,4 @@
-"""What train and evaluate need before weights are loaded: the rows as tokens, the base's files, its
-tokenizer.
-"""
+"""What train and evaluate need before weights are loaded: rows as tokens, the base's files, a tokenizer."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ from tunesmith.verbs.show import Show
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data and the base of a recipe, all checked, no weights loaded. content_hash: of the rows as
-    text.
-    """
+    """The data and the base of a recipe, checked, no weights loaded. content_hash: of the rows as text."""
 
     decisions: Decisions
     content_hash: str

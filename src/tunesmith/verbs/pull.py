@@ -24,8 +24,7 @@ from tunesmith.verbs.show import Show, Silent
 
 def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = None,
          show: Show | None = None) -> dict[str, Any]:
-    """Download an adapter, check it as far as that goes without its base, and write it as a folder, whole or
-    not at all.
+    """Download an adapter, check what can be without its base, write it to a folder, whole or not at all.
 
     repo: ORG/NAME or ORG/NAME@REVISION. Returns repo, commit, folder, base, prompt (an example), files (name
     to bytes). Raises UsageError where the folder holds something else, NetworkError, IntegrityError,
@@ -35,24 +34,25 @@ def pull(repo: str, folder: str | os.PathLike[str], *, revision: str | None = No
     from tunesmith.share.metadata import example_prompt, read_metadata
 
     show = show or Silent()
-    target, wanted = expanded(folder).absolute(), parse_hub_id(repo)
-    if wanted is None:
+    target, hub_id = expanded(folder).absolute(), parse_hub_id(repo)
+    if hub_id is None:
         raise UsageError(f"{repo}: not the name of a repository", "Write ORG/NAME, or ORG/NAME@REVISION.")
-    if wanted.revision and revision:
+    if hub_id.revision and revision:
         raise UsageError(f"{repo}: the revision is given twice",
                          "Leave out --revision, or what stands behind the @.")
     if not _is_adapter(target):
         require_free(target)
     refuse_where_we_are(target)
-    found = download_adapter(f"{wanted.repo}@{revision}" if revision else repo, show, named=True)
-    config = check_adapter(found)
-    files = {path.name: path.read_bytes() for path in sorted(found.iterdir()) if path.is_file()
+    downloaded = download_adapter(f"{hub_id.repo}@{revision}" if revision else repo, show, named=True)
+    config = check_adapter(downloaded)
+    files = {path.name: path.read_bytes() for path in sorted(downloaded.iterdir()) if path.is_file()
              and path.name != SEAL_NAME}
     if _is_adapter(target):
         _refuse_another(target, files)
     write_sealed_folder(target, files)
-    return {"repo": wanted.repo, "commit": found.name, "folder": str(target),
-            "base": config.get("base_model_name_or_path"), "prompt": example_prompt(read_metadata(found)),
+    return {"repo": hub_id.repo, "commit": downloaded.name, "folder": str(target),
+            "base": config.get("base_model_name_or_path"),
+            "prompt": example_prompt(read_metadata(downloaded)),
             "files": {name: len(content) for name, content in files.items()}}
 
 
@@ -61,9 +61,7 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _refuse_another(folder: Path, files: dict[str, bytes]) -> None:
-    """Raise UsageError for a folder that holds anything but these files, whole or damaged since they were
-    pulled.
-    """
+    """Raise UsageError for a folder that holds anything but these files, whole or damaged."""
     try:
         pulled = read_seal(folder)
     except IntegrityError:

@@ -14,10 +14,16 @@ from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.rundir import RunFolder, check_seal
 from tunesmith.rundir.result import RunResult
 from tunesmith.training.signals import StopSignal
-from tunesmith.verbs.begin import going_on, open_run, refuse_another, tell_judged_otherwise, warn_of_sharing
+from tunesmith.verbs.begin import (
+    advise_to_resume,
+    open_run,
+    refuse_another,
+    tell_judged_otherwise,
+    warn_of_sharing,
+)
 from tunesmith.verbs.decide import decide
 from tunesmith.verbs.facts import tell_busy, tell_facts
-from tunesmith.verbs.finish import example, placed, read_result, shared, write_results
+from tunesmith.verbs.finish import prompt_to_try, push_if_asked, read_result, with_paths, write_results
 from tunesmith.verbs.prepare import Prepared, prepare
 from tunesmith.verbs.show import Show, Silent
 
@@ -49,14 +55,14 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
             show.note(f"Engine hf: {decisions.placement.reason}.")
         prepared = prepare(chosen, decisions, show)
         warn_of_sharing(chosen, show)
-        with folder, going_on(folder):
+        with folder, advise_to_resume(folder):
             refuse_another(folder, chosen)
             if folder.finished():
                 damaged = check_seal(folder.path, cards=False)
                 if not damaged:
                     show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
                     tell_judged_otherwise(folder, chosen, show)
-                    return shared(chosen, folder, placed(read_result(folder), folder), show)
+                    return push_if_asked(chosen, folder, with_paths(read_result(folder), folder), show)
                 if not folder.checkpoints().any_whole():
                     raise IntegrityError(f"{damaged[0]}: damaged, and no whole checkpoint is left to end the "
                                          "run from again",
@@ -64,7 +70,7 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
                 show.note(f"{damaged[0]}: damaged; the run ends again from its newest whole checkpoint.")
             open_run(folder, chosen, prepared, show)
             result = _run(chosen, prepared, folder, stop, show)
-        return shared(chosen, folder, result, show)
+        return push_if_asked(chosen, folder, result, show)
 
 
 def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal,
@@ -76,15 +82,15 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
     from tunesmith.training.loop import train as train_loop
     from tunesmith.training.step import MicroBatchPlan
 
-    decided = prepared.decisions
-    tell_busy(decided.placement.device, show)
+    decisions = prepared.decisions
+    tell_busy(decisions.placement.device, show)
     show.stage(f"loading {recipe.model.base} in {recipe.model.quantization}")
     engine = build_for_training(
-        prepared.base, prepared.tokenizer, decided.placement, seed=recipe.train.seed,
+        prepared.base, prepared.tokenizer, decisions.placement, seed=recipe.train.seed,
         lora=LoraSettings(recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.target_modules))
     settings = TrainSettings.of(recipe.train, rows=len(prepared.data.train))
     longest = max(len(row.ids) for row in prepared.data.train)
-    plan = MicroBatchPlan.of(decided.micro_batches(longest), selective=engine.selective)
+    plan = MicroBatchPlan.of(decisions.micro_batches(longest), selective=engine.selective)
     tell_facts(recipe, prepared, engine, settings.total_steps, show)
     validation = prepared.data.validation
 
@@ -112,6 +118,6 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
         tokens_per_second=progress.tokens / progress.seconds, kept=engine.values_by_format(),
         peak_memory_bytes=max([peak_bytes, *(each["peak_memory_bytes"] for each in metrics)]),
         verdict=judgement.verdict if judgement else None,
-        judgement=judgement.summary() if judgement else None, prompt=example(recipe, judgement))
+        judgement=judgement.summary() if judgement else None, prompt=prompt_to_try(recipe, judgement))
     write_results(recipe, folder, engine, result, judgement)
-    return placed(result, folder)
+    return with_paths(result, folder)

@@ -31,11 +31,11 @@ def verify(target: str | os.PathLike[str], *, show: Show | None = None) -> dict[
         return {"target": os.fspath(target), "whole": True, "checked": len(files), "damaged": [],
                 "unsealed": [], "run": False, "state": None, "reason": ""}
     path = expanded(target)
-    found = verify_path(path)
-    readable = (path / "manifest.json").exists() and path / STATUS_NAME not in found.damaged
+    result = verify_path(path)
+    readable = (path / "manifest.json").exists() and path / STATUS_NAME not in result.damaged
     status = read_status(path) if readable else None
-    return {"target": os.fspath(target), "whole": not found.damaged, "checked": len(found.checked),
-            "damaged": [str(file) for file in found.damaged],
-            "unsealed": [str(file) for file in found.unsealed],
+    return {"target": os.fspath(target), "whole": not result.damaged, "checked": len(result.checked),
+            "damaged": [str(file) for file in result.damaged],
+            "unsealed": [str(file) for file in result.unsealed],
             "run": (path / "recipe.yaml").exists() or path.parent.name == "checkpoints",
             "state": status.state if status else None, "reason": status.reason if status else ""}
