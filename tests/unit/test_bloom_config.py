@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from tunesmith.errors import RecipeError
 from tunesmith.model.families.bloom import completed
 from tunesmith.model.files import BaseFiles, read_config
-from tunesmith.model.native.engine import described
+from tunesmith.model.native.engine import architecture_and_config
 
 READ = ("vocab_size", "hidden_size", "n_layer", "n_head", "layer_norm_epsilon", "tie_word_embeddings")
 
@@ -48,4 +48,4 @@ def test_a_value_of_another_type(change: dict[str, Any]) -> None:
         as_transformers(change)
     with pytest.raises(RecipeError, match="config.json is not usable: "
                        + next(iter(change)).replace("n_embed", "hidden_size")):
-        described(BaseFiles("a base", None, Path(), config))
+        architecture_and_config(BaseFiles("a base", None, Path(), config))

@@ -523,7 +523,8 @@ def separately(products: Int8Products, x: Tensor, bias: Tensor | None, low: Tens
                b: Tensor) -> list[Tensor]:
     """Forward as passes of their own over the result, each with a rounding: after each of them."""
     q, s = plain.quantise_rows_int8(x, None, products.dropped_I)
-    passes = [plain.int8_product(q, s, products._rounded(False), products.scale, bias, products.dtype)]
+    passes = [plain.int8_product(q, s, products._quantised_weight(False), products.scale, bias,
+                                 products.dtype)]
     if products.w_outlier is not None:
         passes.append(passes[-1].addmm(x[:, products.columns], products.w_outlier.T))
     return [*passes, passes[-1].addmm(low, b.T)]
@@ -570,7 +571,7 @@ def test_a_weight_beside_lora_s_b_is_rounded_as_any_other(monkeypatch: pytest.Mo
     exact, strided = DenseWeight(wide[:, :64].clone()), DenseWeight(wide[:, :64])
     x, dy = randn(5, 64), randn(5, 48)
     one, other = settled(exact, [x]), settled(strided, [x])
-    assert not one.joins
+    assert not one.can_concat
     assert torch.equal(one.project(x, None), other.project(x, None)), seed
     assert torch.equal(one.project_back(dy), other.project_back(dy)), seed
 
@@ -579,8 +580,8 @@ def test_what_fp8_multiplies_exactly_may_still_be_one_product() -> None:
     """Only its backward pass is in 8 bits, so [W b] is the exact weight's."""
     exact, b = DenseWeight(randn(48, 64)), randn(48, 8)
     rounded = Fp8Weight(exact)
-    assert rounded.joins
-    assert torch.equal(rounded.beside(b), torch.cat([exact.weight, b], dim=1)), seed
+    assert rounded.can_concat
+    assert torch.equal(rounded.concat_b(b), torch.cat([exact.weight, b], dim=1)), seed
 
 
 def test_calibration_is_exact_and_watches_every_pass() -> None:

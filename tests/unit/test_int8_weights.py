@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.model.libraries import import_bitsandbytes
-from tunesmith.model.native.weights import keep
+from tunesmith.model.native.weights import build_weight
 from tunesmith.model.quantization import int8
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,7 +61,8 @@ def test_a_row_that_fp16_cannot_hold_leaves_the_others_alone(strange: float) -> 
 
 def test_a_weight_is_its_multiples_and_their_scale() -> None:
     weight_OI = torch.randn(5, 48)
-    kept = keep(weight_OI, "int8", torch.float32)
+    kept = build_weight(weight_OI, "int8", torch.float32)
     assert torch.equal(kept.dense(), kept.parts["q"] * kept.parts["scale"][:, None])
     assert ((kept.dense() - weight_OI).abs() <= 0.57 * kept.parts["scale"][:, None]).all()
-    assert torch.equal(keep(weight_OI.T.contiguous().T, "int8", torch.float32).parts["q"], kept.parts["q"])
+    transposed = build_weight(weight_OI.T.contiguous().T, "int8", torch.float32)
+    assert torch.equal(transposed.parts["q"], kept.parts["q"])

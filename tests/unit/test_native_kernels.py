@@ -137,7 +137,7 @@ def test_a_step_by_the_kernels_is_the_plain_step(bases: Bases, family: str, quan
     want_losses, want = computed(engine_of(bases, family, quantization, dropout, "exact"), rows, 0.0, 1)
     by_kernels(monkeypatch)
     engine = engine_of(bases, family, quantization, dropout, "exact")
-    joined = [linear for linear in engine.model.linears() if linear.lora and linear.lora.wide]
+    joined = [linear for linear in engine.model.linears() if linear.lora and linear.lora.concat]
     assert joined, "LoRA's product joins the base's somewhere"
     losses, got = computed(engine, rows, checkpointing, 1)
     assert error(losses, want_losses) < 1e-5

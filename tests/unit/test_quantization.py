@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import tunesmith
 from conftest import RECIPE
 from tunesmith.model.libraries import import_bitsandbytes
-from tunesmith.model.native.weights import DenseWeight, QuantisedWeight, keep, side_by_side
+from tunesmith.model.native.weights import DenseWeight, QuantisedWeight, build_weight, side_by_side
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS, choices, smallest
 from tunesmith.recipe.schema import ModelSection
 
@@ -196,38 +196,40 @@ def test_each_way_is_bitsandbytes_to_the_bit(outputs: int, inputs: int, seed: in
     weight_OI = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed))
     functional = import_bitsandbytes().functional
     q_OI, absmax_O, _ = functional.int8_vectorwise_quant(weight_OI.half())
-    assert torch.equal(keep(weight_OI, "int8", dtype).dense(), (q_OI * (absmax_O / 127)[:, None]).to(dtype))
+    weight = build_weight(weight_OI, "int8", dtype)
+    assert torch.equal(weight.dense(), (q_OI * (absmax_O / 127)[:, None]).to(dtype))
     packed, state = functional.quantize_4bit(weight_OI, blocksize=64, compress_statistics=True,
                                              quant_type="nf4")
     # as one long row: its routine is wrong where blocks span rows
     state.shape = torch.Size([weight_OI.numel()])
     want_OI = functional.dequantize_4bit(packed, state).reshape(outputs, inputs)
-    assert torch.equal(keep(weight_OI, "nf4", torch.float32).dense(), want_OI)
-    assert torch.equal(keep(weight_OI, "none", dtype).dense(), weight_OI.to(dtype))
+    assert torch.equal(build_weight(weight_OI, "nf4", torch.float32).dense(), want_OI)
+    assert torch.equal(build_weight(weight_OI, "none", dtype).dense(), weight_OI.to(dtype))
 
 
 @pytest.mark.parametrize("name", sorted(WAYS))
 def test_weights_side_by_side_are_each_of_them(name: str) -> None:
     weights_OI = [torch.randn(outputs, 48) for outputs in (24, 8, 8)]
-    kept = [keep(weight_OI, name, torch.float32) for weight_OI in weights_OI]
+    kept = [build_weight(weight_OI, name, torch.float32) for weight_OI in weights_OI]
     together = side_by_side(list(kept))
     assert (together.outputs, together.inputs) == (40, 48)
     assert torch.equal(together.dense(), torch.cat([weight.dense() for weight in kept]))
     assert side_by_side([kept[0]]) is kept[0]
-    mixed = side_by_side([kept[0], keep(weights_OI[1], "int8" if name != "int8" else "nf4", torch.float32)])
+    other = "int8" if name != "int8" else "nf4"
+    mixed = side_by_side([kept[0], build_weight(weights_OI[1], other, torch.float32)])
     assert torch.equal(mixed.dense()[:24], kept[0].dense())
 
 
 @pytest.mark.parametrize("name", QUANTISED)
 def test_a_quantised_weight_keeps_what_its_way_makes_and_counts(name: str) -> None:
     way, weight_OI = WAYS[name], torch.randn(256, 512)
-    kept = keep(weight_OI, name, torch.float32)
+    kept = build_weight(weight_OI, name, torch.float32)
     assert isinstance(kept, QuantisedWeight)
     assert not any(parameter.requires_grad for parameter in kept.parameters())
     held = sum(tensor.numel() * tensor.itemsize for tensor in kept.parts.values())
     assert held / weight_OI.numel() == pytest.approx(way.value_bytes(4), rel=0.1)
     assert (kept.dense() - weight_OI).norm() / weight_OI.norm() < 0.15
-    assert isinstance(keep(weight_OI, AS_THEY_ARE, torch.float32), DenseWeight)
+    assert isinstance(build_weight(weight_OI, AS_THEY_ARE, torch.float32), DenseWeight)
 
 
 def test_weights_as_they_are_have_nothing_to_quantise() -> None:

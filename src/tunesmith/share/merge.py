@@ -168,9 +168,10 @@ def _turned_back(weight: torch.Tensor, quantization: str, *, columns: bool) -> t
     """A weight as a quantised run sees it, in fp32. columns: it lies as [I, O], and is quantised as [O,
     I].
     """
-    from tunesmith.model.native.weights import keep
+    from tunesmith.model.native.weights import build_weight
 
-    dense_OI = keep((weight.T if columns else weight).contiguous(), quantization, torch.float32).dense()
+    weight_OI = (weight.T if columns else weight).contiguous()
+    dense_OI = build_weight(weight_OI, quantization, torch.float32).dense()
     return dense_OI.T if columns else dense_OI
 
 

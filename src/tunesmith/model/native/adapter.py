@@ -64,11 +64,11 @@ def adapters(model: Decoder) -> Iterator[Adapter]:
 
 def named_parameters(model: Decoder) -> dict[str, torch.nn.Parameter]:
     """What learns, by PEFT's names, sorted."""
-    found = {}
+    parameters = {}
     for adapter in adapters(model):
-        found[f"{_PREFIX}{adapter.part.name}.lora_A.default.weight"] = adapter.A
-        found[f"{_PREFIX}{adapter.part.name}.lora_B.default.weight"] = adapter.B
-    return dict(sorted(found.items()))
+        parameters[f"{_PREFIX}{adapter.part.name}.lora_A.default.weight"] = adapter.A
+        parameters[f"{_PREFIX}{adapter.part.name}.lora_B.default.weight"] = adapter.B
+    return dict(sorted(parameters.items()))
 
 
 def state(model: Decoder) -> dict[str, torch.Tensor]:
@@ -79,17 +79,16 @@ def state(model: Decoder) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def refresh(model: Decoder) -> None:
-    """Copy what was learnt in fp32 to where it is multiplied with; many small copies, so they are made
-    together.
-    """
-    found = [(lora, *place) for lora in (linear.lora for linear in model.linears()) if lora
-             for place in lora.places()]
-    if not found:
+    """Copy A and B, learnt in fp32, to where they are multiplied with; all small copies together."""
+    slices = [(lora, *each_slice) for lora in (linear.lora for linear in model.linears()) if lora
+              for each_slice in lora.slices()]
+    if not slices:
         return
     # alpha / r, the same in all
-    scaled = torch._foreach_mul([each.B for _, each, *_ in found], found[0][0].scale)
-    torch._foreach_copy_([lora.a_RI[ranks] for lora, _, ranks, _ in found], [each.A for _, each, *_ in found])
-    torch._foreach_copy_([lora.b_OR[outputs, ranks] for lora, _, ranks, outputs in found], scaled)
+    scaled = torch._foreach_mul([each.B for _, each, *_ in slices], slices[0][0].scale)
+    torch._foreach_copy_([lora.a_RI[ranks] for lora, _, ranks, _ in slices],
+                         [each.A for _, each, *_ in slices])
+    torch._foreach_copy_([lora.b_OR[outputs, ranks] for lora, _, ranks, outputs in slices], scaled)
 
 
 def why_not(config: LoraConfig, base: Mapping[str, Any]) -> str | None:
@@ -114,5 +113,5 @@ def why_not(config: LoraConfig, base: Mapping[str, Any]) -> str | None:
     names = architecture.module_names() if architecture else []
     # As PEFT does: a target is a module's whole name, or the end of it from a dot on.
     endings = {name.split(".", parts)[-1] for name in names for parts in range(name.count(".") + 1)}
-    strange = [name for name in config.target_modules or [] if name not in endings]
-    return f"the adapter sits on {strange[0]}" if strange else None
+    unknown = [name for name in config.target_modules or [] if name not in endings]
+    return f"the adapter sits on {unknown[0]}" if unknown else None

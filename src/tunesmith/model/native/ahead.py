@@ -1,6 +1,4 @@
-"""Read tensors of a checkpoint ahead of their use, several at once: one thread alone does not fill the way to
-a GPU.
-"""
+"""Read a checkpoint's tensors ahead of their use, several at once: one thread does not fill a GPU's link."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import torch
 
 _THREADS = 6
 #: Tensors that are read but not yet asked for, at most.
-_MOST_AHEAD = 12
+_MAX_AHEAD = 12
 
 
 class ReadAhead:
@@ -22,27 +20,27 @@ class ReadAhead:
     """
 
     def __init__(self, names: Sequence[str], read: Callable[[str], torch.Tensor]) -> None:
-        self._read, self._left = read, list(reversed(names))
+        self._read, self._remaining = read, list(reversed(names))
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="weights")
-        self._coming: dict[str, Future[torch.Tensor]] = {}
+        self._pending: dict[str, Future[torch.Tensor]] = {}
         self._asked: set[str] = set()
         self._fill()
 
     def _fill(self) -> None:
-        while self._left and len(self._coming) < _MOST_AHEAD:
-            name = self._left.pop()
+        while self._remaining and len(self._pending) < _MAX_AHEAD:
+            name = self._remaining.pop()
             if name not in self._asked:
-                self._coming[name] = self._pool.submit(self._read, name)
+                self._pending[name] = self._pool.submit(self._read, name)
 
     def get(self, name: str) -> torch.Tensor:
         """The tensor; raises what reading it raised."""
         self._asked.add(name)
-        coming = self._coming.pop(name, None)
+        pending = self._pending.pop(name, None)
         self._fill()
-        return self._read(name) if coming is None else coming.result()
+        return self._read(name) if pending is None else pending.result()
 
     def close(self) -> None:
         """Stop reading."""
-        self._left.clear()
+        self._remaining.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._coming.clear()
+        self._pending.clear()

@@ -1,7 +1,7 @@
 """Causal attention inside each sample of a packed batch, and over a cache when answers are generated.
 
 Shapes: N tokens of a batch, H heads of queries, K heads of keys and values (K divides H), D the width of a
-head, W = (H + 2 K) D the width of q, k and v side by side. B answers, T places of a cache.
+head, W = (H + 2 K) D the width of q, k and v side by side. B answers, T positions of a cache.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from tunesmith.model.native.kernels.attention_cudnn import (
 from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.packed_batch import PackedBatch
 from tunesmith.model.native.rope import Rope
-from tunesmith.model.native.short_attention import keeps_little, short_attention
+from tunesmith.model.native.short_attention import fits_short_attention, short_attention
 
 
 @dataclass(frozen=True)
-class Place:
-    """How one layer's attention is positioned. rope: None for no rotation. window: which of the batch's
-    windows it has.
-    """
+class LayerSettings:
+    """How one layer sees positions. rope: None for no rotation. window: its index in the batch's windows."""
 
     rope: Rope | None
     window: int
@@ -49,88 +47,83 @@ def split_heads(heads: Heads, qkv_NW: torch.Tensor) -> tuple[torch.Tensor, torch
 class PackedAttention:
     """Attention of one pass over a batch.
 
-    places: of each layer. slopes_H: ALiBi's (Press et al. 2021, https://arxiv.org/abs/2108.12409), fp32.
-    windows: those that occur, in the order of the batch's `first_key_WN`. scale: of q k^T; None for 1 /
+    layer_settings: of each layer. slopes_H: ALiBi's (Press et al. 2021, https://arxiv.org/abs/2108.12409),
+    fp32. windows: those that occur, in the order of the batch's `first_key_WN`. scale: of q k^T; None for 1 /
     sqrt(D).
     """
 
-    def __init__(self, batch: PackedBatch, heads: Heads, places: list[Place], *,
+    def __init__(self, batch: PackedBatch, heads: Heads, layer_settings: list[LayerSettings], *,
                  slopes_H: torch.Tensor | None, windows: Sequence[int | None], scale: float | None) -> None:
-        self.batch, self.heads, self.places, self.slopes_H = batch, heads, places, slopes_H
+        self.batch, self.heads, self.layer_settings, self.slopes_H = batch, heads, layer_settings, slopes_H
         self.windows, self.scale = windows, scale
         self.first_keys, self.last_queries = batch.first_key_WN.unbind(), batch.last_query_WN.unbind()
         longest = batch.length or max((stop - start for start, stop in batch.spans), default=0)
         whole = [window is None or longest <= window for window in windows]
         dense = (batch.length >= SHORTEST and slopes_H is None
                  and not torch.are_deterministic_algorithms_enabled())
-        short = batch.ids_N.device.type == "cpu" and keeps_little(batch.spans, heads.queries)
+        short = batch.ids_N.device.type == "cpu" and fits_short_attention(batch.spans, heads.queries)
         self.dense, self._short = [dense and each for each in whole], [short and each for each in whole]
 
     def __call__(self, qkv_NW: torch.Tensor, layer: int) -> torch.Tensor:
         """[N, H D]. On a GPU q and k are rotated where they lie."""
-        place = self.places[layer]
+        settings = self.layer_settings[layer]
         if use_triton(qkv_NW):
-            o_NW: torch.Tensor = _PackedAttention.apply(qkv_NW, self, place)
+            o_NW: torch.Tensor = _PackedAttention.apply(qkv_NW, self, settings)
             return o_NW
         q, k, v = split_heads(self.heads, qkv_NW)
-        if place.rope is not None:
-            q, k = place.rope.rotated(q), place.rope.rotated(k)
-        self.seen(k, v, layer)
-        if self._short[place.window] and qkv_NW.dtype == torch.float32:
+        if settings.rope is not None:
+            q, k = settings.rope.rotated(q), settings.rope.rotated(k)
+        self.store_kv(k, v, layer)
+        if self._short[settings.window] and qkv_NW.dtype == torch.float32:
             return short_attention(q, k, v, self.batch.spans, self.slopes_H, self.scale).flatten(1)
-        return packed_attention_plain(q, k, v, self.batch.spans, self.slopes_H, self.windows[place.window],
+        return packed_attention_plain(q, k, v, self.batch.spans, self.slopes_H, self.windows[settings.window],
                                       self.scale).flatten(1)
 
-    def seen(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:
-        """Called with the rotated keys and the values of each layer; a cache that is being filled keeps
-        them.
-        """
+    def store_kv(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:
+        """Gets the rotated keys and the values of each layer; a cache that is being filled keeps them."""
 
 
 def packed_attention_plain(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor,
                            spans: tuple[tuple[int, int], ...], slopes_H: torch.Tensor | None,
                            window: int | None, scale: float | None = None) -> torch.Tensor:
-    """[N, H, D], sample by sample through torch's own attention; differentiable. The twin of the Triton
-    kernels.
-    """
+    """[N, H, D], sample by sample through torch's attention; differentiable. Twin of the Triton kernels."""
     lengths = [stop - start for start, stop in spans]
     out = []
     for q, k, v in zip(q_NHD.split(lengths), k_NKD.split(lengths), v_NKD.split(lengths), strict=True):
         count = len(q)
         mask = None
         if slopes_H is not None or (window is not None and count > window):
-            back_TT = torch.arange(count, device=q.device) - torch.arange(count, device=q.device)[:, None]
-            hidden_TT = back_TT > 0
+            offset_TT = torch.arange(count, device=q.device) - torch.arange(count, device=q.device)[:, None]
+            masked_TT = offset_TT > 0
             if window is not None:
-                hidden_TT = hidden_TT | (back_TT <= -window)
+                masked_TT = masked_TT | (offset_TT <= -window)
             slopes = torch.zeros(1, device=q.device) if slopes_H is None else slopes_H
-            mask = (slopes[:, None, None] * back_TT).masked_fill(hidden_TT, float("-inf")).to(q.dtype)[None]
-        found = scaled_dot_product_attention(
+            mask = (slopes[:, None, None] * offset_TT).masked_fill(masked_TT, float("-inf")).to(q.dtype)[None]
+        sample_out = scaled_dot_product_attention(
             q.transpose(0, 1)[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None], attn_mask=mask,
             is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-        out.append(found[0].transpose(0, 1))
+        out.append(sample_out[0].transpose(0, 1))
     return torch.cat(out)
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Rope and attention in Triton. The incoming tensor is the attention's own: no one else reads q and k
-    unrotated.
-    """
+    """Rope and attention in Triton. Its input is its own: no one else reads q and k unrotated."""
 
     @staticmethod
-    def forward(ctx: Any, qkv_NW: torch.Tensor, attention: PackedAttention, place: Place) -> torch.Tensor:
+    def forward(ctx: Any, qkv_NW: torch.Tensor, attention: PackedAttention,
+                settings: LayerSettings) -> torch.Tensor:
         from tunesmith.model.native.kernels.attention_triton import attention_forward_triton
 
         q, k, v = split_heads(attention.heads, qkv_NW)
-        if place.rope is not None:
-            place.rope.rotate_(q)
-            place.rope.rotate_(k)
-        ctx.attention, ctx.place, ctx.dense = attention, place, None
-        if attention.dense[place.window] and fits_cudnn(q, k, v, attention.batch.length):
+        if settings.rope is not None:
+            settings.rope.rotate_(q)
+            settings.rope.rotate_(k)
+        ctx.attention, ctx.settings, ctx.dense = attention, settings, None
+        if attention.dense[settings.window] and fits_cudnn(q, k, v, attention.batch.length):
             o_NHD, ctx.dense = attention_forward_cudnn(q, k, v, attention.batch.length, attention.scale)
             ctx.save_for_backward(qkv_NW, o_NHD)
         else:
-            o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.first_keys[place.window],
+            o_NHD, lse_HN = attention_forward_triton(q, k, v, attention.first_keys[settings.window],
                                                      attention.slopes_H, attention.scale)
             ctx.save_for_backward(qkv_NW, o_NHD, lse_HN)
         return o_NHD.flatten(1)
@@ -140,35 +133,35 @@ class _PackedAttention(torch.autograd.Function):
         from tunesmith.model.native.kernels.attention_triton import attention_backward_triton
 
         attention: PackedAttention = ctx.attention
-        place: Place = ctx.place
+        settings: LayerSettings = ctx.settings
         qkv_NW, o_NHD, *lse = ctx.saved_tensors
         d_qkv_NW = torch.empty_like(qkv_NW)
         q, k, v = split_heads(attention.heads, qkv_NW)
         dq, dk, dv = split_heads(attention.heads, d_qkv_NW)
         do_NHD = do_NHD.contiguous().view_as(o_NHD)
         if ctx.dense is not None:
-            found = attention_backward_cudnn(do_NHD, q, k, v, o_NHD, ctx.dense, attention.batch.length,
+            grads = attention_backward_cudnn(do_NHD, q, k, v, o_NHD, ctx.dense, attention.batch.length,
                                              attention.scale)
-            dv.copy_(found[2])
+            dv.copy_(grads[2])
         else:
-            attention_backward_triton(do_NHD, q, k, v, o_NHD, lse[0], attention.first_keys[place.window],
-                                      attention.last_queries[place.window], attention.slopes_H, dq, dk, dv,
+            attention_backward_triton(do_NHD, q, k, v, o_NHD, lse[0], attention.first_keys[settings.window],
+                                      attention.last_queries[settings.window], attention.slopes_H, dq, dk, dv,
                                       attention.scale)
-            found = (dq, dk, dv)
-        for target, each in zip((dq, dk), found, strict=False):
-            if place.rope is not None:
-                place.rope.rotate_(target, inverse=True, source_NHD=each)
+            grads = (dq, dk, dv)
+        for target, each in zip((dq, dk), grads, strict=False):
+            if settings.rope is not None:
+                settings.rope.rotate_(target, inverse=True, source_NHD=each)
             elif each is not target:
                 target.copy_(each)
         return d_qkv_NW, None, None
 
 
 class Cache:
-    """Keys and values of B answers under way, for every layer, with room for T tokens each."""
+    """Keys and values of B answers under way, for every layer, with the capacity for T tokens each."""
 
-    def __init__(self, layers: int, answers: int, room: int, heads: Heads, dtype: torch.dtype,
+    def __init__(self, layers: int, answers: int, capacity: int, heads: Heads, dtype: torch.dtype,
                  device: torch.device) -> None:
-        shape = (layers, answers, heads.keys, room, heads.width)
+        shape = (layers, answers, heads.keys, capacity, heads.width)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
 
@@ -186,9 +179,9 @@ class Cache:
 class FillingAttention(PackedAttention):
     """Packed attention over the prompts that leaves their keys and values in a cache."""
 
-    def __init__(self, cache: Cache, batch: PackedBatch, heads: Heads, places: list[Place],
+    def __init__(self, cache: Cache, batch: PackedBatch, heads: Heads, layer_settings: list[LayerSettings],
                  **more: Any) -> None:
-        super().__init__(batch, heads, places, **more)
+        super().__init__(batch, heads, layer_settings, **more)
         self.cache = cache
         total = batch.spans[-1][1]
         self.answer_N = torch.zeros(total, dtype=torch.int64)
@@ -201,10 +194,10 @@ class FillingAttention(PackedAttention):
         out = super().__call__(qkv_NW, layer)
         if use_triton(qkv_NW):
             _, k, v = split_heads(self.heads, qkv_NW)
-            self.seen(k, v, layer)
+            self.store_kv(k, v, layer)
         return out
 
-    def seen(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:
+    def store_kv(self, k_NKD: torch.Tensor, v_NKD: torch.Tensor, layer: int) -> None:
         """Into the cache."""
         self.cache.write(layer, self.answer_N, self.batch.positions_N, k_NKD, v_NKD)
 
@@ -213,32 +206,32 @@ class CachedAttention:
     """One new token of each of B answers against all that came before it."""
 
     def __init__(self, cache: Cache, positions_B: torch.Tensor, longest: int, heads: Heads,
-                 places: list[Place], *, slopes_H: torch.Tensor | None, windows: Sequence[int | None],
-                 scale: float | None) -> None:
-        """longest: places of the cache in use, this token's included. The rest as in `PackedAttention`."""
+                 layer_settings: list[LayerSettings], *, slopes_H: torch.Tensor | None,
+                 windows: Sequence[int | None], scale: float | None) -> None:
+        """longest: positions of the cache in use, this token's included. The rest as in `PackedAttention`."""
         self.cache, self.positions_B, self.longest, self.heads = cache, positions_B, longest, heads
-        self.places, self.scale = places, scale
-        back_BT = torch.arange(longest, device=positions_B.device) - positions_B[:, None]
+        self.layer_settings, self.scale = layer_settings, scale
+        offset_BT = torch.arange(longest, device=positions_B.device) - positions_B[:, None]
         slopes = torch.zeros(1, device=positions_B.device) if slopes_H is None else slopes_H
-        bias_BHT = slopes[:, None] * back_BT[:, None]
+        bias_BHT = slopes[:, None] * offset_BT[:, None]
         self.masks: list[torch.Tensor] = []
         for window in windows:
-            hidden_BT = back_BT > 0
+            masked_BT = offset_BT > 0
             if window is not None:
-                hidden_BT = hidden_BT | (back_BT <= -window)
-            mask_BHT = bias_BHT.masked_fill(hidden_BT[:, None], float("-inf"))
+                masked_BT = masked_BT | (offset_BT <= -window)
+            mask_BHT = bias_BHT.masked_fill(masked_BT[:, None], float("-inf"))
             self.masks.append(mask_BHT[:, :, None].to(cache.k.dtype))
         self.answers_B = torch.arange(len(positions_B), device=positions_B.device)
 
     def __call__(self, qkv_BW: torch.Tensor, layer: int) -> torch.Tensor:
         """[B, H D]."""
-        place = self.places[layer]
+        settings = self.layer_settings[layer]
         q, k, v = split_heads(self.heads, qkv_BW)
-        if place.rope is not None:
-            q, k = place.rope.rotated(q), place.rope.rotated(k)
+        if settings.rope is not None:
+            q, k = settings.rope.rotated(q), settings.rope.rotated(k)
         self.cache.write(layer, self.answers_B, self.positions_B, k, v)
         keys, values = self.cache.k[layer][:, :, :self.longest], self.cache.v[layer][:, :, :self.longest]
-        found = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=self.masks[place.window],
-                                             scale=self.scale,
-                                             enable_gqa=self.heads.queries != self.heads.keys)
-        return found[:, :, 0].flatten(1)
+        out = scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=self.masks[settings.window],
+                                           scale=self.scale,
+                                           enable_gqa=self.heads.queries != self.heads.keys)
+        return out[:, :, 0].flatten(1)

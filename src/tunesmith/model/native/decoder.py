@@ -1,6 +1,4 @@
-"""The frozen decoder: layers on the residual stream, assembled from the parts that a family's file
-describes.
-"""
+"""The frozen decoder: layers on the residual stream, assembled from the parts of a family's file."""
 
 from __future__ import annotations
 
@@ -14,7 +12,13 @@ from torch import nn
 
 from tunesmith.model.engine import MaskedRow
 from tunesmith.model.families import parts
-from tunesmith.model.native.attention import Cache, CachedAttention, FillingAttention, PackedAttention, Place
+from tunesmith.model.native.attention import (
+    Cache,
+    CachedAttention,
+    FillingAttention,
+    LayerSettings,
+    PackedAttention,
+)
 from tunesmith.model.native.linear import Linear, Mode
 from tunesmith.model.native.norm import HeadNorm, Norm
 from tunesmith.model.native.packed_batch import PackedBatch, pack
@@ -143,17 +147,15 @@ class Decoder(nn.Module):
                                     for name, rope in (architecture.ropes or {}).items()})
 
     @property
-    def longest_short(self) -> int | None:
-        """The longest sample whose RoPE is not that of long ones; None where there is one RoPE for all (see
-        `RopeTable`).
-        """
+    def short_rope_limit(self) -> int | None:
+        """The longest sample of the short RoPE (see `RopeTable`); None where there is one RoPE for all."""
         tables = [table for table in self.ropes.values() if isinstance(table, RopeTable)]
         return min((table.longest for table in tables if table.longest is not None), default=None)
 
     def pack(self, rows: Sequence[MaskedRow], *, bucket: int = 1,
              dropout_seeds: Sequence[int] | None = None) -> PackedBatch:
         """Rows as this decoder takes them, see `packed_batch.pack`."""
-        return pack(rows, bucket=bucket, windows=self.windows, lengths=self.longest_short is not None,
+        return pack(rows, bucket=bucket, windows=self.windows, lengths=self.short_rope_limit is not None,
                     dropout_seeds=dropout_seeds)
 
     def embed(self, ids_N: torch.Tensor) -> torch.Tensor:
@@ -166,7 +168,7 @@ class Decoder(nn.Module):
         return embedded_NC
 
     def hidden(self, ids_N: torch.Tensor, attend: Attend, rows_L: torch.Tensor | None) -> torch.Tensor:
-        """The normed last hidden state [L, C] of the chosen places of the batch, or of all."""
+        """The normed last hidden state [L, C] of the chosen positions of the batch, or of all."""
         residual_NC = self.embed(ids_N)
         delta_NC: torch.Tensor | None = None
         if self.offload is not None:
@@ -204,29 +206,30 @@ class Decoder(nn.Module):
                 yield partial(layer.attention, attend=attend, number=number, alone=True), learnable
                 yield layer.mlp, learnable if number + 1 < len(self.layers) else None
 
-    def _places(self, positions_N: torch.Tensor, lengths_N: torch.Tensor | None) -> list[Place]:
+    def _layer_settings(self, positions_N: torch.Tensor,
+                        lengths_N: torch.Tensor | None) -> list[LayerSettings]:
         """How each layer's attention is positioned; layers of one kind share their tensors."""
         ropes: dict[str, Rope] = {name: table(positions_N, lengths_N) for name, table in self.ropes.items()}
-        return [Place(None if layer.rope is None else ropes[layer.rope], self.windows.index(layer.window))
-                for layer in self.parts.layers]
+        return [LayerSettings(None if layer.rope is None else ropes[layer.rope],
+                              self.windows.index(layer.window)) for layer in self.parts.layers]
 
     def _attention(self) -> dict[str, Any]:
         return {"slopes_H": self.slopes, "windows": self.windows, "scale": self.parts.attention_scale}
 
     def packed(self, batch: PackedBatch) -> Attend:
         """Attention over a batch."""
-        return PackedAttention(batch, self.heads, self._places(batch.positions_N, batch.lengths_N),
+        return PackedAttention(batch, self.heads, self._layer_settings(batch.positions_N, batch.lengths_N),
                                **self._attention())
 
     def filling(self, batch: PackedBatch, cache: Cache) -> Attend:
         """Attention over a batch of prompts that fills a cache."""
-        places = self._places(batch.positions_N, batch.lengths_N)
-        return FillingAttention(cache, batch, self.heads, places, **self._attention())
+        layer_settings = self._layer_settings(batch.positions_N, batch.lengths_N)
+        return FillingAttention(cache, batch, self.heads, layer_settings, **self._attention())
 
     def cached(self, cache: Cache, positions_B: torch.Tensor, longest: int) -> Attend:
         """Attention of one new token for each answer."""
-        places = self._places(positions_B, positions_B + 1)
-        return CachedAttention(cache, positions_B, longest, self.heads, places, **self._attention())
+        layer_settings = self._layer_settings(positions_B, positions_B + 1)
+        return CachedAttention(cache, positions_B, longest, self.heads, layer_settings, **self._attention())
 
     def linears(self) -> Iterator[Linear]:
         """Every linear layer but the head, in order."""

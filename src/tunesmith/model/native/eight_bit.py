@@ -43,9 +43,9 @@ class Fp8Weight(FrozenWeight):
         """x W^T + bias + (x A^T) b^T, exact."""
         return self._exact[0].project(x_NI, bias_O, xa_NR, b_OR)
 
-    def beside(self, b_OR: torch.Tensor) -> torch.Tensor:
+    def concat_b(self, b_OR: torch.Tensor) -> torch.Tensor:
         """[W b], exact."""
-        return self._exact[0].beside(b_OR)
+        return self._exact[0].concat_b(b_OR)
 
     def project_back(self, dy_NO: torch.Tensor, d_xa_NR: torch.Tensor | None = None,
                      a_RI: torch.Tensor | None = None) -> torch.Tensor:

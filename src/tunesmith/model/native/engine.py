@@ -41,7 +41,7 @@ _GENERATE_ROWS = 64
 
 def load_decoder(base: BaseFiles, *, quantization: str, dtype: torch.dtype, device: torch.device) -> Decoder:
     """The frozen base. Raises IntegrityError or OutOfMemory."""
-    architecture, config = described(base)
+    architecture, config = architecture_and_config(base)
     try:
         with Checkpoint(base, quantization=quantization, dtype=dtype, device=device) as read:
             return Decoder(architecture, read, config)
@@ -51,17 +51,17 @@ def load_decoder(base: BaseFiles, *, quantization: str, dtype: torch.dtype, devi
                           setting="model.base") from None
 
 
-def described(base: BaseFiles) -> tuple[Architecture, Any]:
+def architecture_and_config(base: BaseFiles) -> tuple[Architecture, Any]:
     """(a base's parts, transformers' object of its config where RoPE's frequencies want it).
 
     In some versions any config class of transformers imports the machinery of all models, which takes
     seconds. Raises RecipeError for a config that is not usable.
     """
     try:
-        found = describe(base.config)
-        if found is None:
+        architecture = describe(base.config)
+        if architecture is None:
             raise ValueError(f"the native engine does not know the architecture {base.architecture!r}")
-        return found, config_object(base.config) if found.ropes else None
+        return architecture, config_object(base.config) if architecture.ropes else None
     except TunesmithError:  # a signal of the user's
         raise
     except Exception as error:  # transformers raises whatever its validation meets
@@ -105,9 +105,7 @@ class NativeEngine:
         return self.device.type == "cuda"
 
     def checkpoint_gradients(self, share: float = 1.0, *, offload: bool = False) -> None:
-        """Recompute activations of the first layers in the backward pass; offload: these layers' inputs wait
-        on the host.
-        """
+        """Recompute the first layers' activations in the backward pass. offload: their inputs to the host."""
         self.model.recomputed_layers = math.ceil(share * len(self.model.layers))
         self.model.offload = Offload(self.device) if offload else None
         self._graphs.forget()
@@ -118,7 +116,7 @@ class NativeEngine:
     def accumulate(self, rows: Sequence[MaskedRow], weight: torch.Tensor,
                    dropout_seeds: Sequence[int] | None = None) -> torch.Tensor:
         """Add the gradient of weight * (the rows' summed loss); returns each row's loss [B]."""
-        self._give_gradients()
+        self._ensure_gradients()
         drops = self._training and self.settings is not None and self.settings.dropout > 0
         batch = self._pack(rows, require_seeds(dropout_seeds) if drops else None)
         capture = not self._calibrating and self.model.offload is None
@@ -130,10 +128,8 @@ class NativeEngine:
             self._graphs.forget()
         return torch.zeros(len(rows), device=self.device).index_add_(0, sample_L, nats_L)
 
-    def _give_gradients(self) -> None:
-        """Zeros for what has no gradient, always in the same memory: a captured graph writes where it wrote
-        before.
-        """
+    def _ensure_gradients(self) -> None:
+        """Zeros for what has no gradient, always in the same memory, where a captured graph writes."""
         for name, parameter in self.trainable().items():
             if parameter.grad is None:
                 if name not in self._gradients:
@@ -141,9 +137,7 @@ class NativeEngine:
                 parameter.grad = self._gradients[name].zero_()
 
     def _forward_backward(self, batch: PackedBatch, weight: torch.Tensor) -> torch.Tensor:
-        """The nats of each token that bears loss [L]; the gradient goes to the adapter's. All tensors on the
-        device.
-        """
+        """The nats of each loss-bearing token [L]; adds the adapter's gradient. All tensors on the device."""
         self.model.mode.dropout_keys_N, self.model.mode.eight_bit = batch.dropout_keys_N, True
         try:
             with torch.enable_grad():
@@ -169,7 +163,8 @@ class NativeEngine:
     def logits(self, rows_ids: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """fp32 logits [T, V] of each row."""
         adapter.refresh(self.model)
-        batch = self.model.pack([_Unlearnt(ids) for ids in rows_ids], bucket=self._bucket).to(self.device)
+        rows = [_RowWithoutLoss(ids) for ids in rows_ids]
+        batch = self.model.pack(rows, bucket=self._bucket).to(self.device)
         logits_NV = matmul_fp32(self.model.hidden(batch.ids_N, self.model.packed(batch), None),
                                 self.model.head.T)
         return [logits_NV[start:stop] for start, stop in batch.spans[:len(rows_ids)]]
@@ -189,8 +184,8 @@ class NativeEngine:
         def answer(part: Sequence[int]) -> list[Answer]:
             return generate(self.model, [prompts[i] for i in part], max_new_tokens, self.stop_ids)
 
-        for part, found in in_parts(parts, answer, too_large):
-            answers |= zip(part, found, strict=True)
+        for part, part_answers in in_parts(parts, answer, too_large):
+            answers |= zip(part, part_answers, strict=True)
         return [answers[i] for i in range(len(prompts))]
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -236,7 +231,7 @@ class NativeEngine:
         return lora.adapter_files(config, adapter.state(self.model), self.base.name, self.base.pinned)
 
 
-class _Unlearnt:
+class _RowWithoutLoss:
     """A row without loss."""
 
     def __init__(self, ids: Sequence[int]) -> None:
@@ -244,14 +239,12 @@ class _Unlearnt:
 
 
 def _generation_eos(base: BaseFiles) -> int | list[int] | None:
-    """The end tokens that the base names: in its generation config, else in its config, as transformers
-    looks.
-    """
+    """The end tokens that the base names: in its generation config, else in its config."""
     path = base.folder / "generation_config.json"
-    found = read_json_object(path).get("eos_token_id") if path.exists() else base.config.get("eos_token_id")
-    tokens = found if isinstance(found, list) else [] if found is None else [found]
+    eos = read_json_object(path).get("eos_token_id") if path.exists() else base.config.get("eos_token_id")
+    tokens = eos if isinstance(eos, list) else [] if eos is None else [eos]
     if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 31
                for token in tokens):
-        raise IntegrityError(f"{base.name}: eos_token_id is {found!r}: a token, or a list of tokens",
+        raise IntegrityError(f"{base.name}: eos_token_id is {eos!r}: a token, or a list of tokens",
                              "Copy or download the base again.", setting="model.base")
-    return found
+    return eos

@@ -32,8 +32,8 @@ def generate(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: i
     cache = Cache(len(model.layers), len(prompts), longest + max_new_tokens, model.heads, dtype, device)
     hidden_BC = _fill(model, prompts, cache)
     stops = torch.tensor(stop_ids, device=device, dtype=torch.int64)
-    at_B, alive = lengths.to(device), list(range(len(prompts)))
-    found: list[list[int]] = [[] for _ in prompts]
+    position_B, alive = lengths.to(device), list(range(len(prompts)))
+    answer_ids: list[list[int]] = [[] for _ in prompts]
     stopped = [False] * len(prompts)
     for count in range(max_new_tokens):
         token_B = matmul_fp32(hidden_BC, model.head.T).argmax(-1)
@@ -41,23 +41,22 @@ def generate(model: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: i
         for answer, token, end in zip(alive, token_B.tolist(), ends, strict=True):
             stopped[answer] = end
             if not end:
-                found[answer].append(token)
+                answer_ids[answer].append(token)
         if any(ends):
             stay = torch.tensor([i for i, end in enumerate(ends) if not end], device=device,
                                 dtype=torch.int64)
             alive = [answer for answer, end in zip(alive, ends, strict=True) if not end]
-            token_B, at_B = token_B[stay], at_B[stay]
+            token_B, position_B = token_B[stay], position_B[stay]
             cache.only(stay)
         if not alive or count == max_new_tokens - 1:
             break
-        if model.longest_short is not None and bool((at_B == model.longest_short).any()):
-            # An answer has become a long sample, of another RoPE from its first token on: its keys are made
-            # again.
-            hidden_BC = _fill(model, [[*prompts[answer], *found[answer]] for answer in alive], cache)
+        if model.short_rope_limit is not None and bool((position_B == model.short_rope_limit).any()):
+            # An answer has become a long sample, of another RoPE from its first token on: new keys for it.
+            hidden_BC = _fill(model, [[*prompts[answer], *answer_ids[answer]] for answer in alive], cache)
         else:
-            hidden_BC = model.hidden(token_B, model.cached(cache, at_B, longest + count + 1), None)
-        at_B = at_B + 1
-    return [Answer(ids, end) for ids, end in zip(found, stopped, strict=True)]
+            hidden_BC = model.hidden(token_B, model.cached(cache, position_B, longest + count + 1), None)
+        position_B = position_B + 1
+    return [Answer(ids, end) for ids, end in zip(answer_ids, stopped, strict=True)]
 
 
 def _fill(model: Decoder, rows_ids: Sequence[Sequence[int]], cache: Cache) -> torch.Tensor:

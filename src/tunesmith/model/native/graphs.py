@@ -1,6 +1,4 @@
-"""Steps as CUDA graphs: one launch for a forward and backward pass, for each size of batch that comes
-again.
-"""
+"""Steps as CUDA graphs: one launch for a forward and backward pass of each batch size that recurs."""
 
 from __future__ import annotations
 
@@ -22,11 +20,10 @@ class _Captured:
     """A graph, and the tensors that it reads and writes."""
 
     def __init__(self, run: Pass, batch: PackedBatch, weight: torch.Tensor, pool: Any,
-                 side: torch.cuda.Stream) -> None:
+                 stream: torch.cuda.Stream) -> None:
         self.batch, self.weight, self.graph = batch, weight.clone(), torch.cuda.CUDAGraph()
-        # What another thread does meanwhile (an import that looks at the GPU) is no part of the graph, and
-        # may be done.
-        with torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+        # What another thread does meanwhile (an import that looks at the GPU) is allowed, and not captured.
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self.nats_L = run(self.batch, self.weight)
 
     def replay(self, batch: PackedBatch, weight: torch.Tensor) -> torch.Tensor:
@@ -49,17 +46,15 @@ class StepGraphs:
     """
 
     def __init__(self, run: Pass, device: torch.device, *, enabled: bool) -> None:
-        """enabled: whether passes may be captured; the plain path, which asks the host for lengths, may
-        not.
-        """
+        """enabled: whether passes may be captured; the plain path asks the host for lengths, and may not."""
         self._run, self._device, self._enabled = run, device, enabled
-        self._side = torch.cuda.Stream(device) if enabled else None
+        self._capture_stream = torch.cuda.Stream(device) if enabled else None
         self.forget()
 
     def forget(self) -> None:
         """Drop every graph, and the memory that they hold."""
         self._captured: dict[tuple[int, int, int, bool], _Captured] = {}
-        self._seen: set[tuple[int, int, int, bool]] = set()
+        self._seen_keys: set[tuple[int, int, int, bool]] = set()
         self._pool = torch.cuda.graph_pool_handle() if self._enabled else None
 
     def run(self, batch: PackedBatch, weight: torch.Tensor, *,
@@ -73,15 +68,15 @@ class StepGraphs:
             return self._plain(batch, weight)
         try:
             if key not in self._captured:
-                if key not in self._seen:
-                    self._seen.add(key)
+                if key not in self._seen_keys:
+                    self._seen_keys.add(key)
                     return self._plain(batch, weight)
                 torch.cuda.synchronize(self._device)
                 torch.cuda.empty_cache()  # what the pass outside the graph left behind is of no use inside
-                assert self._side is not None
+                assert self._capture_stream is not None
                 with torch.cuda.device(self._device):
                     self._captured[key] = _Captured(self._run, self._static(batch), weight, self._pool,
-                                                    self._side)
+                                                    self._capture_stream)
             captured = self._captured[key]
             return captured.replay(batch, weight), captured.batch.sample_L
         except torch.OutOfMemoryError:

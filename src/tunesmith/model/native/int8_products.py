@@ -41,7 +41,7 @@ class Int8Products(FrozenWeight):
     """
 
     #: `project` is another product than that of the exact weight.
-    joins = False
+    can_concat = False
     largest_I: torch.Tensor
     columns: torch.Tensor
     dropped_I: torch.Tensor | None
@@ -86,7 +86,7 @@ class Int8Products(FrozenWeight):
         self.dropped_I[self.columns] = True
         self.w_outlier = self._exact[0].dense()[:, self.columns].contiguous()
 
-    def _rounded(self, transposed: bool) -> torch.Tensor:
+    def _quantised_weight(self, transposed: bool) -> torch.Tensor:
         exact = self._exact[0]
         if rows := exact.int8_rows():
             return transpose_int8(rows[0]) if transposed else rows[0]
@@ -106,9 +106,10 @@ class Int8Products(FrozenWeight):
         x_q, scale_N = quantise_rows_int8(x_NI.contiguous(), None, self.dropped_I)
         if self.w_outlier is not None:
             # What is kept apart has few columns, as LoRA has: both go along with the large product.
-            xa_NR, b_OR = _beside(xa_NR, b_OR, x_NI[:, self.columns], self.w_outlier)
+            xa_NR, b_OR = _concat_pairs(xa_NR, b_OR, x_NI[:, self.columns], self.w_outlier)
         b_OR = None if b_OR is None else b_OR.contiguous()
-        return int8_product(x_q, scale_N, self._rounded(False), self.scale, bias_O, self.dtype, xa_NR, b_OR)
+        return int8_product(x_q, scale_N, self._quantised_weight(False), self.scale, bias_O, self.dtype,
+                            xa_NR, b_OR)
 
     def project_back(self, dy_NO: torch.Tensor, d_xa_NR: torch.Tensor | None = None,
                      a_RI: torch.Tensor | None = None) -> torch.Tensor:
@@ -116,12 +117,12 @@ class Int8Products(FrozenWeight):
         if not self.settled:
             return self._exact[0].project_back(dy_NO, d_xa_NR, a_RI)
         dy_q, scale_N = quantise_rows_int8(dy_NO.contiguous(), self.scale)
-        return int8_product(dy_q, scale_N, self._rounded(True), None, None, self.dtype, d_xa_NR,
+        return int8_product(dy_q, scale_N, self._quantised_weight(True), None, None, self.dtype, d_xa_NR,
                             None if a_RI is None else a_RI.T)
 
 
-def _beside(xa_NR: torch.Tensor | None, b_OR: torch.Tensor | None, x_NK: torch.Tensor,
-            w_OK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _concat_pairs(xa_NR: torch.Tensor | None, b_OR: torch.Tensor | None, x_NK: torch.Tensor,
+                  w_OK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Two pairs as one: the products of [x A^T, x] and [b, w] are the sums of both."""
     if xa_NR is None or b_OR is None:
         return x_NK, w_OK

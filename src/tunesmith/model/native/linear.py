@@ -18,7 +18,7 @@ from tunesmith.model.dropout import module_salt
 from tunesmith.model.native.kernels.activations import gelu, gelu_backward, swiglu, swiglu_backward
 from tunesmith.model.native.kernels.dispatch import use_triton
 from tunesmith.model.native.kernels.dropout import dropout
-from tunesmith.model.native.weights import FrozenWeight, widens
+from tunesmith.model.native.weights import FrozenWeight, prefers_concat
 
 #: What may stand before a linear layer: (forward, backward). The backward takes the gradient, the input, and
 #: where to put the forward's result again.
@@ -76,8 +76,8 @@ class Adapters(nn.Module):
     """The adapters of one layer, R ranks together, as they are multiplied with: in the dtype of the products.
 
     a_RI: their A below each other. b_OR: alpha / r times their B, each at its outputs and ranks, zero
-    elsewhere. So one product serves q, k and v. wide: that product and the base's are one, see
-    `weights.widens`.
+    elsewhere. So one product serves q, k and v. concat: that product and the base's are one, see
+    `weights.prefers_concat`.
     """
 
     a_RI: torch.Tensor
@@ -89,16 +89,16 @@ class Adapters(nn.Module):
         self.each = tuple(adapters)  # the same, with their type
         device, self.r = adapters[0].A.device, adapters[0].A.shape[0]
         ranks = self.r * len(adapters)
-        self.wide = widens(weight, ranks)
+        self.concat = prefers_concat(weight, ranks)
         self.register_buffer("a_RI", torch.zeros(ranks, weight.inputs, dtype=weight.dtype, device=device),
                              persistent=False)
-        self.register_buffer("b_OR", weight.room_for_b(ranks), persistent=False)
+        self.register_buffer("b_OR", weight.allocate_b(ranks), persistent=False)
 
     def learnable(self) -> list[torch.Tensor]:
         """A and B of each adapter in turn."""
         return [matrix for adapter in self.each for matrix in (adapter.A, adapter.B)]
 
-    def places(self) -> list[tuple[Adapter, slice, slice]]:
+    def slices(self) -> list[tuple[Adapter, slice, slice]]:
         """Each adapter with its ranks and its outputs."""
         return [(adapter, slice(i * self.r, (i + 1) * self.r), slice(adapter.part.start, adapter.part.stop))
                 for i, adapter in enumerate(self.each)]
@@ -135,7 +135,7 @@ class Linear(nn.Module):
     def spare_columns(self) -> int:
         """How many values it puts behind each row of its input; an input with that many is spared a copy."""
         call = self._call()
-        return call.adapters.a_RI.shape[0] if call.joins else 0
+        return call.adapters.a_RI.shape[0] if call.concatenates else 0
 
     def parameter_count(self) -> int:
         """Of the base alone."""
@@ -166,36 +166,28 @@ class _Call:
         return self.dropout_keys_N
 
     @property
-    def drops(self) -> bool:
+    def has_dropout(self) -> bool:
         """Whether the adapters see less than the whole input."""
         return self.dropout_keys_N is not None and self.lora is not None and self.lora.dropout > 0
 
     @property
-    def joins(self) -> bool:
-        """Whether the adapters' product is one with the base's. Dropout, drawn again later, wants an input
-        without gaps.
-        """
-        return (
-            self.lora is not None
-            and self.lora.wide
-            and self.activation is None
-            and self.weight.joins
-            and not self.drops
-        )
+    def concatenates(self) -> bool:
+        """Whether the adapters' product is one with the base's; dropout, drawn again, needs no gaps."""
+        return (self.lora is not None and self.lora.concat and self.activation is None
+                and self.weight.can_concat and not self.has_dropout)
 
     def masks(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Each adapter's dropout as a factor [N, I], where it pays to keep it: on a CPU. A GPU draws it
-        again.
+        """Each adapter's dropout as a factor [N, I], where keeping it pays: on a CPU. A GPU draws it again.
 
         x: any tensor of the N tokens in the dtype of the products.
         """
-        if not self.drops or use_triton(x):
+        if not self.has_dropout or use_triton(x):
             return []
         ones = x.new_ones(len(x), self.weight.inputs)
         lora = self.adapters
         return [dropout(ones, lora.dropout, self.dropout_keys, adapter.salt) for adapter in lora.each]
 
-    def dropped(self, x: torch.Tensor, number: int, masks: Sequence[torch.Tensor]) -> torch.Tensor:
+    def apply_dropout(self, x: torch.Tensor, number: int, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """The dropout of one adapter; the same places in forward and backward."""
         if masks:
             return x * masks[number]
@@ -204,26 +196,26 @@ class _Call:
     def down_project(self, h_NI: torch.Tensor, masks: Sequence[torch.Tensor]) -> torch.Tensor:
         """A dropout(h) of every adapter [N, R]."""
         lora = self.adapters
-        if not self.drops:
+        if not self.has_dropout:
             return h_NI @ lora.a_RI.T
-        downs = [self.dropped(h_NI, i, masks) @ lora.a_RI[ranks].T for i,
-                 (_, ranks, _) in enumerate(lora.places())]
-        return downs[0] if len(downs) == 1 else torch.cat(downs, dim=1)
+        xa_parts = [self.apply_dropout(h_NI, i, masks) @ lora.a_RI[ranks].T
+                    for i, (_, ranks, _) in enumerate(lora.slices())]
+        return xa_parts[0] if len(xa_parts) == 1 else torch.cat(xa_parts, dim=1)
 
     def d_a(self, d_xa_NR: torch.Tensor, h_NI: torch.Tensor,
             masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The gradient of each A, fp32."""
-        places = self.adapters.places()
-        if not self.drops:
+        slices = self.adapters.slices()
+        if not self.has_dropout:
             d_a_RI = matmul_fp32(d_xa_NR.T, h_NI)
-            return [d_a_RI[ranks] for _, ranks, _ in places]
-        return [matmul_fp32(d_xa_NR[:, ranks].T, self.dropped(h_NI, i, masks)) for i,
-                (_, ranks, _) in enumerate(places)]
+            return [d_a_RI[ranks] for _, ranks, _ in slices]
+        return [matmul_fp32(d_xa_NR[:, ranks].T, self.apply_dropout(h_NI, i, masks))
+                for i, (_, ranks, _) in enumerate(slices)]
 
     def d_b(self, dy_NO: torch.Tensor, xa_NR: torch.Tensor) -> list[torch.Tensor]:
         """The gradient of each B, fp32."""
         d_b_OR = matmul_fp32(dy_NO.T, xa_NR).mul_(self.adapters.scale)
-        return [d_b_OR[outputs, ranks] for _, ranks, outputs in self.adapters.places()]
+        return [d_b_OR[outputs, ranks] for _, ranks, outputs in self.adapters.slices()]
 
     def d_input(self, dy_NO: torch.Tensor, d_xa_NR: torch.Tensor | None,
                 masks: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -231,11 +223,11 @@ class _Call:
         if d_xa_NR is None:
             return self.weight.project_back(dy_NO)
         lora = self.adapters
-        if not self.drops:
+        if not self.has_dropout:
             return self.weight.project_back(dy_NO, d_xa_NR, lora.a_RI)
         dh_NI = self.weight.project_back(dy_NO)
-        for i, (_, ranks, _) in enumerate(lora.places()):
-            dh_NI.add_(self.dropped(d_xa_NR[:, ranks] @ lora.a_RI[ranks], i, masks))
+        for i, (_, ranks, _) in enumerate(lora.slices()):
+            dh_NI.add_(self.apply_dropout(d_xa_NR[:, ranks] @ lora.a_RI[ranks], i, masks))
         return dh_NI
 
 
@@ -246,10 +238,8 @@ def matmul_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
 
 
-def _joined(x_NI: torch.Tensor, xa_NR: torch.Tensor) -> torch.Tensor:
-    """[x, x A^T], in the memory of x where that has spare columns: such an input has one reader, so nobody
-    else sees it.
-    """
+def _concat_xa(x_NI: torch.Tensor, xa_NR: torch.Tensor) -> torch.Tensor:
+    """[x, x A^T], in the memory of x where that has spare columns: nobody else reads such an input."""
     tokens, inputs, width = *x_NI.shape, x_NI.shape[1] + xa_NR.shape[1]
     if x_NI.stride() != (width, 1) or x_NI.untyped_storage().nbytes() != tokens * width * x_NI.itemsize:
         return torch.cat([x_NI, xa_NR], dim=1)
@@ -259,9 +249,7 @@ def _joined(x_NI: torch.Tensor, xa_NR: torch.Tensor) -> torch.Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """The gradient flows to x and to each adapter's A and B; the base's weight is read, never
-    differentiated.
-    """
+    """The gradient flows to x and to each adapter's A and B; the base's weight is never differentiated."""
 
     @staticmethod
     def forward(ctx: Any, x_NI: torch.Tensor, call: _Call, *learnable: torch.Tensor) -> torch.Tensor:
@@ -277,11 +265,11 @@ class _Linear(torch.autograd.Function):
             return call.weight.project(h_NI, call.bias_O)
         masks = call.masks(h_NI)
         xa_NR, b_OR = call.down_project(h_NI, masks), call.lora.b_OR
-        if call.joins:
-            joined_NIR = _joined(x_NI, xa_NR)
+        if call.concatenates:
+            joined_NIR = _concat_xa(x_NI, xa_NR)
             inputs = x_NI.shape[1]
             ctx.save_for_backward(joined_NIR[:, :inputs], joined_NIR[:, inputs:])
-            return torch.nn.functional.linear(joined_NIR, call.weight.beside(b_OR), call.bias_O)
+            return torch.nn.functional.linear(joined_NIR, call.weight.concat_b(b_OR), call.bias_O)
         ctx.save_for_backward(kept_NI, xa_NR, *masks)
         return call.weight.project(h_NI, call.bias_O, xa_NR, b_OR)
 

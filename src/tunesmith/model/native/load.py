@@ -17,13 +17,13 @@ from tunesmith.model.files import BaseFiles
 from tunesmith.model.native.ahead import ReadAhead
 from tunesmith.model.native.linear import Linear, Mode, Part
 from tunesmith.model.native.norm import Norm
-from tunesmith.model.native.weights import frozen, keep, side_by_side
+from tunesmith.model.native.weights import build_weight, frozen, side_by_side
 
 #: Some checkpoints of a family are saved without the name of the body in front (bigscience/bloom-7b1).
 _PREFIXES = ("transformer.", "model.")
 
 
-def _place(name: str) -> tuple[int, str]:
+def _layer_order(name: str) -> tuple[int, str]:
     """Sorts names by their layer; the embeddings come first, what has no number last."""
     number = re.search(r"\.(\d+)\.", name)
     return (-1 if "embed" in name else int(number[1]) if number else 1 << 30), name
@@ -38,15 +38,10 @@ class Checkpoint:
 
     def __init__(self, base: BaseFiles, *, quantization: str, dtype: torch.dtype,
                  device: torch.device) -> None:
-        self.base, self.quantization, self.dtype, self.device, self.mode = (
-            base,
-            quantization,
-            dtype,
-            device,
-            Mode(),
-        )
+        self.base, self.quantization, self.dtype, self.device = base, quantization, dtype, device
+        self.mode = Mode()
         self._files: list[Any] = []
-        self._where: dict[str, Any] = {}
+        self._file_of: dict[str, Any] = {}
         self._ahead: ReadAhead | None = None
 
     def __enter__(self) -> Checkpoint:
@@ -54,15 +49,13 @@ class Checkpoint:
             for path in self.base.weights:
                 file = safe_open(path, framework="pt", device=str(self.device)).__enter__()
                 self._files.append(file)
-                self._where |= dict.fromkeys(file.keys(), file)
+                self._file_of |= dict.fromkeys(file.keys(), file)
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{self.base.name} cannot be loaded: {error}",
                                  setting="model.base") from None
         if self.device.type == "cuda":
-            # By layer, as a family asks: what stands before and behind the layers sorts before and behind
-            # them.
-            self._ahead = ReadAhead(sorted(self._where,
-                                           key=_place), lambda name: self._where[name].get_tensor(name))
+            # By layer, as a family asks, with what stands before and behind the layers around them.
+            self._ahead = ReadAhead(sorted(self._file_of, key=_layer_order), self._get_tensor)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -71,20 +64,24 @@ class Checkpoint:
             self._ahead.close()
         for file in self._files:
             file.__exit__(kind, error, trace)
-        self._where.clear()
+        self._file_of.clear()
 
     def _name(self, name: str) -> str | None:
         names = [name, *(name.removeprefix(prefix) for prefix in _PREFIXES)]
-        return next((each for each in names if each in self._where), None)
+        return next((each for each in names if each in self._file_of), None)
+
+    def _get_tensor(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+        return tensor
 
     def _raw(self, name: str, *shape: int) -> torch.Tensor:
-        found = self._name(name)
-        if found is None:
-            raise IntegrityError(f"{self.base.name} lacks weights that its config.json calls for, such as "
-                                 f"{name}",
-                                 "Copy or download the base again.", setting="model.base")
+        stored_name = self._name(name)
+        if stored_name is None:
+            raise IntegrityError(
+                f"{self.base.name} lacks weights that its config.json calls for, such as {name}",
+                "Copy or download the base again.", setting="model.base")
         try:
-            tensor = self._ahead.get(found) if self._ahead else self._where[found].get_tensor(found)
+            tensor = self._ahead.get(stored_name) if self._ahead else self._get_tensor(stored_name)
         except (SafetensorError, OSError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -108,9 +105,7 @@ class Checkpoint:
         return Norm(weight_C, self._raw(f"{norm.name}.bias", norm.width) if norm.shift else None, norm.eps)
 
     def head(self, embedding_VC: nn.Parameter, *, tied: bool) -> nn.Parameter:
-        """The head. A tied one may be in the file all the same: a copy is the embedding, another head is
-        taken.
-        """
+        """The head. A tied one may be in the file too: as a copy of the embedding, or as another head."""
         if tied and self._name("lm_head.weight") is None:
             return embedding_VC
         head_VC = self.tensor("lm_head.weight", *embedding_VC.shape)
@@ -119,10 +114,10 @@ class Checkpoint:
     def linear(self, projection: parts.Projection) -> Linear:
         """Its modules side by side."""
         outputs = projection.outputs
-        weights = [keep(self._raw(f"{name}.weight", width, projection.inputs), self.quantization, self.dtype)
-                   for name, width in outputs.items()]
-        biases = [self._raw(f"{name}.bias", width)
-                  for name, width in outputs.items()] if projection.bias else []
+        weights = [build_weight(self._raw(f"{name}.weight", width, projection.inputs), self.quantization,
+                                self.dtype) for name, width in outputs.items()]
+        biases = ([self._raw(f"{name}.bias", width) for name, width in outputs.items()] if projection.bias
+                  else [])
         ends = list(itertools.accumulate(outputs.values()))
         modules = [Part(name, end - outputs[name], end) for name, end in zip(outputs, ends, strict=True)]
         return Linear(side_by_side(weights), torch.cat(biases) if biases else None, modules, self.mode)

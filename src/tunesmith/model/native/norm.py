@@ -14,9 +14,7 @@ from tunesmith.model.native.kernels.norm import add_norm, add_norm_backward
 
 
 class Norm(nn.Module):
-    """LayerNorm (Ba et al. 2016) with a shift, RMSNorm (Zhang & Sennrich 2019) without. Weights in fp32,
-    frozen.
-    """
+    """LayerNorm (Ba et al. 2016) with a shift, else RMSNorm (Zhang & Sennrich 2019). Frozen fp32 weights."""
 
     def __init__(self, weight_C: torch.Tensor, shift_C: torch.Tensor | None, eps: float) -> None:
         super().__init__()

@@ -74,18 +74,18 @@ def pack(rows: Sequence[MaskedRow], *, bucket: int = 1, windows: Sequence[int | 
     ids = np.zeros(padded, np.int64)
     ids[:total] = np.concatenate([np.asarray(row.ids, np.int64) for row in rows])
     starts = np.concatenate([[0], row_lengths.cumsum()])
-    at = np.arange(padded)
-    begin, end = at.copy(), at.copy()
+    index = np.arange(padded)
+    begin, end = index.copy(), index.copy()
     begin[:total] = starts[:-1].repeat(row_lengths)
     end[:total] = (starts[1:] - 1).repeat(row_lengths)
-    first = np.stack([begin if window is None else np.maximum(begin, at - window + 1) for window in windows])
-    last = np.stack([end if window is None else np.minimum(end, at + window - 1) for window in windows])
+    first = np.stack([begin if window is None else np.maximum(begin, index - window + 1)
+                      for window in windows])
+    last = np.stack([end if window is None else np.minimum(end, index + window - 1) for window in windows])
     # A token's loss stands at the position before it; the first of a sample has nothing before it.
     loss_mask = np.concatenate([np.asarray(row.loss_mask, bool) for row in rows])
     loss_mask[starts[:-1]] = False
     where = loss_mask.nonzero()[0] - 1
-    # Where all bears loss but each sample's first token, L then ends in the same bucket as N: one graph, not
-    # two.
+    # Where all but each sample's first token bears loss, L ends in the same bucket as N: one graph.
     width = round_up(len(where) + len(rows), bucket) if bucket > 1 else len(where)
     loss_positions_L, sample_L = np.zeros(width, np.int64), np.zeros(width, np.int64)
     targets_L = np.full(width, IGNORED, np.int64)
@@ -97,7 +97,7 @@ def pack(rows: Sequence[MaskedRow], *, bucket: int = 1, windows: Sequence[int | 
     if padded > total:
         spans.append((total, padded))
     return PackedBatch(
-        torch.from_numpy(ids), torch.from_numpy(at - begin), torch.from_numpy(first.astype(np.int32)),
+        torch.from_numpy(ids), torch.from_numpy(index - begin), torch.from_numpy(first.astype(np.int32)),
         torch.from_numpy(last.astype(np.int32)), torch.from_numpy(loss_positions_L),
         torch.from_numpy(targets_L), torch.from_numpy(sample_L), len(rows), tuple(spans), length,
         None if dropout_seeds is None

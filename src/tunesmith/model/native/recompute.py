@@ -15,7 +15,7 @@ import torch
 #: One layer: its input [N, C] -> (the residual stream, what is still to be added to it), both [N, C].
 Layer = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 #: Inputs that are on their way to the host and still take up device memory, at most.
-_LEAVING = 2
+_MAX_OUTGOING = 2
 
 
 class Offload:
@@ -32,39 +32,39 @@ class Offload:
 
     def begin(self) -> None:
         """Before a forward pass: nothing is kept."""
-        self._kept: list[torch.Tensor] = []
-        self._leaving: list[tuple[torch.Tensor, torch.cuda.Event]] = []
-        self._coming: dict[int, tuple[torch.Tensor, torch.cuda.Event]] = {}
+        self._offloaded: list[torch.Tensor] = []
+        self._outgoing: list[tuple[torch.Tensor, torch.cuda.Event]] = []
+        self._incoming: dict[int, tuple[torch.Tensor, torch.cuda.Event]] = {}
 
     def put(self, x: torch.Tensor) -> int:
         """Begin to copy x to the host; returns its place."""
-        place = len(self._kept)
+        place = len(self._offloaded)
         if place == len(self._hosts):
             self._hosts.append(torch.empty(0, dtype=x.dtype, pin_memory=True))
         if self._hosts[place].numel() < x.numel():
             self._hosts[place] = torch.empty(x.numel(), dtype=x.dtype, pin_memory=True)
         host = self._hosts[place][:x.numel()].view(x.shape)
-        self._kept.append(host)
-        self._leaving.append((x, self._copy(host, x)))
-        if len(self._leaving) > _LEAVING:  # by now that copy is long done; its memory may serve again
-            _, done = self._leaving.pop(0)
+        self._offloaded.append(host)
+        self._outgoing.append((x, self._copy(host, x)))
+        if len(self._outgoing) > _MAX_OUTGOING:  # by now that copy is long done; its memory may serve again
+            _, done = self._outgoing.pop(0)
             torch.cuda.current_stream(x.device).wait_event(done)
         return place
 
     def get(self, place: int) -> torch.Tensor:
         """The tensor of a place, back on the device; the one before it sets out."""
-        # These copies stand ahead of the one below on their stream, and until that is waited for nothing is
-        # computed.
-        self._leaving.clear()
-        x, done = self._coming.pop(place) if place in self._coming else self._fetch(place)
+        # These copies precede the one below on their stream; until that is waited for nothing is computed.
+        self._outgoing.clear()
+        x, done = self._incoming.pop(place) if place in self._incoming else self._fetch(place)
         torch.cuda.current_stream(x.device).wait_event(done)
         if place > 0:
-            self._coming[place - 1] = self._fetch(place - 1)
+            self._incoming[place - 1] = self._fetch(place - 1)
         return x
 
     def _fetch(self, place: int) -> tuple[torch.Tensor, torch.cuda.Event]:
-        x = torch.empty(self._kept[place].shape, dtype=self._kept[place].dtype, device=self._stream.device)
-        return x, self._copy(x, self._kept[place])
+        host = self._offloaded[place]
+        x = torch.empty(host.shape, dtype=host.dtype, device=self._stream.device)
+        return x, self._copy(x, host)
 
     def _copy(self, target: torch.Tensor, source: torch.Tensor) -> torch.cuda.Event:
         """Copy once all that is queued now is done; the event tells when."""
@@ -91,23 +91,23 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual_NC: torch.Tensor, layer: Layer, again: Callable[[], Any],
                 offload: Offload | None, *learnable: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = layer(residual_NC)
+        results = layer(residual_NC)
         ctx.layer, ctx.again, ctx.offload = layer, again, offload
         ctx.place = None if offload is None else offload.put(residual_NC)
         ctx.save_for_backward(residual_NC if offload is None else None, *learnable)
-        return found
+        return results
 
     @staticmethod
-    def backward(ctx: Any, *d_found: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *d_results: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         residual_NC, *learnable = ctx.saved_tensors
         if residual_NC is None:
             residual_NC = ctx.offload.get(ctx.place)
         residual_NC = residual_NC.detach().requires_grad_(ctx.needs_input_grad[0])
         with torch.enable_grad(), ctx.again():
-            found = ctx.layer(residual_NC)
+            results = ctx.layer(residual_NC)
         wanted = [*([residual_NC] if residual_NC.requires_grad else []), *learnable]
         # What enters the first layer learns nothing, nor does what is only handed on of it.
-        outputs, d_outputs = zip(*((out, d) for out, d in zip(found, d_found, strict=True)
+        outputs, d_outputs = zip(*((out, d) for out, d in zip(results, d_results, strict=True)
                                    if out.requires_grad), strict=True)
         grads = list(torch.autograd.grad(outputs, wanted, d_outputs, allow_unused=True))
         d_residual_NC = grads.pop(0) if residual_NC.requires_grad else None

@@ -1,5 +1,4 @@
-"""Rotary position embedding: its frequencies as transformers computes them, and the angles of a batch's
-tokens.
+"""Rotary position embedding: frequencies as transformers computes them, the angles of a batch's tokens.
 
 Shapes: N tokens, H heads, D the width of a head, R <= D the channels that are turned.
 """
@@ -19,34 +18,30 @@ from tunesmith.model.native.kernels.rope import rotate_
 
 @dataclass(frozen=True)
 class Rope:
-    """Cosines and sines of each token's angles [N, R / 2], fp32 (Su et al. 2021,
-    https://arxiv.org/abs/2104.09864).
-    """
+    """Cosines and sines of each token's angles [N, R / 2], fp32 (https://arxiv.org/abs/2104.09864)."""
 
     cos_NR2: torch.Tensor
     sin_NR2: torch.Tensor
 
     def rotated(self, x_NHD: torch.Tensor) -> torch.Tensor:
         """The first R channels of each head turned, as a new tensor, differentiable."""
-        channels = 2 * self.cos_NR2.shape[1]
-        low, high = x_NHD[..., :channels].float().chunk(2, dim=-1)
+        rotary = 2 * self.cos_NR2.shape[1]
+        first, second = x_NHD[..., :rotary].float().chunk(2, dim=-1)
         cos, sin = self.cos_NR2[:, None], self.sin_NR2[:, None]
-        turned = torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x_NHD.dtype)
-        return turned if channels == x_NHD.shape[-1] else torch.cat([turned, x_NHD[..., channels:]], dim=-1)
+        rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_NHD.dtype)
+        return rotated if rotary == x_NHD.shape[-1] else torch.cat([rotated, x_NHD[..., rotary:]], dim=-1)
 
     def rotate_(self, x_NHD: torch.Tensor, *, inverse: bool = False,
                 source_NHD: torch.Tensor | None = None) -> None:
-        """The same in place, or by minus the angles; `source_NHD`: where the values come from, x itself by
-        default.
-        """
-        channels = 2 * self.cos_NR2.shape[1]
-        if channels == x_NHD.shape[-1]:
+        """The same in place, or by minus the angles. source_NHD: the values, x itself by default."""
+        rotary = 2 * self.cos_NR2.shape[1]
+        if rotary == x_NHD.shape[-1]:
             rotate_(x_NHD, self.cos_NR2, self.sin_NR2, inverse, source_NHD)
             return
-        source = None if source_NHD is None else source_NHD[..., :channels]
-        rotate_(x_NHD[..., :channels], self.cos_NR2, self.sin_NR2, inverse, source)
+        source = None if source_NHD is None else source_NHD[..., :rotary]
+        rotate_(x_NHD[..., :rotary], self.cos_NR2, self.sin_NR2, inverse, source)
         if source_NHD is not None and source_NHD is not x_NHD:
-            x_NHD[..., channels:].copy_(source_NHD[..., channels:])
+            x_NHD[..., rotary:].copy_(source_NHD[..., rotary:])
 
 
 class RopeTable(nn.Module):
@@ -86,9 +81,9 @@ def rope_table(rope: parts.Rope, config: Any, width: int, device: torch.device) 
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     if rope.scaling == "default":
-        turned = int(width * rope.share)
+        rotary = int(width * rope.share)
         theta = config.rope_parameters["rope_theta"]
-        return RopeTable((1.0 / theta ** (torch.arange(0, turned, 2).float() / turned)).to(device), 1.0)
+        return RopeTable((1.0 / theta ** (torch.arange(0, rotary, 2).float() / rotary)).to(device), 1.0)
     compute, cpu = ROPE_INIT_FUNCTIONS[rope.scaling], torch.device("cpu")
     try:
         inverse_R2, factor = compute(config, cpu)

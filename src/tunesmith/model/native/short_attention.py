@@ -14,31 +14,27 @@ import torch
 
 #: The most probabilities that a layer keeps for its backward pass (64 MB); beyond, torch's own attention
 #: keeps none.
-_MOST_KEPT = 1 << 24
+_MAX_PROBABILITIES = 1 << 24
 #: Queries at once.
 _BLOCK = 128
 
 
-def keeps_little(spans: tuple[tuple[int, int], ...], heads: int) -> bool:
+def fits_short_attention(spans: tuple[tuple[int, int], ...], heads: int) -> bool:
     """Whether the samples are short enough for this."""
-    return heads * sum((stop - start) ** 2 for start, stop in spans) <= _MOST_KEPT
+    return heads * sum((stop - start) ** 2 for start, stop in spans) <= _MAX_PROBABILITIES
 
 
 def short_attention(q_NHD: torch.Tensor, k_NKD: torch.Tensor, v_NKD: torch.Tensor,
                     spans: tuple[tuple[int, int], ...], slopes_H: torch.Tensor | None,
                     scale: float | None = None) -> torch.Tensor:
-    """[N, H, D]: causal inside each span; differentiable. fp32 throughout. scale: of q k^T; None for 1 /
-    sqrt(D).
-    """
+    """[N, H, D]: causal inside each span; differentiable, fp32. scale: of q k^T; None for 1 / sqrt(D)."""
     scale = q_NHD.shape[2] ** -0.5 if scale is None else scale
     o_NHD: torch.Tensor = _ShortAttention.apply(q_NHD, k_NKD, v_NKD, spans, slopes_H, scale)
     return o_NHD
 
 
 def _blocks(spans: tuple[tuple[int, int], ...]) -> Iterator[tuple[int, slice, slice]]:
-    """(how many keys stand before the block in its sample, its queries, the keys up to its end), over all
-    samples.
-    """
+    """(how many of its sample's keys precede the block, its queries, the keys up to its end), for all."""
     for start, stop in spans:
         for begin in range(start, stop, _BLOCK):
             end = min(begin + _BLOCK, stop)
@@ -58,19 +54,19 @@ class _ShortAttention(torch.autograd.Function):
         q, k, v = _heads_first(q_NHD).mul_(scale).view(K, H // K, N,
                                                        D), _heads_first(k_NKD), _heads_first(v_NKD)
         out = torch.empty(K, H // K, N, D)
-        after_cc = torch.full((_BLOCK, _BLOCK), float("-inf")).triu_(1)
+        causal_mask_cc = torch.full((_BLOCK, _BLOCK), float("-inf")).triu_(1)
         longest = max(stop - start for start, stop in spans)
         bias = None if slopes_H is None else slopes_H.view(K, H // K, 1, 1) * torch.arange(longest)
         probabilities: list[torch.Tensor] = []
         for before, queries, keys in _blocks(spans):
-            count, seen = queries.stop - queries.start, keys.stop - keys.start
+            count, key_count = queries.stop - queries.start, keys.stop - keys.start
             s = torch.bmm(q[:, :, queries].reshape(K, -1, D),
-                          k[:, keys].transpose(1, 2)).view(K, H // K, count, seen)
+                          k[:, keys].transpose(1, 2)).view(K, H // K, count, key_count)
             # a softmax does not see what is added to a whole row, so the key's place is enough
             if bias is not None:
-                s += bias[..., :seen]
-            s[..., before:] += after_cc[:count, :count]
-            p = torch.softmax(s, dim=-1).view(K, -1, seen)
+                s += bias[..., :key_count]
+            s[..., before:] += causal_mask_cc[:count, :count]
+            p = torch.softmax(s, dim=-1).view(K, -1, key_count)
             out[:, :, queries] = torch.bmm(p, v[:, keys]).view(K, H // K, count, D)
             probabilities.append(p)
         ctx.spans, ctx.scale = spans, scale

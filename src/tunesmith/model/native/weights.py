@@ -27,11 +27,11 @@ def frozen(tensor: torch.Tensor) -> nn.Parameter:
 class FrozenWeight(nn.Module):
     """A weight [O, I] that does not learn. Subclasses say how it is kept.
 
-    dtype: what its products are computed in. joins: whether `beside` and one product are another way to
-    `project`.
+    dtype: what its products are computed in. can_concat: whether `concat_b` and one product are another way
+    to `project`.
     """
 
-    joins = True
+    can_concat = True
 
     def __init__(self, outputs: int, inputs: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -60,12 +60,12 @@ class FrozenWeight(nn.Module):
         # The small product first: the large one then takes its result along instead of a pass of its own.
         return torch.nn.functional.linear(xa_NR, b_OR, bias_O).addmm_(x_NI, self.dense().T)
 
-    def room_for_b(self, ranks: int) -> torch.Tensor:
+    def allocate_b(self, ranks: int) -> torch.Tensor:
         """Zeros [O, R] for LoRA's B as it is multiplied with."""
         return torch.zeros(self.outputs, ranks, dtype=self.dtype, device=next(self.parameters()).device)
 
-    def beside(self, b_OR: torch.Tensor) -> torch.Tensor:
-        """[W b], [O, I + R], in a buffer of its own. b_OR: from `room_for_b`."""
+    def concat_b(self, b_OR: torch.Tensor) -> torch.Tensor:
+        """[W b], [O, I + R], in a buffer of its own. b_OR: from `allocate_b`."""
         wide_OIR = torch.empty((self.outputs, self.inputs + b_OR.shape[1]), dtype=self.dtype,
                                device=b_OR.device)
         self.fill(wide_OIR[:, :self.inputs])
@@ -96,18 +96,18 @@ class DenseWeight(FrozenWeight):
         """The weight itself."""
         return self.weight
 
-    def room_for_b(self, ranks: int) -> torch.Tensor:
+    def allocate_b(self, ranks: int) -> torch.Tensor:
         """Zeros [O, R]; beside the weight itself, which moves, where the two are multiplied with as one."""
-        if not widens(self, ranks):
-            return super().room_for_b(ranks)
+        if not prefers_concat(self, ranks):
+            return super().allocate_b(ranks)
         self._wide_OIR = self.weight.new_zeros(self.outputs, self.inputs + ranks)
         self._wide_OIR[:, :self.inputs] = self.weight
         self.weight = frozen(self._wide_OIR[:, :self.inputs])
         return self._wide_OIR[:, self.inputs:]
 
-    def beside(self, b_OR: torch.Tensor) -> torch.Tensor:
+    def concat_b(self, b_OR: torch.Tensor) -> torch.Tensor:
         """[W b] as it stands."""
-        return super().beside(b_OR) if self._wide_OIR is None else self._wide_OIR
+        return super().concat_b(b_OR) if self._wide_OIR is None else self._wide_OIR
 
 
 class QuantisedWeight(FrozenWeight):
@@ -151,19 +151,18 @@ class StackedWeight(FrozenWeight):
             start += weight.outputs
 
 
-def widens(weight: FrozenWeight, ranks: int) -> bool:
-    """Whether x W^T + (x A^T) b^T is to be computed as [x, x A^T] [W b]^T: with kernels, where the output is
-    the wider side.
+def prefers_concat(weight: FrozenWeight, ranks: int) -> bool:
+    """Whether to compute x W^T + (x A^T) b^T as [x, x A^T] [W b]^T: with kernels, where outputs are wider.
 
     The sum then costs no pass over the output; joining the two inputs is one over the input. Rows stay in
     steps of 16 bytes.
     """
-    kernels, aligned = use_triton(next(weight.parameters())), (weight.inputs
-                                                               + ranks) % (16 // weight.dtype.itemsize) == 0
+    kernels = use_triton(next(weight.parameters()))
+    aligned = (weight.inputs + ranks) % (16 // weight.dtype.itemsize) == 0
     return kernels and aligned and 2 * weight.outputs >= 3 * weight.inputs
 
 
-def keep(weight_OI: torch.Tensor, quantization: str, dtype: torch.dtype) -> FrozenWeight:
+def build_weight(weight_OI: torch.Tensor, quantization: str, dtype: torch.dtype) -> FrozenWeight:
     """A weight as the recipe wants it kept. dtype: of its products."""
     way = WAYS[quantization]
     if not way.quantised:
