@@ -205,37 +205,38 @@ def test_round_weight(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     scale = (w.abs().amax(1).float() / 127)
     exact = w.double() / scale.double()[:, None]
     for transposed in (False, True):
-        a = plain.round_weight_int8_plain(w, scale, transposed)
-        b = kernels.round_weight_int8_triton(w, scale, transposed)
+        a = plain.quantise_weight_int8_plain(w, scale, transposed)
+        b = kernels.quantise_weight_int8_triton(w, scale, transposed)
         for q in (a, b):
             assert q.is_contiguous()
             assert ((q.T if transposed else q).double() - exact).abs().max() <= 0.5 + 1e-4, seed
         assert (a.int() - b.int()).abs().max() <= 1, seed
         assert (a != b).float().mean() <= 0.02, seed
-    too_small = kernels.round_weight_int8_triton(w, scale / 2, False)
+    too_small = kernels.quantise_weight_int8_triton(w, scale / 2, False)
     assert too_small.abs().max() <= 127
-    assert (too_small.int() - plain.round_weight_int8_plain(w, scale / 2, False).int()).abs().max() <= 1, seed
+    expected = plain.quantise_weight_int8_plain(w, scale / 2, False)
+    assert (too_small.int() - expected.int()).abs().max() <= 1, seed
 
 
 @each_dtype
-@pytest.mark.parametrize("room", [1, 8, 48])
-def test_weight_with_gaps_between_its_rows(dtype: torch.dtype, room: int) -> None:
+@pytest.mark.parametrize("gap", [1, 8, 48])
+def test_weight_with_gaps_between_its_rows(dtype: torch.dtype, gap: int) -> None:
     """As a weight lies beside LoRA's B."""
-    wide = randn(48, 80 + room, dtype=dtype) * 100
+    wide = randn(48, 80 + gap, dtype=dtype) * 100
     w, scale = wide[:, :80], randn(48).abs() + 1
-    q = rand_int8(48, 80 + room)
+    q = rand_int8(48, 80 + gap)
     for transposed in (False, True):
-        for rounded in (plain.round_weight_int8_plain, kernels.round_weight_int8_triton):
+        for rounded in (plain.quantise_weight_int8_plain, kernels.quantise_weight_int8_triton):
             assert torch.equal(rounded(w, scale, transposed), rounded(w.clone(), scale, transposed)), seed
-    assert torch.equal(kernels.round_weight_int8_triton(q[:, :80], None, True), q[:, :80].T), seed
+    assert torch.equal(kernels.quantise_weight_int8_triton(q[:, :80], None, True), q[:, :80].T), seed
     with pytest.raises(ValueError, match="contiguous"):
-        kernels.round_weight_int8_triton(w.T, None, True)
+        kernels.quantise_weight_int8_triton(w.T, None, True)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (48, 80), (130, 528)], ids=str)
 def test_transpose(shape: tuple[int, int]) -> None:
     q = rand_int8(*shape)
-    for t in (plain.transpose_int8(q), kernels.round_weight_int8_triton(q, None, True)):
+    for t in (plain.transpose_int8(q), kernels.quantise_weight_int8_triton(q, None, True)):
         assert t.is_contiguous()
         assert torch.equal(t, q.T), seed
 
@@ -291,7 +292,7 @@ LOW_SHAPES = [(1, 16, 1, 1), (17, 48, 33, 8), (16, 32, 32, 16), (39, 64, 71, 24)
 
 
 def low_rank(N: int, M: int, R: int, dtype: torch.dtype, flipped: bool) -> tuple[Tensor, Tensor]:
-    """(low [N, R], b [M, R]) of ones' size; flipped: b is a transposed view."""
+    """(xa [N, R], b [M, R]) of ones' size; flipped: b is a transposed view."""
     b = randn(R, M, dtype=dtype).T if flipped else randn(M, R, dtype=dtype)
     return randn(N, R, dtype=dtype), b
 
@@ -308,16 +309,16 @@ def test_low_rank_part(dtype: torch.dtype, shape: tuple[int, int, int, int], fli
     a, b = rand_int8(N, K), rand_int8(M, K)
     s_n = randn(N).abs() / 1000 / K
     tile = kernels.Tile(64, 32, 32, 4, 2) if DEVICE == "cuda" else SMALL
-    low, b_low = low_rank(N, M, R, dtype, flipped)
-    part, size = low.double() @ b_low.double().T, low.double().abs() @ b_low.double().abs().T
+    xa, lora_b = low_rank(N, M, R, dtype, flipped)
+    part, size = xa.double() @ lora_b.double().T, xa.double().abs() @ lora_b.double().abs().T
     for s_m, bias in ((None, None), (randn(M).abs(), None), (randn(M), randn(M, dtype=dtype)),
                       (None, (-part[0]).to(dtype))):
         large = (a.double() @ b.double().T) * s_n.double()[:, None] * (1 if s_m is None else s_m.double())
         plus = torch.zeros(M, device=DEVICE).double() if bias is None else bias.double()
         want, spread = large + part + plus, large.abs() + size + plus.abs()
-        for name, y in (("plain", plain.int8_product_plain(a, s_n, b, s_m, bias, dtype, low, b_low)),
+        for name, y in (("plain", plain.int8_product_plain(a, s_n, b, s_m, bias, dtype, xa, lora_b)),
                         ("triton",
-                         kernels.launch_product(a, s_n, b, s_m, bias, dtype, tile, low, b_low, tma=tma))):
+                         kernels.launch_product(a, s_n, b, s_m, bias, dtype, tile, xa, lora_b, tma=tma))):
             assert y.dtype == dtype
             excess = (y.double() - want).abs() - (ROUNDING[dtype] * want.abs() + 4e-6 * spread + 1e-7)
             assert excess.max() <= 0, f"{name}: {float(excess.max())} too far off, seed {seed}"
@@ -335,20 +336,20 @@ def test_low_rank_part_in_the_tiles_in_use(dtype: torch.dtype, tile: kernels.Til
     a, b, s_n, s_m = rand_int8(139, 272), rand_int8(389,
                                                     272), randn(139).abs() / 1000, randn(389).abs() / 1000
     for R, flipped in ((16, False), (48, True), (80, False), (200, True)):
-        low, b_low = low_rank(139, 389, R, dtype, flipped)
-        got = kernels.launch_product(a, s_n, b, s_m, None, dtype, tile, low, b_low, tma=tma)
-        want = plain.int8_product_plain(a, s_n, b, s_m, None, torch.float32, low, b_low)
+        xa, lora_b = low_rank(139, 389, R, dtype, flipped)
+        got = kernels.launch_product(a, s_n, b, s_m, None, dtype, tile, xa, lora_b, tma=tma)
+        want = plain.int8_product_plain(a, s_n, b, s_m, None, torch.float32, xa, lora_b)
         assert relative(got, want) <= ROUNDING[dtype], f"{relative(got, want)}, R {R}, seed {seed}"
 
 
 @each_dtype
 def test_a_low_rank_part_of_zeros_adds_nothing(dtype: torch.dtype) -> None:
     a, b, s_n, bias = rand_int8(20, 32), rand_int8(40, 32), randn(20) / 1000, randn(40, dtype=dtype)
-    low, b_low = low_rank(20, 40, 24, dtype, False)
+    xa, lora_b = low_rank(20, 40, 24, dtype, False)
     for product in (plain.int8_product_plain, kernels.int8_product_triton):
         want = product(a, s_n, b, None, bias, dtype)
-        for zeros in ((low * 0, b_low), (low, b_low * 0),
-                      (low[:, :0].contiguous(), b_low[:, :0].contiguous())):
+        for zeros in ((xa * 0, lora_b), (xa, lora_b * 0),
+                      (xa[:, :0].contiguous(), lora_b[:, :0].contiguous())):
             assert torch.equal(product(a, s_n, b, None, bias, dtype, *zeros), want), seed
 
 
@@ -357,23 +358,23 @@ def test_a_low_rank_part_of_zeros_adds_nothing(dtype: torch.dtype) -> None:
 def test_what_is_not_finite_in_the_low_rank_part_shows(strange: float) -> None:
     """In its row or column, and nowhere else."""
     a, b, s_n = rand_int8(20, 32), rand_int8(40, 32), randn(20) / 1000
-    for at_low in (True, False):
-        low, b_low = low_rank(20, 40, 24, torch.float16, False)
-        (low if at_low else b_low)[7, 5] = strange
+    for at_xa in (True, False):
+        xa, lora_b = low_rank(20, 40, 24, torch.float16, False)
+        (xa if at_xa else lora_b)[7, 5] = strange
         for product in (plain.int8_product_plain, kernels.int8_product_triton):
-            bad = ~product(a, s_n, b, None, None, torch.float16, low, b_low).isfinite()
-            assert (bad[7] if at_low else bad[:, 7]).all(), seed
-            assert bad.sum() == (40 if at_low else 20), seed
+            bad = ~product(a, s_n, b, None, None, torch.float16, xa, lora_b).isfinite()
+            assert (bad[7] if at_xa else bad[:, 7]).all(), seed
+            assert bad.sum() == (40 if at_xa else 20), seed
 
 
 def test_low_rank_parts_that_do_not_fit_are_refused() -> None:
     a, b, s_n = rand_int8(4, 16), rand_int8(6, 16), randn(4)
-    low, b_low = randn(4, 8), randn(6, 8)
-    for pair in ((low, None), (None, b_low), (low[:3], b_low), (low, b_low[:5]), (low[:, :7], b_low),
-                 (low.half(), b_low)):
+    xa, lora_b = randn(4, 8), randn(6, 8)
+    for pair in ((xa, None), (None, lora_b), (xa[:3], lora_b), (xa, lora_b[:5]), (xa[:, :7], lora_b),
+                 (xa.half(), lora_b)):
         with pytest.raises(ValueError, match="low-rank part"):
             plain.int8_product(a, s_n, b, None, None, torch.float32, *pair)
-    for pair in ((randn(8, 4).T, b_low), (low, randn(12, 8)[::2]), (low, randn(6, 16)[:, :8])):
+    for pair in ((randn(8, 4).T, lora_b), (xa, randn(12, 8)[::2]), (xa, randn(6, 16)[:, :8])):
         with pytest.raises(ValueError, match="contiguous"):
             kernels.int8_product_triton(a, s_n, b, None, None, torch.float32, *pair)
 
@@ -511,15 +512,15 @@ def test_backward_points_where_the_exact_one_does(dtype: torch.dtype, kind: str)
 def test_lora_s_part_and_the_bias_come_along(dtype: torch.dtype) -> None:
     exact = int8_weight(64, 96, dtype)
     products = settled(exact, [randn(8, 96, dtype=dtype)])
-    x, low, b, bias, a = (randn(*shape, dtype=dtype) for shape in ((8, 96), (8, 4), (64, 4), (64,), (4, 96)))
-    want = products.project(x, None).double() + low.double() @ b.double().T + bias.double()
-    assert relative(products.project(x, bias, low, b), want) < 0.01, seed
+    x, xa, b, bias, a = (randn(*shape, dtype=dtype) for shape in ((8, 96), (8, 4), (64, 4), (64,), (4, 96)))
+    want = products.project(x, None).double() + xa.double() @ b.double().T + bias.double()
+    assert relative(products.project(x, bias, xa, b), want) < 0.01, seed
     dy = randn(8, 64, dtype=dtype)
-    assert relative(products.project_back(dy, low, a),
-                    products.project_back(dy).double() + low.double() @ a.double()) < 0.01, seed
+    assert relative(products.project_back(dy, xa, a),
+                    products.project_back(dy).double() + xa.double() @ a.double()) < 0.01, seed
 
 
-def separately(products: Int8Products, x: Tensor, bias: Tensor | None, low: Tensor,
+def separately(products: Int8Products, x: Tensor, bias: Tensor | None, xa: Tensor,
                b: Tensor) -> list[Tensor]:
     """Forward as passes of their own over the result, each with a rounding: after each of them."""
     q, s = plain.quantise_rows_int8(x, None, products.dropped_I)
@@ -527,7 +528,7 @@ def separately(products: Int8Products, x: Tensor, bias: Tensor | None, low: Tens
                                  products.dtype)]
     if products.w_outlier is not None:
         passes.append(passes[-1].addmm(x[:, products.columns], products.w_outlier.T))
-    return [*passes, passes[-1].addmm(low, b.T)]
+    return [*passes, passes[-1].addmm(xa, b.T)]
 
 
 @each_dtype
@@ -546,23 +547,23 @@ def test_one_pass_is_what_several_were(dtype: torch.dtype, outliers: int, kernel
     products = settled(exact, [planted(8, inputs, columns, factors, dtype)])
     x, dy, bias = planted(12, inputs, columns, factors,
                           dtype), randn(12, outputs, dtype=dtype), randn(outputs, dtype=dtype)
-    a, low = randn(R, inputs, dtype=dtype), randn(12, R, dtype=dtype)
+    a, xa = randn(R, inputs, dtype=dtype), randn(12, R, dtype=dtype)
     b = randn(outputs, inputs + R, dtype=dtype)[:, inputs:]  # as it lies beside a dense weight
 
-    got, passes = products.project(x, bias, low, b), separately(products, x, bias, low, b)
+    got, passes = products.project(x, bias, xa, b), separately(products, x, bias, xa, b)
     size = sum(y.double().abs() for y in (got, *passes))
-    size_low = low.double().abs() @ b.double().abs().T + x.double().abs() @ exact.dense().double().abs().T
+    size_xa = xa.double().abs() @ b.double().abs().T + x.double().abs() @ exact.dense().double().abs().T
     assert (
-        (got.double() - passes[-1].double()).abs() - ROUNDING[dtype] * size - 1e-5 * size_low
+        (got.double() - passes[-1].double()).abs() - ROUNDING[dtype] * size - 1e-5 * size_xa
     ).max() <= 0, seed
-    assert relative(got, exact.project(x, bias, low, b)) < 0.02, seed
+    assert relative(got, exact.project(x, bias, xa, b)) < 0.02, seed
 
-    got, rest = products.project_back(dy, low, a), products.project_back(dy)
-    want = rest.addmm(low, a)
+    got, rest = products.project_back(dy, xa, a), products.project_back(dy)
+    want = rest.addmm(xa, a)
     size = sum(y.double().abs() for y in (got, rest, want))
-    size_low = low.double().abs() @ a.double().abs()
-    assert ((got.double() - want.double()).abs() - ROUNDING[dtype] * size - 1e-5 * size_low).max() <= 0, seed
-    assert relative(got, exact.project_back(dy, low, a)) < 0.02, seed
+    size_xa = xa.double().abs() @ a.double().abs()
+    assert ((got.double() - want.double()).abs() - ROUNDING[dtype] * size - 1e-5 * size_xa).max() <= 0, seed
+    assert relative(got, exact.project_back(dy, xa, a)) < 0.02, seed
 
 
 def test_a_weight_beside_lora_s_b_is_rounded_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from tunesmith.model.native.kernels.formats import INT8_LARGEST
 from tunesmith.model.native.kernels.int8_matmul import (
     int8_product,
     quantise_rows_int8,
-    round_weight_int8,
+    quantise_weight_int8,
     transpose_int8,
 )
 from tunesmith.model.native.weights import FrozenWeight, frozen
@@ -90,7 +90,7 @@ class Int8Products(FrozenWeight):
         exact = self._exact[0]
         if rows := exact.int8_rows():
             return transpose_int8(rows[0]) if transposed else rows[0]
-        return round_weight_int8(exact.dense(), self.scale, transposed=transposed)
+        return quantise_weight_int8(exact.dense(), self.scale, transposed=transposed)
 
     def _calibrate(self, x_NI: torch.Tensor) -> None:
         self.passes += 1

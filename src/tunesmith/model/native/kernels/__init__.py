@@ -1,3 +1,1 @@
-"""Element-wise, dequantisation, loss and attention kernels: each in Triton for CUDA, with a twin in plain
-torch.
-"""
+"""Element-wise, dequantisation, loss and attention kernels: in Triton for CUDA, with a plain-torch twin."""

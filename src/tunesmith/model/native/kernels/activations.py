@@ -25,23 +25,21 @@ def gelu(h_NC: torch.Tensor) -> torch.Tensor:
 
 
 def gelu_backward(da_NC: torch.Tensor, h_NC: torch.Tensor,
-                  again_NC: torch.Tensor | None = None) -> torch.Tensor:
+                  recomputed_NC: torch.Tensor | None = None) -> torch.Tensor:
     """The gradient [N, C] with respect to gelu's input h_NC, from the gradient da_NC of its output.
 
-    again_NC: where given it is filled with gelu(h_NC) on the way; it may be da_NC itself, which is then
+    recomputed_NC: where given it is filled with gelu(h_NC) on the way; it may be da_NC itself, which is then
     overwritten.
     """
     if use_triton(h_NC):
         from tunesmith.model.native.kernels.activations_triton import gelu_backward_triton
 
-        return gelu_backward_triton(da_NC, h_NC, again_NC)
-    return gelu_backward_plain(da_NC, h_NC, again_NC)
+        return gelu_backward_triton(da_NC, h_NC, recomputed_NC)
+    return gelu_backward_plain(da_NC, h_NC, recomputed_NC)
 
 
 def swiglu(gate_up_N2I: torch.Tensor) -> torch.Tensor:
-    """silu(the first half of the columns) times the second half [N, I]. Shazeer 2020
-    (https://arxiv.org/abs/2002.05202).
-    """
+    """silu(the first half of the columns) times the second half [N, I] (https://arxiv.org/abs/2002.05202)."""
     if use_triton(gate_up_N2I):
         from tunesmith.model.native.kernels.activations_triton import swiglu_triton
 
@@ -50,17 +48,17 @@ def swiglu(gate_up_N2I: torch.Tensor) -> torch.Tensor:
 
 
 def swiglu_backward(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor,
-                    again_NI: torch.Tensor | None = None) -> torch.Tensor:
+                    recomputed_NI: torch.Tensor | None = None) -> torch.Tensor:
     """The gradient [N, 2I] with respect to swiglu's input, from the gradient da_NI of its output.
 
-    again_NI: where given it is filled with swiglu(gate_up_N2I) on the way; it may be da_NI itself, which is
-    then overwritten.
+    recomputed_NI: where given it is filled with swiglu(gate_up_N2I) on the way; it may be da_NI itself, which
+    is then overwritten.
     """
     if use_triton(gate_up_N2I):
         from tunesmith.model.native.kernels.activations_triton import swiglu_backward_triton
 
-        return swiglu_backward_triton(da_NI, gate_up_N2I, again_NI)
-    return swiglu_backward_plain(da_NI, gate_up_N2I, again_NI)
+        return swiglu_backward_triton(da_NI, gate_up_N2I, recomputed_NI)
+    return swiglu_backward_plain(da_NI, gate_up_N2I, recomputed_NI)
 
 
 def gelu_plain(h_NC: torch.Tensor) -> torch.Tensor:
@@ -69,11 +67,11 @@ def gelu_plain(h_NC: torch.Tensor) -> torch.Tensor:
 
 
 def gelu_backward_plain(da_NC: torch.Tensor, h_NC: torch.Tensor,
-                        again_NC: torch.Tensor | None = None) -> torch.Tensor:
+                        recomputed_NC: torch.Tensor | None = None) -> torch.Tensor:
     """`gelu_backward` in plain torch."""
     dh_NC: torch.Tensor = torch.ops.aten.gelu_backward(da_NC, h_NC, approximate="tanh")
-    if again_NC is not None:
-        again_NC.copy_(gelu_plain(h_NC))
+    if recomputed_NC is not None:
+        recomputed_NC.copy_(gelu_plain(h_NC))
     return dh_NC
 
 
@@ -84,7 +82,7 @@ def swiglu_plain(gate_up_N2I: torch.Tensor) -> torch.Tensor:
 
 
 def swiglu_backward_plain(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor,
-                          again_NI: torch.Tensor | None = None) -> torch.Tensor:
+                          recomputed_NI: torch.Tensor | None = None) -> torch.Tensor:
     """`swiglu_backward` in plain torch."""
     gate_NI, up_NI = (half_NI.float() for half_NI in gate_up_N2I.chunk(2, dim=1))
     d_gate_up_N2I = torch.empty_like(gate_up_N2I)
@@ -92,6 +90,6 @@ def swiglu_backward_plain(da_NI: torch.Tensor, gate_up_N2I: torch.Tensor,
     d_NI, silu_NI = da_NI.float(), F.silu(gate_NI)
     d_gate_NI.copy_(torch.ops.aten.silu_backward(d_NI * up_NI, gate_NI))
     d_up_NI.copy_(silu_NI * d_NI)
-    if again_NI is not None:
-        again_NI.copy_(silu_NI.mul_(up_NI))
+    if recomputed_NI is not None:
+        recomputed_NI.copy_(silu_NI.mul_(up_NI))
     return d_gate_up_N2I

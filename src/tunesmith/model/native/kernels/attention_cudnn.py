@@ -1,5 +1,4 @@
-"""Causal attention of samples of one length by cuDNN, through torch's own operators: faster than our kernels
-on Hopper.
+"""Causal attention of samples of one length by cuDNN through torch: faster than our kernels on Hopper.
 
 Only the dense form is used. Its form for samples of several lengths is not: torch up to 2.12 sizes a buffer
 of its backward pass by the width of a head (https://github.com/pytorch/pytorch/pull/186142). Shapes: B
@@ -49,7 +48,7 @@ def attention_backward_cudnn(do_NHD: torch.Tensor, q_NHD: torch.Tensor, k_NKD: t
                              scale: float | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(dq [N, H, D], dk [N, K, D], dv [N, K, D])."""
     lse, cum_q, cum_k, max_q, max_k, seed, offset = rest
-    found = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+    grads = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
         *(_by_sample(each, length) for each in (do_NHD, q_NHD, k_NKD, v_NKD, o_NHD)), lse, seed, offset, None,
         cum_q, cum_k, max_q, max_k, 0.0, True, scale=scale)
-    return tuple(each.transpose(1, 2).flatten(0, 1) for each in found)
+    return tuple(each.transpose(1, 2).flatten(0, 1) for each in grads)

@@ -1,5 +1,4 @@
-"""Attention over a packed stream in Triton: one pass forward, two passes backward, nothing of size N x N in
-memory.
+"""Attention over a packed batch in Triton: one pass forward, two backward, nothing of size N x N kept.
 
 After FlashAttention-2 (Dao 2023, https://arxiv.org/abs/2307.08691). Samples stand one after another; a token
 sees the keys from `first_key_N` to itself, so blocks of other samples are never read. Scores are in base 2:
@@ -158,8 +157,8 @@ def _launch(q_NHD: torch.Tensor, k_NHD: torch.Tensor, slopes_H: torch.Tensor | N
     heads, width = q_NHD.shape[1:]
     padded = max(16, triton.next_power_of_2(width))
     row_bytes = padded * q_NHD.element_size()
-    blocks, stages = ((64, 64), 3) if row_bytes <= 256 else ((32, 32),
-                                                             2) if row_bytes <= 512 else ((16, 16), 1)
+    blocks, stages = (((64, 64), 3) if row_bytes <= 256
+                      else ((32, 32), 2) if row_bytes <= 512 else ((16, 16), 1))
     return {"GROUP": heads // k_NHD.shape[1], "D": width, "BD": padded, "ALIBI": slopes_H is not None,
             "BM": blocks[0], "BN": blocks[1], "PRECISION": "ieee" if q_NHD.dtype == torch.float32 else "tf32",
             "num_warps": 4, "num_stages": stages}

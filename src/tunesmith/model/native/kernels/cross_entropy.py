@@ -1,6 +1,4 @@
-"""Cross-entropy of rows of logits, with the gradient in the same go. L rows that bear a loss, V entries of
-the vocabulary.
-"""
+"""Cross-entropy of rows of logits, with the gradient in the same go. L loss-bearing rows, V entries."""
 
 from __future__ import annotations
 
@@ -15,8 +13,7 @@ _CHUNK = 1 << 22
 
 def cross_entropy(logits_LV: torch.Tensor, targets_L: torch.Tensor,
                   d_logits_LV: torch.Tensor | None) -> torch.Tensor:
-    """Each row's loss [L] in nats, fp32: logsumexp(logits) minus the target's logit; 0 where the target is
-    IGNORED.
+    """Each row's loss [L] in nats, fp32: logsumexp(logits) minus the target's logit; 0 if it is IGNORED.
 
     logits_LV: fp32, bf16 or fp16, contiguous; computed in fp32. targets_L: int64, in [0, V) or IGNORED.
     d_logits_LV: of any float dtype and contiguous; where given it is filled with the gradient of each row's
@@ -32,9 +29,7 @@ def cross_entropy(logits_LV: torch.Tensor, targets_L: torch.Tensor,
 
 def cross_entropy_plain(logits_LV: torch.Tensor, targets_L: torch.Tensor,
                         d_logits_LV: torch.Tensor | None) -> torch.Tensor:
-    """`cross_entropy` in plain torch, some rows at a time, so that little more memory is taken than is
-    given.
-    """
+    """`cross_entropy` in plain torch, some rows at a time, so that it takes little memory of its own."""
     rows, entries = logits_LV.shape
     nats_L = torch.empty(rows, dtype=torch.float32, device=logits_LV.device)
     step = max(1, _CHUNK // entries)

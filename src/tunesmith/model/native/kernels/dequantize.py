@@ -1,5 +1,4 @@
-"""Frozen, quantised weights back to floats: int8 with a scale for each row, and bitsandbytes'
-double-quantised nf4.
+"""Frozen, quantised weights back to floats: int8 with a scale a row, bitsandbytes' double-quantised nf4.
 
 O output features, I input features.
 """
@@ -17,8 +16,7 @@ _CHUNK = 1 << 18
 
 
 def dequantize_int8(q_OI: torch.Tensor, scale_O: torch.Tensor, out_OI: torch.Tensor) -> torch.Tensor:
-    """Write q * scale into out_OI (fp32, bf16 or fp16) and return it. q_OI: int8. scale_O: fp32, absmax /
-    127.
+    """Write q * scale into out_OI (any float dtype) and return it. q_OI: int8. scale_O: fp32, absmax / 127.
 
     The rows of out_OI may have gaps between them.
     """
@@ -47,9 +45,7 @@ def dequantize_nf4(packed: torch.Tensor, code_16: torch.Tensor, absmax: Nf4Absma
 
 
 def dequantize_int8_plain(q_OI: torch.Tensor, scale_O: torch.Tensor, out_OI: torch.Tensor) -> torch.Tensor:
-    """`dequantize_int8` in plain torch, some rows at a time: torch makes an fp32 copy of what it
-    multiplies.
-    """
+    """`dequantize_int8` in plain torch, some rows at a time: torch copies what it multiplies to fp32."""
     step = max(1, _CHUNK // q_OI.shape[1])
     for start in range(0, q_OI.shape[0], step):
         part = slice(start, start + step)
@@ -68,8 +64,8 @@ def dequantize_nf4_plain(packed: torch.Tensor, code_16: torch.Tensor, absmax: Nf
     packed, out = packed.view(-1), out_OI.view(-1)
     for start in range(0, out.numel(), _CHUNK):
         values = pairs.index_select(0, packed[start // 2:(start + _CHUNK) // 2].int()).view(torch.float32)
-        part, scale_B1 = out[start:start + _CHUNK], absmax_B[start // NF4_BLOCK:(start + _CHUNK) // NF4_BLOCK,
-                                                             None]
+        part = out[start:start + _CHUNK]
+        scale_B1 = absmax_B[start // NF4_BLOCK:(start + _CHUNK) // NF4_BLOCK, None]
         whole = part.numel() // NF4_BLOCK * NF4_BLOCK
         torch.mul(values[:whole].view(-1, NF4_BLOCK), scale_B1[:whole // NF4_BLOCK],
                   out=part[:whole].view(-1, NF4_BLOCK))

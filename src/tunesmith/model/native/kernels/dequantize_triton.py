@@ -18,9 +18,7 @@ _BLOCK, _NESTED = tl.constexpr(NF4_BLOCK), tl.constexpr(NF4_NESTED)
 
 @triton.jit
 def _int8_kernel(q, scale, out, width, out_stride, tiles, COLUMNS: tl.constexpr):
-    """A program is one tile of one row; `tiles` in each row, `out_stride` from one row of `out` to the
-    next.
-    """
+    """A program is one tile of one row; `tiles` in each row, `out_stride` between the rows of `out`."""
     row, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     start = row.to(tl.int64) * width
     cols = tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -32,8 +30,7 @@ def _int8_kernel(q, scale, out, width, out_stride, tiles, COLUMNS: tl.constexpr)
 @triton.jit
 def _nf4_kernel(packed, code_16, q, code_256, nested, offset, out, count, size, width, out_stride,
                 GAPS: tl.constexpr, BLOCKS: tl.constexpr):
-    """A program is BLOCKS rows of 64 values. The two codes are looked up in memory: 64 and 1,024 bytes that
-    stay in L1.
+    """A program is BLOCKS rows of 64 values. Both code tables (64 and 1,024 bytes) stay in L1.
 
     GAPS: `out` has rows of `width` values, whole blocks, `out_stride` from one to the next; otherwise it is
     flat.
@@ -81,9 +78,7 @@ def dequantize_nf4_triton(packed: torch.Tensor, code_16: torch.Tensor, absmax: N
     if stride != width and width % NF4_BLOCK:
         raise ValueError(f"rows of {width} values with gaps between them are no whole blocks of {NF4_BLOCK}")
     with torch.cuda.device_of(packed):
-        _nf4_kernel[(triton.cdiv(count, NF4_BLOCK * _BLOCKS),)](packed, code_16, absmax.q, absmax.code_256,
-                                                                absmax.nested,
-                                                            absmax.offset, out_OI, count, packed.numel(),
-                                                                width, stride,
-                                                            GAPS=stride != width, BLOCKS=_BLOCKS, num_warps=4)
+        _nf4_kernel[(triton.cdiv(count, NF4_BLOCK * _BLOCKS),)](
+            packed, code_16, absmax.q, absmax.code_256, absmax.nested, absmax.offset, out_OI, count,
+            packed.numel(), width, stride, GAPS=stride != width, BLOCKS=_BLOCKS, num_warps=4)
     return out_OI

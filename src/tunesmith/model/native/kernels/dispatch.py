@@ -1,6 +1,4 @@
-"""Whether a tensor's kernel runs in Triton or as its twin in plain torch, and what the Triton launchers
-share.
-"""
+"""Whether a tensor's kernel runs in Triton or as its plain-torch twin, and what the launchers share."""
 
 from __future__ import annotations
 
@@ -54,9 +52,7 @@ def row_block(columns: int) -> tuple[int, bool]:
 
 
 def require_contiguous(*tensors: torch.Tensor | None) -> None:
-    """Raise ValueError where a tensor has gaps or is transposed: the kernels address bare memory and would
-    misread it.
-    """
+    """Raise ValueError for a tensor with gaps or transposed: the kernels address bare memory."""
     for tensor in tensors:
         if tensor is not None and not tensor.is_contiguous():
             raise ValueError(f"a kernel was given a tensor {tuple(tensor.shape)} with strides "

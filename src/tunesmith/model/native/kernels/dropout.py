@@ -1,5 +1,4 @@
-"""Dropout whose mask is a pure function of (the token's key, the module's salt, the channel): nothing is
-stored.
+"""Dropout whose mask is a pure function of (token's key, module's salt, channel): nothing is stored.
 
 A token's key is hashed from the seed of its sample and its place there (`model.dropout`), so that a mask
 depends neither on how a step is cut into micro-batches nor on what stands beside the sample, and every device
@@ -35,8 +34,7 @@ _CHUNK_CPU, _CHUNK_GPU = 1 << 17, 1 << 24
 
 
 def dropout(x_NC: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> torch.Tensor:
-    """x / (1 - p) where kept, else 0, in x's dtype; x itself where p is 0. Its backward pass is itself on the
-    gradient.
+    """x / (1 - p) where kept, else 0, in x's dtype; x itself where p is 0. Its own backward pass, on dy.
 
     p: the share that is dropped, 0 <= p < 1. keys_N: each token's key, int64, on x's device, where they are
     also read: a CUDA graph that is replayed with other keys draws another mask. salt: tells apart the modules
@@ -54,9 +52,7 @@ def dropout(x_NC: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> to
 
 
 def dropout_plain(x_NC: torch.Tensor, p: float, keys_N: torch.Tensor, salt: int) -> torch.Tensor:
-    """`dropout` in plain torch, with 0 < p < 1; on a CPU the hashes are numpy's, which is quicker there
-    (`_numpy_mask`).
-    """
+    """`dropout` in plain torch, with 0 < p < 1; on a CPU the hashes are numpy's (`_numpy_mask`)."""
     y_NC = torch.empty_like(x_NC, memory_format=torch.contiguous_format)
     rows, columns = x_NC.shape
     on_cpu = x_NC.device.type == "cpu"
@@ -100,9 +96,9 @@ def _torch_mask(keys_N: torch.Tensor, columns: int, p: float, salt: int) -> torc
     """What is dropped [N, C], in torch's int32, whose products wrap, for any device; the keys stay there."""
     salt_1, salt_2 = salt_keys(salt)
     # little-endian, as all that torch runs on
-    low, high = keys_N.contiguous().view(torch.int32).view(-1, 2).unbind(1)
-    key_1 = _torch_mix(low ^ salt_1)
-    key_2 = _torch_mix(key_1 + (high ^ salt_2))
+    low_32, high_32 = keys_N.contiguous().view(torch.int32).view(-1, 2).unbind(1)
+    key_1 = _torch_mix(low_32 ^ salt_1)
+    key_2 = _torch_mix(key_1 + (high_32 ^ salt_2))
     columns_C = torch.arange(columns, dtype=torch.int32, device=keys_N.device)
     h = _torch_mix(_torch_mix(columns_C ^ key_1[:, None]) ^ key_2[:, None])
     # Signed numbers compare as unsigned ones once both have their highest bit flipped.
@@ -110,9 +106,7 @@ def _torch_mask(keys_N: torch.Tensor, columns: int, p: float, salt: int) -> torc
 
 
 def _torch_mix(h: torch.Tensor) -> torch.Tensor:
-    """lowbias32 on int32. torch's shift brings in copies of the sign from the left, which are cut off
-    again.
-    """
+    """lowbias32 on int32. torch's shift brings in copies of the sign, which are cut off again."""
     for shift, multiplier in _STEPS:
         h = (h ^ (h >> shift & (1 << 32 - shift) - 1)) * signed(multiplier)
     return h ^ (h >> 16 & 0xFFFF)

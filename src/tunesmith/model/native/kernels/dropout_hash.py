@@ -1,5 +1,4 @@
-"""lowbias32, a 32-bit mixer that Christopher Wellons searched for the lowest bias, and the keys that
-dropout's masks hash.
+"""lowbias32, a 32-bit mixer found by Christopher Wellons, and the keys that dropout's masks hash.
 
 hash-prospector, https://github.com/skeeto/hash-prospector, public domain. `dropout.py` says how a mask comes
 of them.
@@ -19,9 +18,7 @@ def threshold(p: float) -> int:
 
 
 def salt_keys(salt: int) -> tuple[int, int]:
-    """What the salt adds to the two keys, as signed 32-bit numbers. Raises ValueError where it is no unsigned
-    one.
-    """
+    """What the salt adds to the two keys, as signed 32-bit numbers. Raises ValueError for a larger salt."""
     if not 0 <= salt <= MASK_32:
         raise ValueError(f"the dropout salt must be in [0, 2**32), but is {salt}")
     first = mix((salt + _GOLDEN) & MASK_32)

@@ -22,14 +22,11 @@ def _mix(h):
     return h ^ (h >> 16)
 
 
-# Without specialisation a salt that happens to give 1, or a multiple of 16, would compile a kernel of its
-# own.
+# Unspecialised: a salt that happens to give 1, or a multiple of 16, would compile its own kernel.
 @triton.jit(do_not_specialize=["salt_1", "salt_2", "tokens"])
 def _dropout_kernel(x, y, keys, salt_1, salt_2, scale, tokens, channels, THRESHOLD: tl.constexpr,
                     ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """THRESHOLD is compiled in: a run has one probability, and as an argument its type would change at
-    2**31.
-    """
+    """THRESHOLD is compiled in: a run has one, and as an argument its type would change at 2**31."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     key = tl.load(keys + row, mask=row < tokens, other=0)

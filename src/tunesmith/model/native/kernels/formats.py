@@ -1,6 +1,4 @@
-"""The numbers that a plain kernel and its Triton twin agree on: how quantised weights are laid out, what a
-format can hold.
-"""
+"""The numbers that a plain kernel and its Triton twin agree on: layouts and limits of the formats."""
 
 from __future__ import annotations
 
@@ -26,8 +24,7 @@ INT8_TINY = 1e-30
 
 @dataclass(frozen=True)
 class Nf4Absmax:
-    """The quantised absmax of each block of 64 values: block b's is code_256[q[b]] * nested[b // 256] +
-    offset.
+    """The quantised absmax of each block b of 64 values: code_256[q[b]] * nested[b // 256] + offset.
 
     Dettmers et al. 2023 (https://arxiv.org/abs/2305.14314), section 3. q: uint8 [blocks]. code_256: fp32
     [256]. nested: fp32 [ceil(blocks / 256)]. offset: fp32 without dimensions.

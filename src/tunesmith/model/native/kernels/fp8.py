@@ -1,5 +1,4 @@
-"""fp8 (e4m3, Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433) for products of activations with
-frozen weights.
+"""fp8 (e4m3, https://arxiv.org/abs/2209.05433) for products of activations with frozen weights.
 
 Shapes: N tokens, C channels; O outputs and I inputs of a weight. An activation has one scale a token, a
 weight one an output: value = q * scale.
@@ -53,9 +52,7 @@ def cast_weight_plain(weight_OI: torch.Tensor, scale_O: torch.Tensor | None,
 
 def scaled_product(a_NK: torch.Tensor, scale_N1: torch.Tensor, b_MK: torch.Tensor, scale_1M: torch.Tensor,
                    dtype: torch.dtype) -> torch.Tensor:
-    """(a scale_N1) (b scale_1M^T)^T [N, M] in `dtype`, accumulated in fp32. a and b are fp8, K apart in
-    memory by one.
-    """
+    """(a scale_N1) (b scale_1M^T)^T [N, M] in `dtype`, accumulated in fp32. a, b: fp8, K dense in memory."""
     if a_NK.is_cuda:
         return torch._scaled_mm(a_NK, b_MK.T, scale_N1, scale_1M, out_dtype=dtype, use_fast_accum=True)
     return ((a_NK.float() @ b_MK.float().T) * scale_N1 * scale_1M).to(dtype)

@@ -22,8 +22,7 @@ def _loaded(x, scale, at, C, SCALED: tl.constexpr):
 @triton.jit
 def _rows_kernel(x, scale, q, s, C, SCALED: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr,
                  WHOLE: tl.constexpr, CHUNK: tl.constexpr = 8):
-    """One program a row. WHOLE: a block holds it, so it is read once; else twice, the second time from the
-    cache.
+    """One program a row. WHOLE: a block holds it, so it is read once; else twice, then from the cache.
 
     CHUNK: neighbouring values that a thread takes. Left alone it is 16, for the sake of the bytes that are
     stored, and a warp's loads, of 16 bytes a thread at most, would leave gaps.
@@ -37,15 +36,15 @@ def _rows_kernel(x, scale, q, s, C, SCALED: tl.constexpr, LARGEST: tl.constexpr,
     if not WHOLE:
         for start in range(BLOCK, C, BLOCK):
             largest = tl.maximum(largest, tl.abs(_loaded(x, scale, start + at, C, SCALED)))
-    most = tl.max(largest, 0)
-    row_scale = tl.where(most > 0, most / LARGEST, 1.0)
-    rounded = tl.minimum(tl.maximum(value / row_scale, -LARGEST), LARGEST)
-    tl.store(q + at, rounded.to(tl.float8e4nv), mask=at < C)
+    row_max = tl.max(largest, 0)
+    row_scale = tl.where(row_max > 0, row_max / LARGEST, 1.0)
+    quantised = tl.minimum(tl.maximum(value / row_scale, -LARGEST), LARGEST)
+    tl.store(q + at, quantised.to(tl.float8e4nv), mask=at < C)
     if not WHOLE:
         for start in range(BLOCK, C, BLOCK):
             value = _loaded(x, scale, start + at, C, SCALED)
-            rounded = tl.minimum(tl.maximum(value / row_scale, -LARGEST), LARGEST)
-            tl.store(q + start + at, rounded.to(tl.float8e4nv), mask=start + at < C)
+            quantised = tl.minimum(tl.maximum(value / row_scale, -LARGEST), LARGEST)
+            tl.store(q + start + at, quantised.to(tl.float8e4nv), mask=start + at < C)
     tl.store(s + row, row_scale)
 
 

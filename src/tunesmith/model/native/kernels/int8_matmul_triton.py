@@ -28,7 +28,8 @@ _GROUP = 8
 #: The compute capability that brought the bulk copy engine.
 _TMA_SINCE = (9, 0)
 #: Longer rows whose columns have scales are read in pieces of this many values: with its scale a value takes
-#: three times the room, and few programs that hold a whole row fit a multiprocessor. (3.2 against 2.7 TB/s at
+#: three times the space, and few programs that hold a whole row fit a multiprocessor. (3.2 against 2.7 TB/s
+#: at
 #: 28,672 on an H200.)
 _LONGEST_SCALED, _PIECE = 16384, 4096
 #: Ranks of the low-rank part that a tile multiplies at a time, and in fp32, which the tensor cores do not
@@ -81,10 +82,8 @@ def _size(value):
 
 
 @triton.jit
-def _rounded(value, inverse, CLAMPED: tl.constexpr):
-    """value * inverse, from -127 to 127 (CLAMPED: to be kept within), as int8: the last byte of the sum is
-    that integer.
-    """
+def _quantised(value, inverse, CLAMPED: tl.constexpr):
+    """value * inverse as int8, from -127 to 127 (CLAMPED: kept within): the last byte of the sum."""
     raised = value * inverse + _ROUNDER
     if CLAMPED:
         raised = tl.minimum(tl.maximum(raised, _ROUNDER - _LARGEST), _ROUNDER + _LARGEST)
@@ -94,8 +93,7 @@ def _rounded(value, inverse, CLAMPED: tl.constexpr):
 @triton.jit
 def _rows_kernel(x, scale, dropped, q, s, C, SCALED: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
                  WHOLE: tl.constexpr, CHUNK: tl.constexpr = 8):
-    """One program a row. WHOLE: a block holds it, so it is read once; else twice, the second time from the
-    cache.
+    """One program a row. WHOLE: a block holds it, so it is read once; else twice, then from the cache.
 
     CHUNK: neighbouring values that a thread takes. Left alone it is 16, for the sake of the bytes that are
     stored, and a warp's loads, of 16 bytes a thread at most, would leave gaps.
@@ -109,15 +107,15 @@ def _rows_kernel(x, scale, dropped, q, s, C, SCALED: tl.constexpr, DROPS: tl.con
     if not WHOLE:
         for start in range(BLOCK, C, BLOCK):
             size = tl.maximum(size, _size(_loaded(x, scale, dropped, start + at, C, SCALED, DROPS)))
-    most = tl.max(size, 0).to(tl.float32, bitcast=True)
+    row_max = tl.max(size, 0).to(tl.float32, bitcast=True)
     # Infinity * 0 is NaN: int8 cannot say that a value is not finite, so the scale does.
-    row_scale = tl.where(most > _TINY, tl.div_rn(most, _LARGEST), 1.0) + most * 0.0
+    row_scale = tl.where(row_max > _TINY, tl.div_rn(row_max, _LARGEST), 1.0) + row_max * 0.0
     inverse = tl.div_rn(1.0, row_scale)
-    tl.store(q + at, _rounded(value, inverse, CLAMPED=False), mask=at < C)
+    tl.store(q + at, _quantised(value, inverse, CLAMPED=False), mask=at < C)
     if not WHOLE:
         for start in range(BLOCK, C, BLOCK):
             value = _loaded(x, scale, dropped, start + at, C, SCALED, DROPS)
-            tl.store(q + start + at, _rounded(value, inverse, CLAMPED=False), mask=start + at < C)
+            tl.store(q + start + at, _quantised(value, inverse, CLAMPED=False), mask=start + at < C)
     tl.store(s + row, row_scale)
 
 
@@ -130,7 +128,7 @@ def _weight_kernel(w, scale, q, outputs, inputs, w_stride, SCALED: tl.constexpr,
                     mask=(o[:, None] < outputs) & (i[None, :] < inputs), other=0)
     if SCALED:
         inverse = tl.div_rn(1.0, tl.load(scale + o, mask=o < outputs, other=1.0))
-        value = _rounded(value.to(tl.float32), inverse[:, None], CLAMPED=True)
+        value = _quantised(value.to(tl.float32), inverse[:, None], CLAMPED=True)
     if TRANSPOSED:
         tl.store(q + i[:, None].to(tl.int64) * outputs + o[None, :], tl.trans(value),
                  mask=(i[:, None] < inputs) & (o[None, :] < outputs))
@@ -156,9 +154,9 @@ def quantise_rows_int8_triton(x_NC: torch.Tensor, scale_C: torch.Tensor | None =
     return q_NC, scale_N
 
 
-def round_weight_int8_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None,
-                             transposed: bool) -> torch.Tensor:
-    """Launch `round_weight_int8`, or `transpose_int8` of what is int8 already when there is no scale."""
+def quantise_weight_int8_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | None,
+                                transposed: bool) -> torch.Tensor:
+    """Launch `quantise_weight_int8`, or `transpose_int8` of what is int8 already when there is no scale."""
     require_contiguous(weight_OI[:1], scale_O)
     outputs, inputs = weight_OI.shape
     q = torch.empty((inputs, outputs) if transposed else (outputs, inputs), dtype=torch.int8,
@@ -176,9 +174,7 @@ def round_weight_int8_triton(weight_OI: torch.Tensor, scale_O: torch.Tensor | No
 
 @triton.jit
 def _place(N, M, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr):
-    """(first row, first column) of this program's tile: down GROUP rows of tiles, then to the next column of
-    tiles.
-    """
+    """(first row, first column) of this program's tile: down GROUP rows of tiles, then the next column."""
     down, across = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
     group = tl.program_id(0) // (GROUP * across)
     within = tl.program_id(0) % (GROUP * across)
@@ -187,21 +183,23 @@ def _place(N, M, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr)
 
 
 @triton.jit
-def _low_piece(low, low_b, n, m, start, N, M, RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr):
-    """(low [rows, STEP], b^T [STEP, columns]) of the ranks from `start` on; what lies outside is zero.
+def _lora_piece(xa, lora_b, n, m, start, N, M, RANKS: tl.constexpr, FLIPPED: tl.constexpr,
+                STEP: tl.constexpr):
+    """(xa [rows, STEP], b^T [STEP, columns]) of the ranks from `start` on; what lies outside is zero.
 
     RANKS is a constant for the sake of rows that are no multiple of 16 long: so their loads are known to be
     aligned. FLIPPED: b lies in memory as [R, M].
     """
     r = start + tl.arange(0, STEP)
-    piece = tl.load(low + n[:, None].to(tl.int64) * RANKS + r[None, :],
-                    mask=(n[:, None] < N) & (r[None, :] < RANKS), other=0.0)
-    at = r[:, None].to(tl.int64) * M + m[None, :] if FLIPPED else m[None, :].to(tl.int64) * RANKS + r[:, None]
-    return piece, tl.load(low_b + at, mask=(m[None, :] < M) & (r[:, None] < RANKS), other=0.0)
+    xa_piece = tl.load(xa + n[:, None].to(tl.int64) * RANKS + r[None, :],
+                       mask=(n[:, None] < N) & (r[None, :] < RANKS), other=0.0)
+    b_at = (r[:, None].to(tl.int64) * M + m[None, :] if FLIPPED
+            else m[None, :].to(tl.int64) * RANKS + r[:, None])
+    return xa_piece, tl.load(lora_b + b_at, mask=(m[None, :] < M) & (r[:, None] < RANKS), other=0.0)
 
 
 @triton.jit
-def _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED: tl.constexpr,
+def _finish(total, scale_n, scale_m, bias, xa, lora_b, y, row, column, N, M, SCALED: tl.constexpr,
             BIASED: tl.constexpr, RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr,
             ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Scale the tile's sums, add the bias and the low-rank part, and store.
@@ -216,14 +214,14 @@ def _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCA
         value += tl.load(bias + m, mask=m < M, other=0.0).to(tl.float32)[None, :]
     if RANKS > 0:
         for start in tl.range(0, RANKS, STEP, num_stages=1):
-            piece, piece_b = _low_piece(low, low_b, n, m, start, N, M, RANKS, FLIPPED, STEP)
-            value = tl.dot(piece, piece_b, value, input_precision="ieee")
+            xa_piece, b_piece = _lora_piece(xa, lora_b, n, m, start, N, M, RANKS, FLIPPED, STEP)
+            value = tl.dot(xa_piece, b_piece, value, input_precision="ieee")
     tl.store(y + n[:, None].to(tl.int64) * M + m[None, :], value.to(y.dtype.element_ty),
              mask=(n[:, None] < N) & (m[None, :] < M))
 
 
 @triton.jit
-def _tma_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED: tl.constexpr,
+def _tma_kernel(a, b, scale_n, scale_m, bias, xa, lora_b, y, N, M, K, SCALED: tl.constexpr,
                 BIASED: tl.constexpr, RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr,
                 ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr):
     """a and b are descriptors; what lies outside of them is read as zeros."""
@@ -231,12 +229,12 @@ def _tma_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED: tl
     total = tl.zeros((ROWS, COLUMNS), tl.int32)
     for k in range(0, K, DEPTH):
         total = tl.dot(a.load([row, k]), b.load([column, k]).T, total, out_dtype=tl.int32)
-    _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED, BIASED, RANKS, FLIPPED,
+    _finish(total, scale_n, scale_m, bias, xa, lora_b, y, row, column, N, M, SCALED, BIASED, RANKS, FLIPPED,
             STEP, ROWS, COLUMNS)
 
 
 @triton.jit
-def _pointer_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED: tl.constexpr,
+def _pointer_kernel(a, b, scale_n, scale_m, bias, xa, lora_b, y, N, M, K, SCALED: tl.constexpr,
                     BIASED: tl.constexpr, RANKS: tl.constexpr, FLIPPED: tl.constexpr, STEP: tl.constexpr,
                     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr):
     """Rows and columns beyond the end wrap around, and are not stored; K is masked."""
@@ -250,29 +248,26 @@ def _pointer_kernel(a, b, scale_n, scale_m, bias, low, low_b, y, N, M, K, SCALED
         piece_a = tl.load(a + start, mask=k[None, :] < K - start, other=0)
         piece_b = tl.load(b + start, mask=k[:, None] < K - start, other=0)
         total = tl.dot(piece_a, piece_b, total, out_dtype=tl.int32)
-    _finish(total, scale_n, scale_m, bias, low, low_b, y, row, column, N, M, SCALED, BIASED, RANKS, FLIPPED,
+    _finish(total, scale_n, scale_m, bias, xa, lora_b, y, row, column, N, M, SCALED, BIASED, RANKS, FLIPPED,
             STEP, ROWS, COLUMNS)
 
 
 @functools.cache
 def _limits(index: int) -> tuple[int, int, bool]:
     """(multiprocessors, bytes of shared memory that one program may have, whether TMA is there) of a GPU."""
-    found = torch.cuda.get_device_properties(index)
-    return (found.multi_processor_count,
-            found.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # torch's stub lacks it
-            (found.major, found.minor) >= _TMA_SINCE)
+    properties = torch.cuda.get_device_properties(index)
+    return (properties.multi_processor_count,
+            properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # torch's stub lacks it
+            (properties.major, properties.minor) >= _TMA_SINCE)
 
 
 def takes_tma(*matrices: torch.Tensor) -> bool:
-    """Whether the bulk copy engine takes these int8 matrices: their address and the bytes of a row in steps
-    of 16.
-    """
+    """Whether the bulk copy engine takes these int8 matrices: address and row bytes in steps of 16."""
     return all(matrix.data_ptr() % 16 == 0 and matrix.shape[1] % 16 == 0 for matrix in matrices)
 
 
 def tile_for(N: int, M: int, processors: int, shared_bytes: int) -> Tile | None:
-    """The tile for a result [N, M] through TMA: wide ones if they are enough for most multiprocessors; None:
-    none fits.
+    """The tile for a result [N, M] by TMA: wide if that occupies most multiprocessors; None: none fits.
     """
     count = triton.cdiv(N, WIDE.rows) * triton.cdiv(M, WIDE.columns)
     fitting = [tile for tile in (WIDE, SQUARE) if tile.shared_bytes <= shared_bytes]
@@ -283,27 +278,25 @@ def tile_for(N: int, M: int, processors: int, shared_bytes: int) -> Tile | None:
 
 def int8_product_triton(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor,
                         scale_M: torch.Tensor | None, bias_M: torch.Tensor | None, dtype: torch.dtype,
-                        low_NR: torch.Tensor | None = None, b_MR: torch.Tensor | None = None) -> torch.Tensor:
+                        xa_NR: torch.Tensor | None = None, b_MR: torch.Tensor | None = None) -> torch.Tensor:
     """Launch `int8_product`, cut up by its size."""
     tile = None
     if a_NK.is_cuda:
         processors, shared_bytes, has_tma = _limits(a_NK.device.index)
         if has_tma and takes_tma(a_NK, b_MK):
             tile = tile_for(a_NK.shape[0], b_MK.shape[0], processors, shared_bytes)
-    return launch_product(a_NK, scale_N, b_MK, scale_M, bias_M, dtype, tile or BY_POINTER, low_NR, b_MR,
+    return launch_product(a_NK, scale_N, b_MK, scale_M, bias_M, dtype, tile or BY_POINTER, xa_NR, b_MR,
                           tma=tile is not None)
 
 
 def launch_product(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor,
                    scale_M: torch.Tensor | None, bias_M: torch.Tensor | None, dtype: torch.dtype, tile: Tile,
-                   low_NR: torch.Tensor | None = None, b_MR: torch.Tensor | None = None, *,
+                   xa_NR: torch.Tensor | None = None, b_MR: torch.Tensor | None = None, *,
                    tma: bool) -> torch.Tensor:
-    """`int8_product` in tiles of this kind. tma: needs `takes_tma` and a GPU that has it (or the
-    interpreter).
-    """
-    ranks = 0 if low_NR is None else low_NR.shape[1]
+    """`int8_product` in tiles of this kind. tma: needs `takes_tma` and a GPU with it (or the interpreter)."""
+    ranks = 0 if xa_NR is None else xa_NR.shape[1]
     flipped = ranks > 0 and b_MR is not None and not b_MR.is_contiguous()
-    require_contiguous(a_NK, scale_N, b_MK, scale_M, bias_M, low_NR,
+    require_contiguous(a_NK, scale_N, b_MK, scale_M, bias_M, xa_NR,
                        b_MR.T if flipped and b_MR is not None else b_MR)
     N, K, M = *a_NK.shape, b_MK.shape[0]
     y_NM = torch.empty((N, M), dtype=dtype, device=a_NK.device)
@@ -311,12 +304,12 @@ def launch_product(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor
         return y_NM
     a = TensorDescriptor.from_tensor(a_NK, [tile.rows, tile.depth]) if tma else a_NK
     b = TensorDescriptor.from_tensor(b_MK, [tile.columns, tile.depth]) if tma else b_MK
-    step = min(_RANKS_FP32 if low_NR is not None and low_NR.dtype == torch.float32 else _RANKS,
+    step = min(_RANKS_FP32 if xa_NR is not None and xa_NR.dtype == torch.float32 else _RANKS,
                max(16, power_of_two(ranks)))
     with torch.cuda.device_of(a_NK):
-        (_tma_kernel if tma
-         else _pointer_kernel)[(triton.cdiv(N, tile.rows) * triton.cdiv(M, tile.columns),)](
-            a, b, scale_N, scale_M, bias_M, low_NR, b_MR, y_NM, N, M, K, SCALED=scale_M is not None,
+        kernel = _tma_kernel if tma else _pointer_kernel
+        kernel[(triton.cdiv(N, tile.rows) * triton.cdiv(M, tile.columns),)](
+            a, b, scale_N, scale_M, bias_M, xa_NR, b_MR, y_NM, N, M, K, SCALED=scale_M is not None,
             BIASED=bias_M is not None, RANKS=ranks, FLIPPED=flipped, STEP=step, ROWS=tile.rows,
             COLUMNS=tile.columns, DEPTH=tile.depth, GROUP=_GROUP, num_warps=tile.warps,
             num_stages=tile.stages)

@@ -1,6 +1,4 @@
-"""The Triton kernels of `norm.py`: one program for each token's row, held in registers, read and written
-once.
-"""
+"""The Triton kernels of `norm.py`: one program a token's row, in registers, read and written once."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ from tunesmith.model.native.kernels.dispatch import power_of_two, require_contig
 @triton.jit
 def _add_norm_kernel(residual, delta, bias, weight, shift, summed, normed, mean, rstd, channels,
                      normed_stride, eps, BLOCK: tl.constexpr):
-    """The pointers that are None drop out when the kernel is compiled: delta, bias, shift (RMSNorm), summed,
-    mean.
-    """
+    """Pointers that are None drop out when it is compiled: delta, bias, shift (RMSNorm), summed, mean."""
     row = tl.program_id(0).to(tl.int64)
     start = row * channels
     cols = tl.arange(0, BLOCK)
@@ -27,14 +23,14 @@ def _add_norm_kernel(residual, delta, bias, weight, shift, summed, normed, mean,
     if bias is not None:
         x += tl.load(bias + cols, mask=inside, other=0.0).to(tl.float32)
     if summed is not None:
-        rounded = x.to(summed.dtype.element_ty)
-        tl.store(summed + start + cols, rounded, mask=inside)
-        x = rounded.to(tl.float32)
+        stored = x.to(summed.dtype.element_ty)
+        tl.store(summed + start + cols, stored, mask=inside)
+        x = stored.to(tl.float32)
     w = tl.load(weight + cols, mask=inside, other=0.0).to(tl.float32)
     if shift is not None:
-        middle = tl.sum(x, axis=0) / channels
-        x = tl.where(inside, x - middle, 0.0)
-        tl.store(mean + row, middle)
+        row_mean = tl.sum(x, axis=0) / channels
+        x = tl.where(inside, x - row_mean, 0.0)
+        tl.store(mean + row, row_mean)
     scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / channels + eps)
     tl.store(rstd + row, scale)
     y = x * scale * w
@@ -45,9 +41,7 @@ def _add_norm_kernel(residual, delta, bias, weight, shift, summed, normed, mean,
 
 @triton.jit
 def _add_norm_backward_kernel(d_normed, d_sum, summed, weight, mean, rstd, d, channels, BLOCK: tl.constexpr):
-    """d = rstd * (g - mean(g) - x̂ * mean(g * x̂)) + d_sum, with g = d_normed * weight; RMSNorm has no
-    mean(g).
-    """
+    """d = rstd * (g - mean(g) - x̂ * mean(g * x̂)) + d_sum, g = d_normed * weight; RMSNorm: no mean(g)."""
     row = tl.program_id(0).to(tl.int64)
     start = row * channels
     cols = tl.arange(0, BLOCK)

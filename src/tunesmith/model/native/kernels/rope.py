@@ -9,8 +9,7 @@ from tunesmith.model.native.kernels.dispatch import use_triton
 
 def rotate_(x_NHD: torch.Tensor, cos_ND2: torch.Tensor, sin_ND2: torch.Tensor, inverse: bool,
             source_NHD: torch.Tensor | None = None) -> None:
-    """Rotate each pair (j, j + D/2) of every head by its token's angle, in place; by minus the angle where
-    `inverse`.
+    """Rotate each pair (j, j + D/2) of every head by its token's angle, in place; back where `inverse`.
 
     Su et al. 2021 (https://arxiv.org/abs/2104.09864), eq. 34, with Llama's pairing of the two halves. A
     rotation's transpose is its inverse, so `inverse` is the backward pass. x_NHD: a view with any strides
