@@ -267,8 +267,7 @@ def takes_tma(*matrices: torch.Tensor) -> bool:
 
 
 def tile_for(N: int, M: int, processors: int, shared_bytes: int) -> Tile | None:
-    """The tile for a result [N, M] by TMA: wide if that occupies most multiprocessors; None: none fits.
-    """
+    """The tile for a result [N, M] by TMA: wide if that occupies most multiprocessors; None: none fits."""
     count = triton.cdiv(N, WIDE.rows) * triton.cdiv(M, WIDE.columns)
     fitting = [tile for tile in (WIDE, SQUARE) if tile.shared_bytes <= shared_bytes]
     if len(fitting) == 2 and count < 0.75 * processors:
