@@ -17,7 +17,7 @@ from huggingface_hub.utils import close_session, disable_progress_bars, enable_p
 from hub.server import HubServer
 from tunesmith.errors import Kind, NetworkError, TunesmithError
 from tunesmith.hub.calls import call
-from tunesmith.hub.client import Memory, quiet
+from tunesmith.hub.client import HubState, quiet
 from tunesmith.model.files import explain_base
 
 ID = "maker/base"
@@ -34,7 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
                        "TUNESMITH_HUB_WAIT": "0.01"}.items():
         monkeypatch.setenv(name, word)
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(Memory, "down", False)
+    monkeypatch.setattr(HubState, "down", False)
     disable_progress_bars()
     close_session()
     with HubServer() as hub:

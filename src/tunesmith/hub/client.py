@@ -1,5 +1,4 @@
-"""What is changed of the Hub's client and of `datasets` for the whole process: all of it here, each with its
-reason.
+"""All that is changed of the Hub's client and of `datasets` for the whole process, each with its reason.
 
 - The client has no time limit of its own for most requests, gives up at the first 429 or 503 of some, and
   sends others six times without a word to the user. No argument changes that, and all its calls share one
@@ -49,18 +48,14 @@ class Unreached(ConnectionError):
 
 @dataclass
 class Traffic:
-    """What went over the wire in a call. answers: how many came, of whatever status; creations: of
-    repositories asked for.
-    """
+    """A call's traffic. answers: how many came, of any status; creations: of repositories requested."""
 
     answers: int = 0
     creations: int = 0
 
 
-class Memory:
-    """What was seen of the Hub in this process: while it cannot be reached, each call after the first asks
-    once.
-    """
+class HubState:
+    """What this process saw of the Hub: while it cannot be reached, calls after the first ask once."""
 
     down = False
 
@@ -70,7 +65,7 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
 
 
-def number(name: str, default: float) -> float:
+def env_number(name: str, default: float) -> float:
     """A number from the environment; the default where there is none."""
     try:
         return float(os.environ.get(name, default))
@@ -88,9 +83,7 @@ def http() -> Any:
 
 
 def no_telemetry() -> None:
-    """Tell the client not to report what is used, unless the user decided that. It reads its environment when
-    imported.
-    """
+    """Tell the client, which reads it when imported, not to report usage, unless the user decided that."""
     if "HF_HUB_DISABLE_TELEMETRY" not in os.environ:
         os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
         if constants := sys.modules.get("huggingface_hub.constants"):
@@ -99,8 +92,7 @@ def no_telemetry() -> None:
 
 @contextmanager
 def patient(tell: Tell, traffic: Traffic) -> Iterator[None]:
-    """While it lasts, connections cannot stay silent for ever, and the client asks for nothing twice by
-    itself.
+    """While it lasts, no connection stays silent for ever, and the client asks for nothing twice by itself.
 
     Its sessions are made anew after some failures, so they are changed where they are made.
     `TUNESMITH_HUB_SILENCE` [s] overrides how long nothing may move. tell: hears when a download goes on from
@@ -137,8 +129,8 @@ def _limited(session: Any, traffic: Traffic) -> Any:
     """A session whose requests have a time limit, and whose failures come out at once."""
     from huggingface_hub import utils
 
-    silence_s, send, transport = number("TUNESMITH_HUB_SILENCE",
-                                        SILENCE_S), session.send, http().TransportError
+    silence_s = env_number("TUNESMITH_HUB_SILENCE", SILENCE_S)
+    send, transport = session.send, http().TransportError
 
     def limit(request: Any) -> None:
         """Some calls ask for no limit in so many words. While another operation is under way the client asks
@@ -153,32 +145,30 @@ def _limited(session: Any, traffic: Traffic) -> Any:
 
     def refuse(response: Any) -> None:
         """What the client would wait for without a word becomes the error that it is."""
-        Memory.down = False
+        HubState.down = False
         traffic.answers += 1
         if response.status_code in _BUSY:
             response.read()
             # It is public, though the list of names lacks it.
             utils.hf_raise_for_status(response)  # type: ignore[attr-defined]
 
-    def once(request: Any, **named: Any) -> Any:
+    def send_once(request: Any, **arguments: Any) -> Any:
         """The client takes failures of the transport, and no others, for a reason to ask again."""
         try:
-            return send(request, **named)
+            return send(request, **arguments)
         except transport as error:
             raise Unreached(str(error)) from error
 
     hooks = session.event_hooks
     session.event_hooks = {"request": [*hooks.get("request", []), limit],
                            "response": [*hooks.get("response", []), refuse]}
-    session.send = once
+    session.send = send_once
     return session
 
 
 @contextmanager
 def quiet_datasets() -> Iterator[Any]:
-    """The library `datasets`, without bars of progress and without counting downloads elsewhere, which is
-    telemetry.
-    """
+    """The library `datasets`, without progress bars and without counting downloads, which is telemetry."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -191,9 +181,7 @@ def quiet_datasets() -> Iterator[Any]:
 
 @contextmanager
 def without_network(datasets: Any) -> Iterator[None]:
-    """While it lasts, `datasets` looks at its cache alone, instead of asking a Hub that does not answer for a
-    minute.
-    """
+    """While it lasts, `datasets` looks at its cache alone, and asks no Hub that does not answer."""
     from huggingface_hub import constants
 
     before = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE, datasets.logging.get_verbosity()

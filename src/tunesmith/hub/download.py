@@ -1,6 +1,4 @@
-"""A repository's files by id: pinned to one commit, in the client's own cache, every body checked against its
-hash.
-"""
+"""A repository's files by id: of one commit, in the client's own cache, each checked against its hash."""
 
 from __future__ import annotations
 
@@ -19,24 +17,21 @@ from tunesmith.hub.client import Tell, offline
 from tunesmith.hub.failures import explained
 from tunesmith.paths import expanded
 
-_ID = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?"
-)
+_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|[A-Za-z0-9][\w.-]*)"
+                 r"(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: The beginning of a commit, as messages print it.
 _SHORT = re.compile(r"[0-9a-f]{7,39}")
 #: How often the Hub is asked what a revision is now where the cache has an answer.
 _ATTEMPTS_WITH_CACHE = 2
 #: Which copies were named to the user: a base is looked for more than once.
-_TOLD: set[str] = set()
+_MESSAGES_TOLD: set[str] = set()
 _CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
 class HubId:
-    """A repository, and the branch, tag or commit of it that is wanted; None for what its main branch is
-    now.
-    """
+    """A repository, and its branch, tag or commit that is wanted; None for its main branch as it is now."""
 
     repo: str
     revision: str | None
@@ -52,18 +47,16 @@ class Snapshot:
 
 def parse_hub_id(text: str) -> HubId | None:
     """`ORG/NAME` or `ORG/NAME@REVISION`; None for what cannot be one."""
-    found = _ID.fullmatch(text)
-    if found is None or ".." in text or "--" in found["repo"]:
+    match = _ID.fullmatch(text)
+    if match is None or ".." in text or "--" in match["repo"]:
         return None
-    return HubId(found["repo"], found["revision"])
+    return HubId(match["repo"], match["revision"])
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether it can name a repository, its owner included, and not something here, such as a mistyped
-    run.
-    """
-    found, path = parse_hub_id(text), expanded(text)
-    return found is not None and "/" in found.repo and not path.exists() and not path.parent.is_dir()
+    """Whether it can name a repository, owner included, and nothing here, such as a mistyped run."""
+    hub_id, path = parse_hub_id(text), expanded(text)
+    return hub_id is not None and "/" in hub_id.repo and not path.exists() and not path.parent.is_dir()
 
 
 def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tell, *,
@@ -77,26 +70,28 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
     from huggingface_hub import snapshot_download
 
     explain = explain or explained
-    whole = _Whole(repo, kind, revision, (*patterns, *ignore))
-    commit, by_hub = current_commit(repo, revision, tell, kind=kind, explain=explain, last=whole.commit())
+    last_complete = _LastComplete(repo, kind, revision, (*patterns, *ignore))
+    commit, by_hub = current_commit(repo, revision, tell, kind=kind, explain=explain,
+                                    last=last_complete.commit())
 
     def fetch() -> Path:
-        chosen: dict[str, Any] = {"repo_type": kind, "allow_patterns": list(patterns),
-                                  "ignore_patterns": list(ignore)}
+        options: dict[str, Any] = {"repo_type": kind, "allow_patterns": list(patterns),
+                                   "ignore_patterns": list(ignore)}
         if not by_hub:
-            return Path(snapshot_download(repo, revision=commit or revision, local_files_only=True, **chosen))
+            return Path(snapshot_download(repo, revision=commit or revision, local_files_only=True,
+                                          **options))
         # By its branch first, so that the cache knows what that meant when there is no network.
         first = commit if revision and _SHORT.fullmatch(revision) else revision
-        folder = Path(snapshot_download(repo, revision=first, **chosen))
+        folder = Path(snapshot_download(repo, revision=first, **options))
         if folder.name != commit:  # it moved on, or the client took an old copy
-            folder = Path(snapshot_download(repo, revision=commit, **chosen))
+            folder = Path(snapshot_download(repo, revision=commit, **options))
         return folder
 
     for attempt in (1, 2):
         folder = call(repo, fetch, tell, explain=explain)
         damaged = [path for path in sorted(folder.rglob("*")) if path.is_file() and not intact(path)]
         if not damaged:
-            whole.note(folder.name)
+            last_complete.remember(folder.name)
             return Snapshot(folder, folder.name)
         for path in damaged:  # the client would take it for whole for ever
             path.resolve().unlink(missing_ok=True)
@@ -110,10 +105,8 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
 
 
 @dataclass(frozen=True)
-class _Whole:
-    """Which commit's files were last all here: the cache itself does not tell a snapshot that broke off from
-    a whole one.
-    """
+class _LastComplete:
+    """The commit whose files were last all here: the cache cannot tell a broken-off snapshot from a whole."""
 
     repo: str
     kind: str
@@ -127,7 +120,7 @@ class _Whole:
         key = json.dumps([str(constants.HF_HUB_CACHE), self.repo, self.kind, self.revision, self.patterns])
         return Path(constants.HF_HOME, "tunesmith", "whole", hashlib.sha256(key.encode()).hexdigest())
 
-    def note(self, commit: str) -> None:
+    def remember(self, commit: str) -> None:
         """Remember it."""
         with suppress(OSError):  # a cache that cannot be written to
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,16 +130,15 @@ class _Whole:
         """The commit, where its snapshot is still in the cache."""
         with suppress(OSError):
             commit = self._path.read_text().strip()
-            if _COMMIT.fullmatch(commit) and (_cache_of(self.repo,
-                                                        self.kind) / "snapshots" / commit).is_dir():
+            snapshots = _cache_of(self.repo, self.kind) / "snapshots"
+            if _COMMIT.fullmatch(commit) and (snapshots / commit).is_dir():
                 return commit
         return None
 
 
 def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "model",
                    explain: Any = explained, last: str | None = None) -> tuple[str | None, bool]:
-    """(the commit that a revision means now, True), by the Hub; or, while that is down, (by the cache,
-    False), which is told.
+    """(a revision's commit by the Hub, True); or, while that is down, (by the cache, False), which is told.
 
     A commit may be given by its first seven digits or more. last: the commit whose files were all in the
     cache before. The commit is None where there is no network by the user's own wish and the cache does not
@@ -166,10 +158,10 @@ def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "
             if not revision or not _SHORT.fullmatch(revision):
                 raise
             history = api.list_repo_commits(repo, repo_type=kind)
-            begun = [each.commit_id for each in history if each.commit_id.startswith(revision)]
-            if len(begun) != 1:
+            matching = [each.commit_id for each in history if each.commit_id.startswith(revision)]
+            if len(matching) != 1:
                 raise
-            return str(begun[0])
+            return str(matching[0])
 
     try:
         return call(repo, ask, tell, explain=explain,
@@ -177,10 +169,10 @@ def current_commit(repo: str, revision: str | None, tell: Tell, *, kind: str = "
     except NetworkError as error:
         if cached is None or error.kind is not Kind.UNREACHABLE:
             raise
-        told = f"{error.message}; taking the copy in the cache, commit {cached[:12]}."
-        if told not in _TOLD:
-            tell(told)
-            _TOLD.add(told)
+        message = f"{error.message}; taking the copy in the cache, commit {cached[:12]}."
+        if message not in _MESSAGES_TOLD:
+            tell(message)
+            _MESSAGES_TOLD.add(message)
         return cached, False
 
 
@@ -193,15 +185,13 @@ def _cache_of(repo: str, kind: str) -> Path:
 
 
 def _cached_commit(repo: str, revision: str | None, kind: str) -> str | None:
-    """What a revision meant when it was last downloaded, or the one commit in the cache that begins so; else
-    None.
-    """
+    """The commit of a revision's last download, or the one in the cache that begins so; else None."""
     folder = _cache_of(repo, kind)
     with suppress(OSError):
         return (folder / "refs" / (revision or "main")).read_text().strip()
     if revision and (_SHORT.fullmatch(revision) or _COMMIT.fullmatch(revision)):
-        begun = [path.name for path in folder.glob(f"snapshots/{revision}*")]
-        return begun[0] if len(begun) == 1 else None
+        matching = [path.name for path in folder.glob(f"snapshots/{revision}*")]
+        return matching[0] if len(matching) == 1 else None
     return None
 
 
@@ -216,19 +206,19 @@ def intact(path: Path) -> bool:
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", expected):
         return True  # a cache without links: nothing here says what it should be
     stat = blob.stat()
-    mark, now = _mark(blob), {"size": stat.st_size, "time": stat.st_mtime_ns}
+    record, current = _record_of(blob), {"size": stat.st_size, "time": stat.st_mtime_ns}
     with suppress(OSError, ValueError):  # no note of it, or not a whole one
-        if json.loads(mark.read_text()) == now:
+        if json.loads(record.read_text()) == current:
             return True
     if _hash(blob, len(expected)) != expected:
         return False
     with suppress(OSError):  # a cache that cannot be written to is read again next time
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(now))
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(current))
     return True
 
 
-def _mark(blob: Path) -> Path:
+def _record_of(blob: Path) -> Path:
     """Where it is noted that a file was found whole."""
     from huggingface_hub import constants
 
@@ -237,8 +227,8 @@ def _mark(blob: Path) -> Path:
 
 def _hash(path: Path, digits: int) -> str:
     """SHA-256 (64 digits), or the SHA-1 of git's blob (40)."""
-    digest = hashlib.sha256() if digits == 64 else hashlib.sha1(b"blob %d\0" % path.stat().st_size,
-                                                                usedforsecurity=False)
+    digest = (hashlib.sha256() if digits == 64
+              else hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False))
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
@@ -258,14 +248,11 @@ def commit_of(folder: Path) -> str | None:
 def repo_of(folder: Path) -> str | None:
     """The repository that a folder of the client's cache came from; None for any other folder."""
     name = folder.parent.parent.name
-    return (
-        name.removeprefix("models--").replace("--", "/")
-        if commit_of(folder) and name.startswith("models--")
-        else None
-    )
+    is_cached = commit_of(folder) and name.startswith("models--")
+    return name.removeprefix("models--").replace("--", "/") if is_cached else None
 
 
-def listed(repo: str, revision: str | None, tell: Tell) -> list[str]:
+def list_files(repo: str, revision: str | None, tell: Tell) -> list[str]:
     """The names of all files of a repository, downloaded or not. Raises NetworkError."""
     from huggingface_hub import HfApi
 

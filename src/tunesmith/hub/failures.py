@@ -1,6 +1,4 @@
-"""What a failure on the way to the Hub is: of the network, of the Hub, of this disk, or a mistake of ours;
-and its words.
-"""
+"""Failures on the way to the Hub: of the network, the Hub, this disk, or a mistake of ours; in words."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ from tunesmith.wordings import errno_in, says_disk_full
 #: Of the statuses of an answer, those that another attempt may change.
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 #: What code raises that is asked for something that makes no sense: our mistake, or the client's when an
-#: answer makes none. RuntimeError is also all that hf_xet, which moves large files, says of a failed
-#: transfer.
+#: answer makes none. hf_xet, which moves large files, has but RuntimeError for a failed transfer.
 _MISTAKES = (ValueError, TypeError, LookupError, AttributeError, NameError, RuntimeError)
 #: The client and what it stands on.
 _CLIENT = ("huggingface_hub", "httpx", "httpcore", "httpx2", "httpcore2", "h11", "hf_xet", "datasets",
@@ -26,12 +23,10 @@ _CLIENT = ("huggingface_hub", "httpx", "httpcore", "httpx2", "httpcore2", "h11",
 
 
 class Garbled(Exception):
-    """An answer came of which the client can make nothing: cut short, no JSON, without what it should
-    hold.
-    """
+    """An answer of which the client can make nothing: cut short, no JSON, without what it should hold."""
 
 
-def worth_a_look() -> tuple[type[Exception], ...]:
+def possible_failures() -> tuple[type[Exception], ...]:
     """The classes of which `failure` says whether they are one."""
     return *_client_errors(), *_MISTAKES
 
@@ -40,13 +35,13 @@ def _client_errors() -> tuple[type[Exception], ...]:
     """The classes in which the client, its HTTP library and the system say that something failed."""
     from huggingface_hub import errors
 
-    own = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)]
-    return *own, http().InvalidURL, OSError, TryAgain, Garbled
+    client_classes = [each for each in vars(errors).values()
+                      if isinstance(each, type) and issubclass(each, Exception)]
+    return *client_classes, http().InvalidURL, OSError, TryAgain, Garbled
 
 
 def failure(error: Exception, *, answers: int) -> Exception | None:
-    """The failure of network, Hub or disk behind an error; None for a mistake of ours, which none of them
-    explains.
+    """The failure of network, Hub or disk behind an error; None for a mistake of ours.
 
     answers: how many the Hub gave before it: without any, what the client cannot make sense of is our
     question.
@@ -55,7 +50,7 @@ def failure(error: Exception, *, answers: int) -> Exception | None:
         return None
     if isinstance(error, _client_errors()):
         return error
-    if (cause := behind(error)) is not None:
+    if (cause := underlying_failure(error)) is not None:
         return cause
     if isinstance(error, RuntimeError) and (number := errno_in(error)) is not None:
         return OSError(number, os.strerror(number))
@@ -69,9 +64,7 @@ def failure(error: Exception, *, answers: int) -> Exception | None:
 
 
 def _refusal(error: BaseException) -> Exception | None:
-    """An answer that was no, over which the client then stumbled: its mistake, but the answer is what
-    failed.
-    """
+    """An answer that was no, over which the client then stumbled: the answer is what failed."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next((each for each in _chain(error) if isinstance(each, HfHubHTTPError)), None)
@@ -84,19 +77,17 @@ def raised_by_us(error: BaseException) -> bool:
     """
     if isinstance(error, TryAgain | Unreached | Garbled):
         return False
-    place, ours = error.__traceback__, True
-    while place is not None:
-        package = str(place.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    entry, ours = error.__traceback__, True
+    while entry is not None:
+        package = str(entry.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
         if package == "tunesmith" or package in _CLIENT:
             ours = package == "tunesmith"
-        place = place.tb_next
+        entry = entry.tb_next
     return ours
 
 
-def behind(error: BaseException) -> Exception | None:
-    """What of network, Hub or disk an error came from, itself included; None where it came from none of
-    them.
-    """
+def underlying_failure(error: BaseException) -> Exception | None:
+    """The failure of network, Hub or disk that an error came from, or that it is; None if there is none."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for each in _causes(error):
@@ -112,20 +103,18 @@ def behind(error: BaseException) -> Exception | None:
 def status(error: BaseException | None) -> int | None:
     """The HTTP status behind an error, its causes included; None where the Hub did not answer."""
     for each in _chain(error):
-        found = getattr(getattr(each, "response", None), "status_code", None)
-        if isinstance(found, int):
-            return found
+        code = getattr(getattr(each, "response", None), "status_code", None)
+        if isinstance(code, int):
+            return code
     return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from, or was raised while that was handled. A cause that is raised again
-    closes a ring.
-    """
-    passed: list[BaseException] = []
-    while error is not None and not any(error is each for each in passed):
+    """An error, its causes and what was being handled; a cause that is raised again closes a ring."""
+    visited: list[BaseException] = []
+    while error is not None and not any(error is each for each in visited):
         yield error
-        passed.append(error)
+        visited.append(error)
         error = error.__cause__ or error.__context__
 
 
@@ -150,9 +139,7 @@ def _timed_out(error: BaseException) -> bool:
 
 
 def _on_disk(error: BaseException) -> OSError | None:
-    """The failed operation on a file behind an error; None where there is none, or the Hub or a connection
-    failed.
-    """
+    """The failed file operation behind an error; None where the Hub, a connection or nothing failed."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for each in _causes(error):
@@ -164,9 +151,7 @@ def _on_disk(error: BaseException) -> OSError | None:
 
 
 def _is_garbled(error: Exception) -> bool:
-    """Also without a file's hash or length where the client needs it, or of another length than was
-    announced.
-    """
+    """Also for a file without the hash or length that the client needs, or of another length."""
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     if isinstance(error, Garbled):
@@ -175,12 +160,12 @@ def _is_garbled(error: Exception) -> bool:
             and not isinstance(error, LocalTokenNotFoundError))
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether another attempt, soon or another day, may end otherwise."""
-    found = status(error)
-    if isinstance(error, TryAgain) or found in _PASSING:
+    code = status(error)
+    if isinstance(error, TryAgain) or code in _PASSING:
         return True
-    return found is None and not _of_the_address(error) and (not_reached(error) or _is_garbled(error))
+    return code is None and not _of_the_address(error) and (not_reached(error) or _is_garbled(error))
 
 
 def _of_the_address(error: BaseException) -> bool:
@@ -203,17 +188,17 @@ def retry_after_s(error: BaseException) -> float | None:
 
 def _unreachable(error: Exception) -> bool:
     """Whether the Hub could not be reached, did not answer, or answered that it cannot for now."""
-    found = status(error)
-    return may_pass(error) or (found is not None and found >= 500)
+    code = status(error)
+    return is_transient(error) or (code is not None and code >= 500)
 
 
 def reason(error: Exception) -> str:
     """Why a call failed, in a line that holds no token."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    found = status(error)
-    if found is not None and _unreachable(error) and not isinstance(error, TryAgain):
-        return f"the Hub answers {found}"
+    code = status(error)
+    if code is not None and _unreachable(error) and not isinstance(error, TryAgain):
+        return f"the Hub answers {code}"
     if _timed_out(error):
         return "the Hub does not answer"
     if not_reached(error) or isinstance(error, LocalEntryNotFoundError):
@@ -239,7 +224,7 @@ def explained(error: Exception, what: str) -> TunesmithError:
     """What a failed call means for the user. what: the thing that it was about."""
     from huggingface_hub import constants, errors
 
-    found = status(error)
+    code = status(error)
     if _of_the_address(error):
         return EnvironmentFault(f"{what}: HF_ENDPOINT is {constants.ENDPOINT}, which is no address of a Hub",
                                 "Unset it, or correct it.")
@@ -247,11 +232,11 @@ def explained(error: Exception, what: str) -> TunesmithError:
         return UsageError(f"{what}: not the name of a repository: {reason(error)}", "Write ORG/NAME.")
     if (failed := _on_disk(error)) is not None:
         return _of_the_disk(failed, what)
-    if found == 429 and (wait_s := retry_after_s(error)):
+    if code == 429 and (wait_s := retry_after_s(error)):
         return NetworkError(f"{what}: the Hub asks to wait {wait_s:.0f} s",
                             "Run the same command after that.", kind=Kind.UNREACHABLE)
-    if isinstance(error, errors.LocalTokenNotFoundError) or found in (401, 403, 404, 412):
-        return _refused(error, found, what)
+    if isinstance(error, errors.LocalTokenNotFoundError) or code in (401, 403, 404, 412):
+        return _refused(error, code, what)
     if offline():
         return NetworkError(f"{what}: not in the local cache, and HF_HUB_OFFLINE is set",
                             "Unset it, or name a local folder.", kind=Kind.OFFLINE)
@@ -261,26 +246,26 @@ def explained(error: Exception, what: str) -> TunesmithError:
                         kind=Kind.UNREACHABLE if _unreachable(error) else None)
 
 
-def _refused(error: Exception, found: int | None, what: str) -> NetworkError:
+def _refused(error: Exception, code: int | None, what: str) -> NetworkError:
     """An answer that is no."""
     from huggingface_hub import errors, get_token
 
     if isinstance(error, errors.GatedRepoError):
         return NetworkError(f"{what}: the Hub asks you to accept its terms first",
                             "Open its page on the Hub while logged in.")
-    if found is None or (found == 401 and not get_token()):
+    if code is None or (code == 401 and not get_token()):
         return NetworkError(f"{what}: you are not logged in to the Hub",
                             "Log in with `hf auth login`, or set HF_TOKEN.")
-    if found == 401:
+    if code == 401:
         return NetworkError(f"{what}: the Hub does not accept your token",
                             "Log in again (`hf auth login`), or set HF_TOKEN.")
-    if found == 403:
+    if code == 403:
         return NetworkError(f"{what}: your token may not do this",
                             "It needs the right to write there: see the Hub's settings.")
     if isinstance(error, errors.RevisionNotFoundError):
         return NetworkError(f"{what}: no such revision on the Hub", "Leave the revision out, or check it.",
                             kind=Kind.NO_SUCH_REVISION)
-    if found == 404:
+    if code == 404:
         return NetworkError(f"{what}: the Hub shows you no such repository",
                             "Check the name; a private one needs `hf auth login`.",
                             kind=Kind.NO_SUCH_REPOSITORY)
@@ -292,6 +277,6 @@ def _of_the_disk(failed: OSError, what: str) -> TunesmithError:
     from huggingface_hub import constants
 
     place: Any = failed.filename or f"the Hub's cache, {constants.HF_HUB_CACHE}"
-    said = explained_os_error(failed,
-                              f"{what}: {place}") or EnvironmentFault(f"{what}: {place}: {failed.strerror}")
-    return said.reword(hint=f"{said.hint} HF_HOME says where downloads go.".strip())
+    explanation = (explained_os_error(failed, f"{what}: {place}")
+                   or EnvironmentFault(f"{what}: {place}: {failed.strerror}"))
+    return explanation.reword(hint=f"{explanation.hint} HF_HOME says where downloads go.".strip())

@@ -14,7 +14,7 @@ from tunesmith import embedded
 from tunesmith.errors import IntegrityError, Kind, RecipeError, TunesmithError
 from tunesmith.hub import download, parse_hub_id
 from tunesmith.hub.client import Tell, quiet
-from tunesmith.hub.download import commit_of, listed
+from tunesmith.hub.download import commit_of, list_files
 from tunesmith.hub.failures import explained
 from tunesmith.model.base_config import QUANTISATION_TENSORS, own_quantization
 from tunesmith.paths import expanded
@@ -114,7 +114,7 @@ def locate_base(base: str, revision: str | None, tell: Tell = quiet) -> BaseFile
     files = BaseFiles(base, revision, folder, config)
     _require_own_files(files)
     if not files.weights:
-        names = (listed(base, commit_of(folder), tell) if commit_of(folder)
+        names = (list_files(base, commit_of(folder), tell) if commit_of(folder)
                  else [path.name for path in sorted(folder.iterdir())])
         pickles = [name for name in names if any(fnmatch(name, pattern) for pattern in _PICKLES)]
         if pickles:

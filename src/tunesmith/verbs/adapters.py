@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import EnvironmentFault, IntegrityError, Kind, OutOfMemory, TunesmithError, UsageError
 from tunesmith.hub import download, is_hub_id, parse_hub_id
-from tunesmith.hub.download import listed, repo_of
+from tunesmith.hub.download import list_files, repo_of
 from tunesmith.hub.failures import explained
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS, choices
 from tunesmith.paths import expanded, require_utf8
@@ -147,7 +147,7 @@ def download_adapter(target: str, show: Show, *, named: bool = False) -> Path:
         raise IntegrityError(f"{target}: {damaged[0].name} is not what its own list of hashes says",
                              "Whoever published it has to push it again.")
     if not (snapshot.folder / WEIGHTS_NAME).exists():
-        names = listed(hub_id.repo, snapshot.commit, show.note)
+        names = list_files(hub_id.repo, snapshot.commit, show.note)
         if pickles := [name for name in names if name.startswith("adapter_model.") and name != WEIGHTS_NAME]:
             raise IntegrityError(f"{target}: its weights are a pickle ({pickles[0]}), which is refused: it "
                                  "can run any code",
