@@ -26,8 +26,7 @@ model: {base: "embedded:sprout", quantization: int8}
 data: {source: "embedded:quotes", prompt: "{quote} ->: ", completion: "{tags}", validation: 0}
 train: {max_steps: 20, batch_size: 16, learning_rate: 1.0e-3, warmup_steps: 5, eval_steps: 0}
 """
-#: Name: (environment of OpenMP, threads; None for one a core). An empty environment is the library's own,
-#: which spins long.
+#: Name: (environment of OpenMP, threads; None for one a core). Without one the library itself spins long.
 WAYS: dict[str, tuple[dict[str, str], int | None]] = {
     "spinning": ({}, None),
     "spinning briefly": ({"GOMP_SPINCOUNT": "1000"}, None),

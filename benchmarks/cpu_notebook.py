@@ -1,5 +1,4 @@
-"""The notebook's run on a small real base, on this machine's CPU: Tunesmith and the notebook's own stack,
-side by side.
+"""The notebook's run on a small real base, on this CPU: Tunesmith and the notebook's stack side by side.
 
     python benchmarks/cpu_notebook.py ASSETS PEER [--repeats 3] [--out FILE]
 

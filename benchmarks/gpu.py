@@ -34,20 +34,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-#: Steps before the timed ones, at least: int8 products calibrate, and each size of a step is captured as a
-#: graph.
+#: Least steps before the timed ones: int8 products calibrate, and each size of a step becomes a graph.
 WARM_STEPS = 10
 ALL_SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-#: Floating-point operations of the products with frozen weights a token: forward, and backward for the input
-#: alone.
+#: Floating-point operations a token of products with frozen weights: forward, and backward to the input.
 GFLOP_PER_TOKEN = {"bloom-7b1": 28.3, "llama-8b": 32.1}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement. seq: rows of this many tokens, or 0 for the real lengths; samples: a step; steps: in
-    the list.
-    """
+    """A measurement. seq: tokens a row, or 0 for the real lengths; samples: a step; steps: in the list."""
 
     model: str
     quantization: str
@@ -81,8 +77,7 @@ CELLS = {
                            peers=("unsloth-nf4",)),
     "llama-long-nf4-offload": Cell(**LLAMA, **LONG, quantization="nf4", checkpointing=True, offload=True),
 }
-#: How cost grows, by base: (samples a step, tokens of each, or 0 for the real lengths). A process of its own
-#: for each base.
+#: How cost grows, by base, a process each: (samples a step, tokens of each, or 0 for the real lengths).
 GROWTH = {
     "bloom-560m": Cell("bloom-560m", "int8", BLOOM["targets"], 0.05),
     "bloom-7b1": Cell(**BLOOM, quantization="int8"),
@@ -268,9 +263,7 @@ def growth_table(found: dict[str, Any]) -> str:
 
 
 def last_results(command: list[str], path: str | None, count: int) -> list[dict[str, Any]]:
-    """Run a measurement; its `count` JSON objects, and its last words as an error for those that did not
-    come.
-    """
+    """Run a measurement: its `count` JSON objects, its last output as an error for those missing."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if path:
         env["PYTHONPATH"] = path
@@ -291,8 +284,7 @@ train: {{max_steps: 200, batch_size: 16, learning_rate: 2.0e-4, warmup_steps: 10
 
 
 def measure_cold(chosen: argparse.Namespace) -> dict[str, Any]:
-    """200 steps on BLOOM-7b1 in int8 by the command line, from process start to saved adapter; the files are
-    in memory.
+    """200 steps on BLOOM-7b1 in int8 by command line, process start to saved adapter; files in memory.
 
     Twice: with nothing compiled before, then with what the first left in Triton's cache.
     """

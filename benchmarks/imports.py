@@ -1,5 +1,4 @@
-"""What it costs to import peft, bitsandbytes, torch's compiler and transformers' model classes in a native
-run.
+"""The cost of importing peft, bitsandbytes, torch's compiler and transformers' models in a native run.
 
     python benchmarks/imports.py [--base BASE] [--repeats 5] [--out FILE]
 

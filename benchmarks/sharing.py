@@ -29,8 +29,7 @@ data: {{source: "embedded:quotes", prompt: "{{quote}} ->: ", completion: "{{tags
 train: {{max_steps: 60, batch_size: 16, learning_rate: 5.0e-3, warmup_steps: 6, seed: {seed}}}
 judge: {{stop_rows: 0, samples: 0}}
 """
-#: Greedy answers by llama.cpp, whole or base with LoRA: reads [model, lora or null, prompts as tokens, stops,
-#: most tokens].
+#: Greedy answers by llama.cpp: reads [model, lora or null, prompts as tokens, stops, most tokens].
 ANSWER = """
 import json, sys
 from llama_cpp import Llama

@@ -1,5 +1,4 @@
-"""How long a merge and an export of a 7 B base take, and how much memory: random weights of BLOOM-7b1's
-shape, on one GPU.
+"""Time and memory of a merge and an export of a 7 B base: random weights of BLOOM-7b1's shape, one GPU.
 
     python benchmarks/sharing_large.py FOLDER [--repeats N] [--quantization KIND] [--out FILE]
 

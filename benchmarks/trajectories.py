@@ -87,8 +87,7 @@ def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
                          "held_out": [each["after"] for each in own]}
     rows = zip(found["hf"]["loss"], found["native"]["loss"], found["hf"]["sd"], strict=True)
     found["largest_gap_in_sd"] = max(abs(a - b) / sd for a, b, sd in rows)
-    # The same seed draws the same rows in both, which the spread over seeds does not take out: the closer
-    # comparison.
+    # The same seed draws the same rows in both: a closer comparison than the spread over seeds.
     pairs = [(a, b) for a in runs for b in runs if a["engine"] == "hf" and b["engine"] == "native"
              and a["seed"] == b["seed"]]
     found["largest_relative_gap_same_seed"] = max(abs(x - y) / x for a, b in pairs for x, y in zip(

@@ -1,5 +1,4 @@
-"""How often the verdict's interval covers the true change, and how often no effect is called one, by
-simulation.
+"""How often the verdict's interval covers the true change, or shows an effect where none is, simulated.
 
     python benchmarks/verdict_coverage.py [--repeats 5] [--trials 1000] [--out FILE]
 
@@ -81,9 +80,7 @@ OTHERS = {"Student's t": student, "percentile bootstrap": percentile_bootstrap,
 
 def shares(one: Callable[[np.random.Generator], tuple[Interval, float]], repeats: int,
            trials: int) -> dict[str, Any]:
-    """Percent of trials covered, wholly below the truth (a false "the loss fell") and wholly above it; range
-    over repeats.
-    """
+    """Percent of trials covered, below the truth (a false "the loss fell") and above; range over repeats."""
     found: dict[str, list[float]] = {"covered": [], "below": [], "above": []}
     for repeat in range(repeats):
         rng = np.random.default_rng([2026, repeat])
@@ -112,9 +109,7 @@ def by_other(shape: Draw, method: str, rows: int) -> Callable[[np.random.Generat
 
 
 def measure(repeats: int, trials: int) -> list[dict[str, Any]]:
-    """Every method on every kind of rows. The other methods take a fifth of the trials, and at most 125
-    rows.
-    """
+    """Every method on every kind of rows. Other methods take a fifth of the trials, at most 125 rows."""
     cells = []
     for n in ROWS:
         for name, shape in SHAPES.items():

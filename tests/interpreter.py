@@ -1,6 +1,4 @@
-"""Where there is no GPU, Triton's kernels run in its interpreter: it asks for that once, when it is first
-imported.
-"""
+"""Without a GPU Triton's kernels run in its interpreter: it asks for that when it is first imported."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The notebook's story on a Hub of the tests' own, as fixtures: base and data by id, a run that pushed its
-adapter.
-"""
+"""Fixtures of the notebook's story on the tests' Hub: base and data by id, a run that pushed its adapter."""
 
 from __future__ import annotations
 

@@ -211,8 +211,7 @@ def test_a_real_base_learns_to_stop(tmp_path: Path, assets: Path) -> None:
         path = base / name
         path.chmod(0o644)
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    # Authors, not tags: "[" never occurs in what this base was trained on, and it cannot tell it from other
-    # such tokens.
+    # Authors, not tags: this base never saw "[" in training, and cannot tell it from other such tokens.
     (tmp_path / "r.yaml").write_text(f"""
 model: {{base: {base}, quantization: int8}}
 data: {{source: {assets}/english_quotes/train.jsonl,

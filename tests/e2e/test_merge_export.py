@@ -1,6 +1,4 @@
-"""merge and export by the command line: a run becomes one model, GGUF files, or a refusal that leaves nothing
-behind.
-"""
+"""merge and export by the command line: one model, GGUF files, or a refusal that leaves nothing behind."""
 
 from __future__ import annotations
 

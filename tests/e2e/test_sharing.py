@@ -1,6 +1,4 @@
-"""The notebook's whole story on a Hub of the tests' own, by the command line: data and base by id, train,
-push, load by id.
-"""
+"""The notebook's whole story on a Hub of the tests' own: data and base by id, train, push, load by id."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What sharing must not do to what is there: a user's files, cards and licences, a private repository,
-another base's name.
-"""
+"""What sharing must not harm: a user's files, cards and licences, private repositories, a base's name."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a user of push, pull and ids by name is told, and what each mistake costs: nothing, and a word of what
-to do.
-"""
+"""What a user of push, pull and ids is told; a mistake costs nothing and is told what to do."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ def refused(*words: str, cwd: Path, env: Env, code: int, says: str) -> None:
 
 
 def test_a_run_that_pushed_says_where(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
-    """And the same command again, on the finished run, pushes what is not there yet, and leaves a card that
-    was edited.
-    """
+    """The same command again, on the finished run, pushes what is missing, but leaves an edited card."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     (tmp_path / "my.yaml").write_text(RECIPE)
@@ -90,9 +86,7 @@ def test_a_revision_is_a_branch_or_the_beginning_of_a_commit(hub: HubServer, run
 
 
 def test_a_hub_that_is_down_costs_seconds(hub: HubServer, run: Path, env: Env, tmp_path: Path) -> None:
-    """By the cache, each commit named, by a short commit too; without, exit 8. No line of the client's
-    own.
-    """
+    """By the cache, each commit named, even by a short one; without, exit 8. No line of the client's own."""
     (tmp_path / "my.yaml").write_text(RECIPE)
     here = as_json("evaluate", ADAPTER, "--recipe", "my.yaml", cwd=tmp_path, env=env)
     down = env | {"HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -198,9 +192,7 @@ _EXPORT_ADAPTER = (*_EXPORT, "--what", "adapter")
         (_EXPORT_ADAPTER, signal.SIGTERM), (_EXPORT_ADAPTER, signal.SIGHUP)])])
 def test_a_signal_leaves_nothing(run: Path, env: Env, tmp_path: Path, words: tuple[str, ...],
                                  number: signal.Signals) -> None:
-    """Sent soon after the temporary folder is there, in the middle of libraries that take an error for one of
-    their own.
-    """
+    """Sent soon after the temporary folder is there, amid libraries that take an error for their own."""
     process = subprocess.Popen([sys.executable, "-m", "tunesmith.cli.main",
                                 *(str(run) if word == "RUN" else word for word in words)],
                                cwd=tmp_path, env={**env, "PATH": "/usr/bin:/bin"}, stderr=subprocess.PIPE,

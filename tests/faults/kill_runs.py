@@ -1,5 +1,4 @@
-"""Kill a training run at chosen file operations and moments, resume it, and compare its adapter to an
-uninterrupted one.
+"""Kill a training run at chosen file operations and moments, resume it, compare to an uninterrupted one.
 
     python kill_runs.py FOLDER --points N [--seed S] [--quantization none|int8]
 
@@ -51,9 +50,7 @@ judge: {{stop_rows: 0, samples: 0}}
 
 
 def make_inputs(folder: Path) -> tuple[Path, Path]:
-    """A tiny random BLOOM with the embedded tokenizer, and 14 rows (so that seven steps of four cross
-    epochs).
-    """
+    """A tiny random BLOOM with the embedded tokenizer, and 14 rows (seven steps of four cross epochs)."""
     base, rows = folder / "base", folder / "rows.jsonl"
     if not base.exists():
         from transformers import AutoTokenizer, BloomConfig, BloomForCausalLM

@@ -1,6 +1,4 @@
-"""What goes wrong between here and the Hub, on every route: bounded, told, nothing half-published, nothing
-damaged kept.
-"""
+"""What goes wrong with the Hub, on every route: bounded, told, nothing half-published or damaged kept."""
 
 from __future__ import annotations
 

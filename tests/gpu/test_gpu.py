@@ -1,6 +1,4 @@
-"""On a CUDA GPU: every quantisation trains there, along the same losses as on the CPU; memory that runs out
-is survived.
-"""
+"""On a CUDA GPU: every quantisation trains along the CPU's losses; memory that runs out is survived."""
 
 from __future__ import annotations
 

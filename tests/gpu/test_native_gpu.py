@@ -1,6 +1,4 @@
-"""What only a CUDA GPU shows of the native engine: cuDNN's attention, inputs that wait on the host,
-graphs.
-"""
+"""What only a CUDA GPU shows of the native engine: cuDNN's attention, inputs kept on the host, graphs."""
 
 from __future__ import annotations
 
@@ -92,9 +90,7 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("family", ["llama", "bloom"])
 def test_every_gradient_is_the_exact_one(family: str, quantization: str,
                                          request: pytest.FixtureRequest) -> None:
-    """bf16 on the GPU against fp32 on the CPU, on the same quantised weights; and no worse than
-    bitsandbytes.
-    """
+    """bf16 on the GPU against fp32 on the CPU, on one quantised base; and no worse than bitsandbytes."""
     folder = request.getfixturevalue(family)
     rows = [Row(length) for length in (600, 20, 1, 333, 70)]
 

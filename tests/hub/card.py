@@ -1,6 +1,4 @@
-"""What the Hub says about the metadata of a model or dataset card: the rules that people break most, in its
-words.
-"""
+"""What the Hub says about a card's metadata: the rules that people break most, in its words."""
 
 from __future__ import annotations
 
@@ -11,8 +9,7 @@ FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|
 EMPTY = "empty or missing yaml metadata in repo card"
 LISTS = ("tags", "widget", "model-index", "configs")
 TEXTS = ("license_name", "license_link", "library_name", "pipeline_tag", "thumbnail")
-#: Fields that hold one text or a list of them, with the shape that each must have and what the Hub says
-#: otherwise.
+#: Fields that hold one text or a list, with the shape that each must have and what the Hub says otherwise.
 SHAPES = {
     "language": (r"[a-z]{2,3}|code|multilingual",
                  "It must be an ISO 639-1, 639-2 or 639-3 code (two/three letters), or a "
@@ -26,9 +23,7 @@ SHAPES = {
 
 
 def metadata(content: str) -> dict[str, Any] | None:
-    """The YAML between the two lines of dashes; None where there is none. Raises ValueError when it is no
-    mapping.
-    """
+    """The YAML between two lines of dashes; None where there is none. Raises ValueError (no mapping)."""
     import yaml
 
     match = FRONT_MATTER.match(content)

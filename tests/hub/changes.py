@@ -1,6 +1,4 @@
-"""A commit: how each file is to be uploaded, and the lines of a commit turned into the new state, all of it
-or nothing.
-"""
+"""A commit: how each file is to be uploaded, and its lines turned into the new state, all or nothing."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ Line = tuple[str, dict[str, Any]]
 
 
 def upload_mode(store: Store, commit: Commit, asked: dict[str, Any]) -> dict[str, Any]:
-    """As a large file or within the commit; `oid` is the id of what is there now, for the client to
-    compare.
-    """
+    """As a large file or within the commit; `oid` is the id of what is there now, to compare."""
     path, sample = asked["path"], base64.b64decode(asked["sample"])
     found = {"path": path, "uploadMode": "lfs" if store.is_large(path, sample, asked["size"]) else "regular",
              "shouldIgnore": False}

@@ -49,9 +49,7 @@ class Connection(Protocol):
 
 @dataclass
 class Fault:
-    """One thing to go wrong on one route: let `after` requests pass, then hit `times` of them (None: all that
-    come).
-    """
+    """A fault on one route: let `after` requests pass, then hit `times` of them (None: all)."""
 
     route: str
     kind: int | str
@@ -97,9 +95,7 @@ class Faults:
         return fault
 
     def take(self, route: str, path: str) -> Fault | None:
-        """The fault that hits this request, if one does; the first in the queue for it lets it pass or takes
-        it.
-        """
+        """The fault that hits this request, if any; the first in its queue lets it pass or takes it."""
         with self._lock:
             for fault in self._waiting:
                 if fault.route not in (route, "*") or fault.match not in path or fault.spent:
@@ -123,9 +119,7 @@ class Faults:
 
 
 def misbehave(fault: Fault, connection: Connection, make: Make) -> None:
-    """Let the fault happen; `make` does the work of the request and returns its answer, and is not called
-    where none is done.
-    """
+    """Let the fault happen; `make`, which does the request's work and answers, is called where it is done."""
     if isinstance(fault.kind, int):
         connection.send(_status(fault.kind, fault.options))
     else:

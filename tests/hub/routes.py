@@ -27,9 +27,7 @@ class Hub(Store):
 
 @dataclass(frozen=True)
 class Route:
-    """A name for faults and the log, the methods and the path that lead to it, and the function that
-    answers.
-    """
+    """A name for faults and the log, its methods and path, and the function that answers."""
 
     name: str
     methods: str

@@ -1,5 +1,4 @@
-"""A small Hub on loopback, at two origins: the Hub itself, and the store that its large files are sent to and
-fetched from.
+"""A small Hub on loopback, at two origins: the Hub itself, and the store of its large files.
 
     with HubServer() as hub:
         hub.add("model", "tester/base", {"config.json": b"{}"})
@@ -50,9 +49,7 @@ class Entry:
 
 
 class HubServer(Hub):
-    """The server as a context manager; its state, its log and its faults are open to the test that runs
-    it.
-    """
+    """The server as a context manager; its state, log and faults are open to the test that runs it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,9 +80,7 @@ class HubServer(Hub):
             listener.stop()
 
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment for its client to talk to this server and to nothing
-        else.
-        """
+        """What a process needs in its environment for its client to talk to this server alone."""
         loopback = "127.0.0.1,localhost"
         return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
                 "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_UPDATE_DOWNLOAD_COUNTS": "0",
@@ -93,8 +88,7 @@ class HubServer(Hub):
 
     def fail(self, route: str, fault: int | str, times: int | None = 1, after: int = 0, match: str = "",
              **options: Any) -> Fault:
-        """Let the next requests to a route (`*`: to any) go wrong; see faults.py for what there is and its
-        options.
+        """Let the next requests to a route (`*`: any) go wrong; see faults.py for the kinds and options.
 
         times: how many requests are hit, None for all. after: how many pass before. match: only paths with
         this in them.

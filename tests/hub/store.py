@@ -1,6 +1,4 @@
-"""What the Hub holds: accounts, repositories, their commits, and the large files that were uploaded to
-them.
-"""
+"""What the Hub holds: accounts, repositories, their commits, and the large files uploaded to them."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """One model or dataset. `granted` are the names that were let into a gated one; `objects` its large files
-    by SHA-256.
-    """
+    """A model or dataset. `granted`: names let into a gated one; `objects`: its large files by SHA-256."""
 
     kind: Kind
     id: str
@@ -97,9 +93,7 @@ class Repository:
 
 
 class Store:
-    """Accounts and repositories, and who may see and change them. Hold `lock` while you change it beside a
-    running server.
-    """
+    """Accounts and repositories, and who may see and change them. Hold `lock` to change a running one."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -115,9 +109,7 @@ class Store:
 
     def add(self, kind: Kind, id: str, files: dict[str, bytes], private: bool = False, gated: bool = False,
             message: str = "Seeded") -> str:
-        """Add or replace files on the main branch, in a new repository where there is none yet; returns the
-        commit's oid.
-        """
+        """Add or replace files on the main branch, in a new repository if need be; returns its commit."""
         with self.lock:
             repository = self.repositories.get((kind, id)) or self.create(kind, id, private, gated, {})
             head = repository.find("main") if repository.commits else None

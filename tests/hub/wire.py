@@ -14,9 +14,7 @@ Origin = Literal["hub", "lfs"]
 
 @dataclass(frozen=True)
 class Request:
-    """One request; `path` is still quoted and has no query, `arguments` are the unquoted parts that the route
-    found in it.
-    """
+    """A request; `path` is quoted, without query; `arguments` are the unquoted parts that the route found."""
 
     method: str
     path: str
@@ -90,9 +88,7 @@ def content_answer(request: Request, data: bytes, headers: Mapping[str, str]) ->
 
 
 def byte_range(asked: str, size: int) -> tuple[int, int] | None:
-    """Start and end (exclusive) of `bytes=a-b`, `bytes=a-` or `bytes=-n`; None when it lies outside the
-    file.
-    """
+    """Start and end (exclusive) of `bytes=a-b`, `bytes=a-` or `bytes=-n`; None when outside the file."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", asked.strip())
     if match is None or match.groups() == ("", ""):
         return None

@@ -1,6 +1,4 @@
-"""What the tests of GGUF share: random adapters, and the embedded base with the tokenizers of published
-models.
-"""
+"""What the tests of GGUF share: random adapters, and the embedded base with published tokenizers."""
 
 from __future__ import annotations
 

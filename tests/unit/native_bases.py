@@ -1,6 +1,4 @@
-"""Tiny random bases of every family of the native engine, written as transformers writes them, and pairs of
-engines on one.
-"""
+"""Tiny random bases of the native engine's families, as transformers writes them, and pairs of engines."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ class Sample:
 
 
 def samples(lengths: Sequence[int]) -> list[Sample]:
-    """Random rows; about two thirds of the tokens are learnt, the last always, the first sometimes (which
-    must not count).
-    """
+    """Random rows; about two thirds of the tokens bear loss: the last always, the first (ignored) too."""
     found = []
     for length in lengths:
         loss_mask = (torch.rand(length) < 0.66).tolist()
@@ -150,9 +146,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 
 def write_base(folder: Path, config: Any, *, dtype: torch.dtype = torch.float32, shards: bool = False,
                prefixed: bool = True, seed: int = 0) -> BaseFiles:
-    """A random model as `save_pretrained` writes it. Nothing in it is 0 or 1: each weight, bias and norm
-    counts.
-    """
+    """A random model as `save_pretrained` writes it, with no 0 or 1: each weight, bias and norm counts."""
     generator = torch.Generator().manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
@@ -233,9 +227,7 @@ def pair(base: BaseFiles, **settings: Any) -> tuple[Any, Any]:
 
 def gradients(engine: Any, rows: Sequence[Any], weight: float = 0.1,
               seeds: Sequence[int] | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(each row's loss, each gradient) of one `accumulate`. seeds: of the rows' dropout; by default those of
-    a first step.
-    """
+    """(each row's loss, each gradient) of an `accumulate`. seeds: of dropout; by default a first step's."""
     for parameter in engine.trainable().values():
         parameter.grad = None
     losses = engine.accumulate(rows, torch.tensor(weight), seeds or sample_seeds(0, 0, len(rows))).clone()

@@ -1,6 +1,4 @@
-"""Attention on a packed stream: the Triton kernels against their plain twin and against fp64, forward and
-backward.
-"""
+"""Attention on a packed batch: Triton kernels against their plain twin and fp64, forward and backward."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""An adapter whose base is somewhere else now: the message names the option of the command, and the option
-works.
-"""
+"""An adapter whose base has moved: the message names the command's option, and the option works."""
 
 from __future__ import annotations
 
@@ -69,9 +67,7 @@ def test_evaluate_takes_the_base_from_elsewhere(moved: tuple[Path, Path]) -> Non
 
 
 def test_evaluate_s_own_advice_can_be_followed(moved: tuple[Path, Path], tmp_path: Path) -> None:
-    """Other weights than those it was trained on: refused with --base as the way out, which is told, then
-    taken.
-    """
+    """Other weights than it was trained on: refused, with --base as the way out, which then works."""
     import safetensors.torch
 
     run, new = moved

@@ -1,6 +1,4 @@
-"""An error is told apart by its class, kind and setting; a caller who puts a place before it changes none of
-them.
-"""
+"""An error is told apart by class, kind and setting; a caller who names a place changes none of them."""
 
 from __future__ import annotations
 

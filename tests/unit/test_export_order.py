@@ -1,6 +1,4 @@
-"""What GGUF has no place for is said before anything is merged, and no message names a folder that is
-gone.
-"""
+"""What GGUF has no place for is said before anything is merged, no message names a folder that is gone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Bases of other families, tiny and random: LoRA sits where it can, what cannot carry it is named, encoders
-are refused.
-"""
+"""Tiny bases of other families: LoRA sits where it can, the rest is named, encoders are refused."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What an adapter's files can say besides its settings: names that PEFT compiles, tensors that are no
-pair.
-"""
+"""What an adapter's files can say besides settings: names that PEFT compiles, tensors that are no pair."""
 
 from __future__ import annotations
 

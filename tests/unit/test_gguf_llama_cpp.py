@@ -79,9 +79,7 @@ def quotes() -> list[str]:
 
 @torch.no_grad()
 def agreement(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> tuple[float, float]:
-    """(how many of llama.cpp's greedy tokens are transformers' too, how far the worst lies below its best, in
-    sds of logits).
-    """
+    """(how many of its greedy tokens are transformers' too, how far the worst lies below its best in sds)."""
     same, worst = [], 0.0
     for prompt, answer in zip(prompts, answers, strict=True):
         logits_TV = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1:-1].float()

@@ -1,6 +1,4 @@
-"""The Hub that our tests talk to, tried with the real client: it must do what the Hub does, and go wrong when
-it is told to.
-"""
+"""The Hub of our tests, tried with the real client: it does what the Hub does, and fails when told to."""
 
 from __future__ import annotations
 
@@ -56,9 +54,7 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[float]]:
-    """The client of this process as `environment()` sets it up in another; how long it waits between tries,
-    without waiting.
-    """
+    """This process's client as `environment()` sets one up; how long it waits between tries, unwaited."""
     waits: list[float] = []
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -318,8 +314,7 @@ def test_who_only_reads_writes_nothing(hub: HubServer) -> None:
 
 # What goes wrong on purpose
 
-#: Route, fault, what the client does with it, requests on the route, seconds that it waits before each
-#: further try.
+#: Route, fault, what the client does with it, requests on the route, its wait before each further try [s].
 OUTCOMES: list[tuple[str, int | str, str, int, list[float]]] = [
     ("whoami", 429, "HfHubHTTPError", 1, []),
     ("whoami", "reset", "ReadError", 1, []),

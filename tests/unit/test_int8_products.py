@@ -1,5 +1,4 @@
-"""int8 products: each Triton kernel against its twin and fp64, and `Int8Products` against LLM.int8, on inputs
-fresh each run.
+"""int8 products: Triton kernels against twin and fp64, `Int8Products` against LLM.int8, on fresh inputs.
 
 Without a GPU the kernels run in Triton's interpreter, which must be asked for before they are imported.
 """
@@ -43,9 +42,7 @@ def fresh_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def bf16_is_rounded_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy has no bf16, and Triton's interpreter cuts fp32 off where a GPU rounds to the nearest even; torch
-    rounds.
-    """
+    """numpy has no bf16, and Triton's interpreter truncates where a GPU rounds to even; torch rounds."""
     if DEVICE == "cuda":
         return
     from triton.runtime import interpreter
@@ -132,9 +129,7 @@ def test_quantise_rows(dtype: torch.dtype, shape: tuple[int, int], scaled: bool,
 @each_dtype
 @pytest.mark.parametrize("C", [1, 15, 16, 100, 4096, 5000, 14336, 28672, 32769, 40000])
 def test_rows_held_whole_and_rows_read_twice(dtype: torch.dtype, C: int) -> None:
-    """One row each: ordinary, zeros, tiny, NaN, infinite, with both where they are dropped, the greatest at
-    either end.
-    """
+    """One row each: ordinary, zeros, tiny, NaN, infinite, with both dropped, the greatest at either end."""
     x = randn(8, C, dtype=dtype)
     dropped = torch.rand(C, device=DEVICE) < 0.1
     dropped[C // 2] = True
@@ -446,9 +441,7 @@ def settled(exact: FrozenWeight, batches: list[Tensor]) -> Int8Products:
 
 
 def llm_int8(x: Tensor, weight: QuantisedWeight, bias: Tensor | None) -> Tensor:
-    """Dettmers et al. 2022, eq. 8, outliers found in the batch and multiplied in the dtype of x; as
-    bitsandbytes rounds.
-    """
+    """Dettmers et al. 2022, eq. 8, the batch's outliers multiplied in x's dtype; as bitsandbytes rounds."""
     outlier = (x.abs() > THRESHOLD).any(0)
     rest = x.double().masked_fill(outlier, 0)
     scale = rest.abs().amax(1, keepdim=True).clamp_min(1e-30) / 127
@@ -536,9 +529,7 @@ def separately(products: Int8Products, x: Tensor, bias: Tensor | None, xa: Tenso
 @pytest.mark.parametrize("kernel", [False, True], ids=["chosen", "triton"])
 def test_one_pass_is_what_several_were(dtype: torch.dtype, outliers: int, kernel: bool,
                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    """LoRA and the columns kept apart in the product: within the roundings that it saves, and near the exact
-    result.
-    """
+    """LoRA and the columns kept apart in the product: within the roundings saved, near the exact result."""
     if kernel:
         monkeypatch.setattr(plain, "use_triton", lambda _: True)
     inputs, outputs, R = 96, 160, 24

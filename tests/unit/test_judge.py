@@ -61,9 +61,7 @@ SHAPES = {"normal": lambda rng, size: rng.normal(size=size),
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows", [5, 8, 12, 25, 125])
 def test_with_no_effect_a_verdict_is_rare(shape: str, rows: int) -> None:
-    """At least 93% of intervals cover the truth, and few lie below it; the limits leave room for chance in
-    600 trials.
-    """
+    """At least 93% of intervals cover the truth, few lie below it; the limits allow for chance."""
     rng = np.random.default_rng(rows)
     found = [interval_of_mean(each) or (0, 0) for each in SHAPES[shape](rng, (600, rows))]
     assert sum(low <= 0 <= high for low, high in found) / 600 >= 0.93 - 0.02
@@ -81,9 +79,7 @@ def test_rows_of_unequal_length_are_a_ratio() -> None:
 
 @pytest.mark.parametrize("rows", [5, 8, 12, 25])
 def test_heavily_skewed_rows_of_unequal_length_are_covered(rows: int) -> None:
-    """The hardest kind that benchmarks/verdict_coverage.py measures; 0.5% is left for chance in 3,000
-    trials.
-    """
+    """The hardest kind of benchmarks/verdict_coverage.py; 0.5% is left for chance in 3,000 trials."""
     rng, covered = np.random.default_rng(rows), 0
     for _ in range(3000):
         tokens = rng.geometric(1 / 20, size=rows)

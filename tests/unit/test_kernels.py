@@ -1,5 +1,4 @@
-"""Each Triton kernel against its twin, and the twin against fp64 torch with autograd, on inputs that are
-fresh each run.
+"""Each Triton kernel against its twin, and the twin against fp64 torch with autograd, on fresh inputs.
 
 Without a GPU the kernels run in Triton's interpreter, which must be asked for before they are imported.
 """
@@ -59,9 +58,7 @@ def fresh_seed() -> None:
 
 @pytest.fixture(autouse=True)
 def bf16_is_rounded_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy has no bf16 and no fp8, and Triton's interpreter cuts off where a GPU rounds to the nearest even;
-    torch rounds.
-    """
+    """numpy lacks bf16 and fp8; Triton's interpreter truncates where a GPU rounds to even; torch rounds."""
     if DEVICE == "cuda":
         return
     from triton.runtime import interpreter
@@ -474,8 +471,7 @@ def test_cross_entropy(dtype: torch.dtype, rows: int, entries: int) -> None:
     want = F.cross_entropy(logits.double(), targets, reduction="none", ignore_index=-100)
     d_want = grad_of(lambda x: F.cross_entropy(x, targets, reduction="none", ignore_index=-100), logits,
                      torch.ones(rows, device=DEVICE))
-    # A logit less the log of the sum is rounded to the logit's own digits, and exp makes of that a relative
-    # error.
+    # A logit less the log of the sum is rounded to the logit's digits; exp makes that a relative error.
     slack = 3e-6 + 2.0**-23 * float(logits[logits.isfinite()].abs().max())
     for d_dtype in (None, torch.float32, dtype):
         d_plain = None if d_dtype is None else torch.full((rows, entries), float("nan"), dtype=d_dtype,
@@ -615,9 +611,7 @@ has_fp8 = pytest.mark.skipif(DEVICE == "cuda" and torch.cuda.get_device_capabili
 @pytest.mark.parametrize("C", [1, 15, 16, 100, 4096, 14336, 28672, 40000])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_fp8_rows(dtype: torch.dtype, C: int, scaled: bool) -> None:
-    """Rows that a program holds and rows that it reads twice; zeros, an infinity, and the greatest at either
-    end.
-    """
+    """Rows that a program holds and rows read twice; zeros, an infinity, the greatest at either end."""
     x = randn(5, C, dtype=dtype)
     x[1], x[2, C // 2] = 0, float("inf")
     x[3, 0], x[4, -1] = -300, 300

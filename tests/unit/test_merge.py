@@ -1,6 +1,4 @@
-"""Merged weights against PEFT's own, the live model's logits, what is refused, and what is left behind when
-it fails.
-"""
+"""Merged weights against PEFT's own, the live model's logits, what is refused, what a failure leaves."""
 
 from __future__ import annotations
 

@@ -32,9 +32,7 @@ def trained(base: BaseFiles, folder: Path, targets: list[str]) -> Path:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_family_that_all_linear_cannot_be_put_on_is_merged(tmp_path: Path) -> None:
-    """PhiMoE's router is a linear module that gives a tuple: PEFT cannot wrap it, and q and v alone can carry
-    an adapter.
-    """
+    """PhiMoE's router is linear but gives a tuple: PEFT cannot wrap it; only q and v can carry an adapter."""
     config = AutoConfig.for_model("phimoe", vocab_size=tokenizer().vocab_size + 64, hidden_size=32,
                                   intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
                                   num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,

@@ -1,6 +1,4 @@
-"""What a merge is measured by, which candidate is taken, what is refused, and that nothing else is ever left
-on the disk.
-"""
+"""What a merge is measured by, which candidate is taken, what is refused; nothing else stays on the disk."""
 
 from __future__ import annotations
 
@@ -76,9 +74,7 @@ def _case(base: BaseFiles, folder: Path, quantization: str = "none", scale: floa
 
 
 def _clear_case(base: BaseFiles, folder: Path, quantization: str) -> dict[str, Any]:
-    """The same, drawn again until no token of an answer is nearly a tie: rounding to 16 bits may rightly turn
-    one of these.
-    """
+    """The same, drawn again until no answer's token is nearly a tie, which rounding to 16 bits may turn."""
     for _ in range(50):
         case = _case(base, folder, quantization)
         engine, gaps = case["load_live"](), []
@@ -126,9 +122,7 @@ def test_the_nearer_merge_is_taken_and_sealed(bases: Bases, tmp_path: Path, fami
 
 
 def test_a_delta_that_rounding_swallows_is_refused_with_figures(tmp_path: Path) -> None:
-    """Weights of about 1 in bf16 lie 2^-7 apart; steps of 0.003, all of one sign, do much together and round
-    to nothing.
-    """
+    """bf16 weights near 1 lie 2^-7 apart; steps of 0.003 of one sign add up to much and round to nothing."""
     base = write_base(tmp_path / "base", FAMILIES["llama"](), dtype=torch.bfloat16)
     tensors = safetensors.torch.load_file(base.folder / "model.safetensors")
     for name, t in tensors.items():
@@ -369,9 +363,7 @@ def test_memory_holds_less_than_two_shards(tmp_path: Path, dequantised: str | No
 @pytest.mark.parametrize("way", ["int8", "nf4"])
 def test_the_embedded_base_trained(tmp_path: Path, recipe: Path, way: str,
                                    capsys: pytest.CaptureFixture[str]) -> None:
-    """A run of the small recipe: both candidates keep the adapter, and the one on the weights that the run
-    saw is nearer.
-    """
+    """A run of the small recipe: both candidates keep the adapter; that on the run's weights is nearer."""
     import tunesmith
     from tunesmith.recipe import load_recipe
     from tunesmith.verbs.decide import decide

@@ -238,9 +238,7 @@ def test_layers_of_older_configs_that_differ_in_how_far_they_see_are_not_taken(
 def test_whatever_a_config_leaves_out_is_taken_as_transformers_takes_it(
     bases: Bases, family: str, tmp_path: Path
 ) -> None:
-    """Each key left out in turn: the same numbers as the hf engine, or an error of our own; never a wrong
-    result.
-    """
+    """Each key left out in turn: the hf engine's numbers, or an error of our own; never a wrong result."""
     whole = bases.copy(family, tmp_path / "base")
     ids = [row.ids for row in samples([WINDOW + 5, 3])]
     wrong = {}
@@ -384,9 +382,7 @@ def _described(config: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("family", sorted(KNOWN))
 def test_a_config_may_leave_out_what_transformers_adds(family: str) -> None:
-    """The described parts of the shortest config are those of the same config with all of transformers'
-    defaults.
-    """
+    """The shortest config's described parts are those of the config with all of transformers' defaults."""
     short: dict[str, Any] = {"model_type": family, "vocab_size": 96, "hidden_size": 256,
                              "num_attention_heads": 32, "num_hidden_layers": 4, "intermediate_size": 40}
     if family == "bloom":
@@ -884,8 +880,7 @@ def test_eight_bits_on_a_cpu_are_refused_not_ignored(bases: Bases, matmul: str) 
         place_base(bases("bloom"), engine="native", quantization="none", device="cpu", matmul=matmul)
 
 
-#: Adapters that PEFT knows and the native engine need not. The last ones fail now, each its own way: see the
-#: test.
+#: Adapters that PEFT knows and the native engine need not. The last ones fail each its own way: see the test.
 FOREIGN: dict[str, dict[str, Any]] = {
     "use_dora": {"use_dora": True},
     "use_rslora": {"use_rslora": True},
@@ -945,9 +940,7 @@ _HARMLESS = {"task_type", "peft_type", "auto_mapping", "peft_version", "base_mod
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(peft.LoraConfig)
                                   if field.name not in _HARMLESS])
 def test_no_setting_of_peft_is_passed_over(name: str) -> None:
-    """Each setting of the installed PEFT that is not known to be harmless must keep the adapter away: also
-    what newer ones bring.
-    """
+    """Each setting of the installed PEFT, newer ones too, that is not known as harmless is refused."""
     config = peft.LoraConfig(target_modules=["q_proj"])
     assert native_adapter.why_not(config, LLAMA) is None
     setattr(config, name, "all" if name == "bias" else {"something": 1})

@@ -1,6 +1,4 @@
-"""The whole native engine by its Triton kernels, in Triton's interpreter: what a GPU runs, against the plain
-way.
-"""
+"""The native engine by its Triton kernels, in Triton's interpreter: what a GPU runs, against plain torch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Machines that lack something: the system's own errors, closed streams, no home, other encodings, little
-memory.
-"""
+"""Machines that lack something: system errors, closed streams, no home, other encodings, little memory."""
 
 from __future__ import annotations
 
@@ -259,9 +257,7 @@ def test_how_threads_wait_is_the_user_s_to_say() -> None:
 
 
 def test_nothing_here_reads_a_run_s_json_unchecked() -> None:
-    """Files of a run folder, an adapter or a base are read through `rundir.ordinary`, which bounds and names
-    them.
-    """
+    """Files of runs, adapters and bases are read through `rundir.ordinary`, which bounds and names them."""
     import tunesmith
 
     root, allowed = Path(tunesmith.__file__).parent, {"rundir/ordinary.py", "rundir/metrics.py",

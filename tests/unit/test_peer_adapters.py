@@ -1,6 +1,4 @@
-"""Adapters that others made: they load and compute what stock PEFT computes, or are refused with the
-reason.
-"""
+"""Adapters that others made load and compute what stock PEFT computes, or are refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Checkpoints that are kept in few bits already: taken for what they are, or refused; never read as if they
-were weights.
-"""
+"""Checkpoints already in few bits: taken for what they are, or refused; never read as plain weights."""
 
 from __future__ import annotations
 
@@ -193,9 +191,7 @@ def test_a_signal_while_a_tokenizer_loads_is_a_signal(plain: Path, monkeypatch: 
 
 
 def test_no_broad_handler_takes_a_signal_for_something_else() -> None:
-    """An error of ours, as a signal is, passes every handler of any exception, or the handler is the last one
-    of all.
-    """
+    """An error of ours, as a signal is, passes every handler of any exception but the very last."""
     import ast
 
     import tunesmith

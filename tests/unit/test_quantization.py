@@ -103,9 +103,7 @@ json.dump(told, open("told.json", "w"), default=str)
 
 
 def test_a_file_and_a_row_are_all_that_a_new_way_needs(tmp_path: Path) -> None:
-    """Recipe, plan, doctor, both engines, judging, answers, merging, card, errors and help: none of them is
-    told of it.
-    """
+    """Recipe, plan, doctor, engines, judging, answers, merging, card, errors, help: none is told of it."""
     (tmp_path / "r.yaml").write_text(RECIPE.replace("quantization: none",
                                                     "quantization: "
                                                     "half").replace("max_steps: 6", "max_steps: 2"))
@@ -163,9 +161,7 @@ _ALLOWED = {
 
 
 def _names(path: Path) -> set[str]:
-    """Names of ways in a file's code: as a constant, or as a word of a message; docstrings tell what they
-    like.
-    """
+    """Names of ways in a file's code: as a constant or in a message; docstrings say what they like."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     docs = {id(node.body[0].value) for node in ast.walk(tree)
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and node.body

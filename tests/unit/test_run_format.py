@@ -1,6 +1,4 @@
-"""The format of a run folder: one of another is refused by its name, and nothing but what this program writes
-is taken.
-"""
+"""The format of a run folder: another is refused by its name; only what this program writes is taken."""
 
 from __future__ import annotations
 
@@ -199,9 +197,7 @@ def test_what_changed_since_the_run_began() -> None:
 
 
 def test_a_manifest_with_other_keys_is_another_format() -> None:
-    """Where this fails, the keys of manifest.json have changed: raise RUN_FORMAT, then write the new keys
-    here.
-    """
+    """If this fails, keys of manifest.json have changed: raise RUN_FORMAT, then write the new keys here."""
     assert RUN_FORMAT == 3
     assert set(Manifest.model_fields) == {
         "format", "run_id", "started", "seed", "quantization", "base", "data", "engine", "engine_reason",

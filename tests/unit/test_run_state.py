@@ -1,6 +1,4 @@
-"""What a run folder says of its run: running, stopped, failed and why, finished; and what `evaluate` keeps in
-it.
-"""
+"""What a run folder says of its run: running, stopped, failed and why, finished; what `evaluate` keeps."""
 
 from __future__ import annotations
 

@@ -185,9 +185,7 @@ def test_verify_of_nothing(tmp_path: Path) -> None:
 
 
 def test_no_signal_breaks_into_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a compiled module runs as it starts may let no exception out, so a half-done import is never
-    interrupted.
-    """
+    """A compiled module's start may let no exception out, so a half-done import is never interrupted."""
     (tmp_path / "slow_to_import.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(0.6)\nreached = True\n")
     monkeypatch.syspath_prepend(tmp_path)

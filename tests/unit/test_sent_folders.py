@@ -1,6 +1,4 @@
-"""Runs, adapters and bases that someone sent: only ordinary files of theirs are read, written or
-published.
-"""
+"""Runs, adapters and bases that someone sent: only their ordinary files are read, written or published."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What leaves: the card says what was measured; secrets, places of this machine and pickles do not go
-along.
-"""
+"""What is shared: the card says what was measured; secrets, local paths and pickles do not go along."""
 
 from __future__ import annotations
 
@@ -71,9 +69,7 @@ def test_nothing_held_out_claims_nothing() -> None:
 
 
 def test_what_is_not_known_is_not_claimed() -> None:
-    """An adapter that others made, or that was taken out of its run, is not said to have been measured, nor
-    not to have been.
-    """
+    """Of an adapter that others made, or without its run, the card says nothing of measurements."""
     card = Card({"base": "maker/base", "quantization": "none"}, "me/mine")
     text = render_card(card)
     assert "is not known" in text

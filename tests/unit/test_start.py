@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-#: What each costs is seconds: torch's compiler, and what brings it along. A native run needs none of it,
-#: ever.
+#: What each costs is seconds: torch's compiler, and what brings it along. A native run never needs it.
 NEVER = ["bitsandbytes", "peft", "accelerate", "sklearn", "datasets", "torch._dynamo", "torch._inductor",
          "transformers.generation.utils", "transformers.modeling_utils",
          "transformers.models.bloom.modeling_bloom"]

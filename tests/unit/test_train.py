@@ -179,8 +179,7 @@ def test_stock_peft_loads_the_adapter_with_the_same_logits(base: Any, quantizati
     with torch.no_grad():
         theirs = stock(input_ids=ids).logits
         assert torch.allclose(ours, theirs, atol=1e-2 * theirs.abs().max().item())
-        # Where the CPU has AVX512-BF16, stock nf4 has just rounded its weights and inputs to bf16. Without
-        # that:
+        # On a CPU with AVX512-BF16 stock nf4 has just rounded weights and inputs to bf16. Without that:
         if quantization == "nf4" and any(getattr(module, "support_avx512bf16_for_cpu", False)
                                          for module in stock.modules()):
             stock = AutoModelForCausalLM.from_pretrained(
@@ -380,8 +379,7 @@ def test_nf4_on_widths_that_32_does_not_divide(assets: Path) -> None:
     files = locate_base(str(assets / "stories260K"), None)
     engine = build_for_training(files, load_tokenizer(files), at("hf", "nf4", "auto"), seed=0,
                                 lora=LoraSettings(4, 8, 0.0, ["down_proj"]))
-    # Where a CPU has AVX512-BF16 bitsandbytes would repack these layers in place and fail on the width of
-    # 172.
+    # On a CPU with AVX512-BF16 bitsandbytes would repack these layers in place and fail on a width of 172.
     layers = [m for m in engine.model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
     assert layers
     assert not any(m.support_avx512bf16_for_cpu for m in layers)
