@@ -200,7 +200,7 @@ def test_any_shape_in_any_pieces(tmp_path_factory: pytest.TempPathFactory, monke
                              {"w": Change(left, right, 0.7)}, frozenset({"w"} if kept else ()),
                              frozenset({"w"} if columns else ()), None, kept)
         got = torch.frombuffer(bytearray(b"".join(plan.content("w"))), dtype=dtype).reshape(outputs, inputs)
-        start = weight.float() if kept is None else merging._turned_back(weight, kept, columns=columns)
+        start = weight.float() if kept is None else merging._dequantised(weight, kept, columns=columns)
         torch.testing.assert_close(got, (start + 0.7 * left @ right).to(dtype), atol=1e-5,
                                    rtol=2 * torch.finfo(dtype).eps)
 

@@ -434,7 +434,7 @@ def test_agreement_is_what_torch_says(bases: Bases, monkeypatch: pytest.MonkeyPa
 def test_places_are_even_and_bear_loss(lengths: list[int], wanted: int) -> None:
     rows = [Sample(list(range(n)), [random.random() < 0.5 for _ in range(n)]) for n in lengths]
     every = [(i, t) for i, row in enumerate(rows) for t in range(len(row.ids) - 1) if row.loss_mask[t + 1]]
-    chosen = [(i, t) for i, positions in agreeing._choose_places(rows, wanted) for t in positions]
+    chosen = [(i, t) for i, positions in agreeing._choose_positions(rows, wanted) for t in positions]
     assert len(chosen) == len(set(chosen)) == min(wanted, len(every))
     ranks = [every.index(place) for place in chosen]
     assert ranks == sorted(ranks)

@@ -1,6 +1,4 @@
-"""The adapter's folder: PEFT's two files, the stop tokens, what it was trained on, and a card that says what
-it does.
-"""
+"""The adapter's folder: PEFT's two files, the stop tokens, its metadata, and a card of what it does."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _KEPT_BYTES, _MAX_POSITIONS = 256 << 20, 4096
 #: Tokens of rows whose loss is computed at once.
 _LOSS_TOKENS = 2048
 #: KL in nats a token below which two models differ by rounding alone.
-NOTHING = 1e-6
+ROUNDING_KL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Agreement:
 class Reference:
     """What a live adapter says, kept for when its model is gone.
 
-    places: the (row, position) pairs that are compared, by row. log_probabilities_PV: fp32, in that order.
+    row_positions: the (row, positions) that are compared. log_probabilities_PV: fp32, in that order.
     bare: its base, with the adapter off, against it: the yardstick of what the adapter does.
     """
 
     rows: Sequence[TokenRow]
     prompts: Sequence[list[int]]
     max_new_tokens: int
-    places: list[tuple[int, list[int]]]
+    row_positions: list[tuple[int, list[int]]]
     log_probabilities_PV: torch.Tensor
     answers: list[Answer]
     loss: float
@@ -82,18 +82,18 @@ def reference(engine: Engine, rows: Sequence[TokenRow], prompts: Sequence[list[i
     """
     engine.training(False)
     if not any(any(row.loss_mask[1:]) for row in rows):
-        raise DataError("no held-out row with a token that bears loss: there is nothing to compare a merge "
-                        "on",
-                        "Hold some rows out (data.validation).")
+        raise DataError(
+            "no held-out row with a token that bears loss: there is nothing to compare a merge on",
+            "Hold some rows out (data.validation).")
     vocabulary = engine.logits([rows[0].ids[:1]])[0].shape[1]
-    places = _choose_places(rows, min(_MAX_POSITIONS, max(1, _KEPT_BYTES // (4 * vocabulary))))
-    kept_PV = torch.empty(sum(len(positions) for _, positions in places), vocabulary)
-    for part, log_PV in _log_probabilities(engine, rows, places, vocabulary):
+    row_positions = _choose_positions(rows, min(_MAX_POSITIONS, max(1, _KEPT_BYTES // (4 * vocabulary))))
+    kept_PV = torch.empty(sum(len(positions) for _, positions in row_positions), vocabulary)
+    for part, log_PV in _log_probabilities(engine, rows, row_positions, vocabulary):
         kept_PV[part] = log_PV
     answers, loss = _answers(engine, prompts, max_new_tokens), _mean_loss(engine, rows)
-    whole = Reference(rows, prompts, max_new_tokens, places, kept_PV, answers, loss, _UNKNOWN)
+    whole = Reference(rows, prompts, max_new_tokens, row_positions, kept_PV, answers, loss, _UNKNOWN)
     with engine.adapter_disabled():
-        return Reference(rows, prompts, max_new_tokens, places, kept_PV, answers, loss,
+        return Reference(rows, prompts, max_new_tokens, row_positions, kept_PV, answers, loss,
                          compare(engine, whole))
 
 
@@ -101,7 +101,8 @@ def compare(engine: Engine, reference: Reference) -> Agreement:
     """Ask another model the same and say how far it is from the live adapter. Raises OutOfMemory."""
     engine.training(False)
     live_PV, nats, same = reference.log_probabilities_PV, 0.0, 0
-    for part, other_PV in _log_probabilities(engine, reference.rows, reference.places, live_PV.shape[1]):
+    for part, other_PV in _log_probabilities(engine, reference.rows, reference.row_positions,
+                                             live_PV.shape[1]):
         for row, place in enumerate(range(part.start, part.stop)):
             nats += _divergence(live_PV[place], other_PV[row])
             same += int(live_PV[place].argmax() == other_PV[row].argmax())
@@ -134,7 +135,7 @@ def lost(agreement: Agreement, bare: Agreement) -> str | None:
     """
     if math.isnan(bare.kl):
         return "the live adapter or its bare base answers with NaN, so nothing can be compared"
-    if bare.kl < NOTHING:
+    if bare.kl < ROUNDING_KL:
         return ("the adapter changes nothing that can be measured: KL(live || bare base) is "
                 f"{bare.kl:.2g} nats a token")
     if not agreement.kl < bare.kl / 2:  # also for NaN
@@ -143,15 +144,15 @@ def lost(agreement: Agreement, bare: Agreement) -> str | None:
     return None
 
 
-def better(found: Sequence[tuple[str, Agreement]]) -> str:
+def better(candidates: Sequence[tuple[str, Agreement]]) -> str:
     """The name with the smallest KL; NaN loses to every number, and of equals the first is taken."""
-    return min(found, key=lambda pair: math.inf if math.isnan(pair[1].kl) else pair[1].kl)[0]
+    return min(candidates, key=lambda pair: math.inf if math.isnan(pair[1].kl) else pair[1].kl)[0]
 
 
 _UNKNOWN = Agreement(math.nan, math.nan, None, math.nan, math.nan, 0, 0)
 
 
-def _choose_places(rows: Sequence[TokenRow], wanted: int) -> list[tuple[int, list[int]]]:
+def _choose_positions(rows: Sequence[TokenRow], wanted: int) -> list[tuple[int, list[int]]]:
     """At most `wanted` positions whose next token bears loss, at even steps through the rows."""
     every = [(i, t) for i, row in enumerate(rows) for t in range(len(row.ids) - 1) if row.loss_mask[t + 1]]
     count = min(wanted, len(every))
@@ -161,28 +162,27 @@ def _choose_places(rows: Sequence[TokenRow], wanted: int) -> list[tuple[int, lis
     return list(chosen.items())
 
 
-def _log_probabilities(engine: Engine, rows: Sequence[TokenRow], places: list[tuple[int, list[int]]],
+def _log_probabilities(engine: Engine, rows: Sequence[TokenRow], row_positions: list[tuple[int, list[int]]],
                        vocabulary: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """For each row of `places` its part of all positions, and log-probabilities there [P, V], fp32 on the
-    CPU.
+    """For each row of `row_positions` (slice of all positions, log-probabilities [P, V] in fp32 on the CPU).
     """
     starts = [0]
-    for _, positions in places:
+    for _, positions in row_positions:
         starts.append(starts[-1] + len(positions))
     # A row is read as far as its last position; what follows changes nothing before it.
-    lengths = [positions[-1] + 1 for _, positions in places]
-    together = max(1, _KEPT_BYTES // (4 * vocabulary))
+    lengths = [positions[-1] + 1 for _, positions in row_positions]
+    max_tokens = max(1, _KEPT_BYTES // (4 * vocabulary))
 
     def too_large(k: int) -> OutOfMemory:
         return OutOfMemory(f"the logits of a held-out row of {lengths[k]} tokens do not fit in memory",
                            "Compare on shorter rows, or on the CPU.")
 
-    parts = plan_micro_batches(lengths, rows=None, max_tokens=together, overhead_tokens=64,
+    parts = plan_micro_batches(lengths, rows=None, max_tokens=max_tokens, overhead_tokens=64,
                                padded=engine.padded)
-    for chosen, found in in_parts(parts, lambda part: engine.logits(
-            [rows[places[k][0]].ids[:lengths[k]] for k in part]), too_large):
-        for k, logits_TV in zip(chosen, found, strict=True):
-            at_P = torch.tensor(places[k][1], device=logits_TV.device)
+    for chosen, part_logits in in_parts(parts, lambda part: engine.logits(
+            [rows[row_positions[k][0]].ids[:lengths[k]] for k in part]), too_large):
+        for k, logits_TV in zip(chosen, part_logits, strict=True):
+            at_P = torch.tensor(row_positions[k][1], device=logits_TV.device)
             yield slice(starts[k], starts[k + 1]), logits_TV[at_P].float().log_softmax(-1).cpu()
 
 
@@ -194,13 +194,12 @@ def _mean_loss(engine: Engine, rows: Sequence[TokenRow]) -> float:
     """Nats a loss-bearing token over all rows."""
     rows = [row for row in rows if any(row.loss_mask[1:])]
     parts = plan_micro_batches([len(row.ids) for row in rows], rows=None, max_tokens=_LOSS_TOKENS,
-                               overhead_tokens=64,
-                     padded=engine.padded)
+                               overhead_tokens=64, padded=engine.padded)
 
     def too_large(k: int) -> OutOfMemory:
         return OutOfMemory(f"a held-out row of {len(rows[k].ids)} tokens alone does not fit in memory",
                            "Compare on shorter rows.")
 
-    nats = sum(found for _, found in in_parts(
+    nats = sum(part_nats for _, part_nats in in_parts(
         parts, lambda part: engine.losses([rows[k] for k in part]).double().sum().item(), too_large))
     return nats / sum(sum(row.loss_mask[1:]) for row in rows)

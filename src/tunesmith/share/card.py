@@ -49,23 +49,23 @@ class Card:
 
 def render_card(card: Card) -> str:
     """The card as Markdown behind YAML, as the Hub reads it (https://huggingface.co/docs/hub/model-cards)."""
-    return "---\n" + yaml.safe_dump(_front(card), sort_keys=False,
-                                    allow_unicode=True) + "---\n\n" + _text(card)
+    front_matter = yaml.safe_dump(_front_matter(card), sort_keys=False, allow_unicode=True)
+    return f"---\n{front_matter}---\n\n{_text(card)}"
 
 
-def _front(card: Card) -> dict[str, Any]:
+def _front_matter(card: Card) -> dict[str, Any]:
     tags = ["lora", *(["tunesmith"] if card.trained else [])]
-    front: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
+    front_matter: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "text-generation", "tags": tags}
     if card.on_hub:
-        front |= {"base_model": card.metadata["base"], "base_model_relation": "adapter"}
+        front_matter |= {"base_model": card.metadata["base"], "base_model_relation": "adapter"}
     if card.license:
-        front["license"] = on_one_line(card.license)
+        front_matter["license"] = on_one_line(card.license)
     dataset = card.trained.get("dataset")
     if dataset and parse_hub_id(dataset):
-        front["datasets"] = [dataset]
+        front_matter["datasets"] = [dataset]
     if card.repo and card.judgement:
-        front["model-index"] = [{"name": card.repo.rpartition("/")[2], "results": [_measured(card)]}]
-    return front
+        front_matter["model-index"] = [{"name": card.repo.rpartition("/")[2], "results": [_measured(card)]}]
+    return front_matter
 
 
 def _measured(card: Card) -> dict[str, Any]:
@@ -122,13 +122,13 @@ def _verdict(card: Card) -> str:
 
 
 def _experiment(trained: dict[str, Any]) -> list[str]:
-    told = {"data": trained["dataset"] or "rows of one's own", "loss on": trained["loss_on"],
-            "end token": "learnt" if trained["append_eos"] else "not learnt",
-            "LoRA": f"r {trained['r']}, alpha {trained['alpha']}, dropout {trained['dropout']}",
-            **_kept(trained.get("kept")), "samples a step": trained["batch_size"],
-            "learning rate": f"{trained['learning_rate']}, {trained['lr_scheduler']}, "
-                             f"{trained['warmup_steps']} steps of warm-up", "seed": trained["seed"]}
-    return ["| | |", "|---|---|", *(f"| {name} | {plain(str(value))} |" for name, value in told.items()), ""]
+    table = {"data": trained["dataset"] or "rows of one's own", "loss on": trained["loss_on"],
+             "end token": "learnt" if trained["append_eos"] else "not learnt",
+             "LoRA": f"r {trained['r']}, alpha {trained['alpha']}, dropout {trained['dropout']}",
+             **_kept(trained.get("kept")), "samples a step": trained["batch_size"],
+             "learning rate": f"{trained['learning_rate']}, {trained['lr_scheduler']}, "
+             f"{trained['warmup_steps']} steps of warm-up", "seed": trained["seed"]}
+    return ["| | |", "|---|---|", *(f"| {name} | {plain(str(value))} |" for name, value in table.items()), ""]
 
 
 def _kept(kept: dict[str, int] | None) -> dict[str, str]:
@@ -143,7 +143,7 @@ def _kept(kept: dict[str, int] | None) -> dict[str, str]:
 def _loading(card: Card) -> list[str]:
     """Three lines that load it in stock PEFT, and three that ask it something."""
     way = WAYS.get(card.metadata.get("quantization", AS_THEY_ARE), WAYS[AS_THEY_ARE])
-    where, here = literal(card.metadata["base"]), literal(card.repo or "THIS-FOLDER")
+    base, adapter = literal(card.metadata["base"]), literal(card.repo or "THIS-FOLDER")
     settings = "generation_config.json" in card.files
     more = f", {way.loading_import}" if way.loading_import else ""
     more += ", GenerationConfig" if settings else ""
@@ -151,17 +151,17 @@ def _loading(card: Card) -> list[str]:
                f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}"]
     revision = ""
     if embedded.path_of(card.metadata["base"]):
-        where = f"tunesmith.embedded.path_of({where})"
+        base = f"tunesmith.embedded.path_of({base})"
         imports.append("import tunesmith.embedded")
     elif card.metadata.get("revision"):
         revision = f", revision={literal(card.metadata['revision'])}"
-    tokenizer = here if "tokenizer_config.json" in card.files else where + revision
+    tokenizer = adapter if "tokenizer_config.json" in card.files else base + revision
     length = "max_new_tokens=64"
     if settings:
-        length = f"generation_config=GenerationConfig.from_pretrained({here}, {length})"
+        length = f"generation_config=GenerationConfig.from_pretrained({adapter}, {length})"
     return ["```python", *imports,
-            f"base = AutoModelForCausalLM.from_pretrained({where}{revision}, {way.loading_code})",
-            f"model = PeftModel.from_pretrained(base, {here})", "",
+            f"base = AutoModelForCausalLM.from_pretrained({base}{revision}, {way.loading_code})",
+            f"model = PeftModel.from_pretrained(base, {adapter})", "",
             f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
             f"tokens = {_asking(card.metadata)}.to(model.device)",
             f"print(tokenizer.decode(model.generate(**tokens, {length})[0]))", "```"]
@@ -171,6 +171,5 @@ def _asking(metadata: dict[str, Any]) -> str:
     """A prompt as tokens, in code."""
     if metadata.get("messages"):
         return ('tokenizer.apply_chat_template([{"role": "user", "content": "..."}], '
-                'add_generation_prompt=True, '
-                'return_dict=True, return_tensors="pt")')
+                'add_generation_prompt=True, return_dict=True, return_tensors="pt")')
     return f'tokenizer({literal(example_prompt(metadata))}, return_tensors="pt")'

@@ -1,5 +1,4 @@
-"""What a LoRA adapter comes to for each parameter of its base: read, checked, and refused where no merge can
-be right.
+"""What a LoRA adapter comes to for each parameter of its base; refused where no merge can be right.
 
 Shapes: O outputs, I inputs of a linear layer, V entries of the vocabulary, C channels, R ranks.
 """
@@ -23,7 +22,7 @@ from tunesmith.model.peft_config import MERGE, SETTINGS, changes_base, require_b
 from tunesmith.model.quantization import WAYS
 
 _PREFIX = "base_model.model."
-_NEXT = "Use it unmerged, with PEFT; or let PEFT's own merge_and_unload decide."
+_HINT = "Use it unmerged, with PEFT; or let PEFT's own merge_and_unload decide."
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,7 @@ class Skeleton:
 
 @dataclass
 class Changes:
-    """changes: by parameter. own_base: tensors of the base that the adapter brings along, to be found the
-    same.
-    """
+    """changes: by parameter. own_base: base tensors that the adapter brings along, to be the same."""
 
     changes: dict[str, Change] = field(default_factory=dict)
     own_base: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -72,9 +69,9 @@ def read_skeleton(base: BaseFiles, quantization: str | None) -> Skeleton:
     quantised already.
     """
     if base.config.get("quantization_config"):
-        raise IntegrityError(f"{base.name}: its files are quantised already, so an adapter cannot be merged "
-                             "into them",
-                             "Merge into the model that it was quantised from.")
+        raise IntegrityError(
+            f"{base.name}: its files are quantised already, so an adapter cannot be merged into them",
+            "Merge into the model that it was quantised from.")
     quiet_libraries()
     from transformers import AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
@@ -98,14 +95,12 @@ def read_skeleton(base: BaseFiles, quantization: str | None) -> Skeleton:
 
 
 def read_changes(folder: Path, skeleton: Skeleton) -> Changes:
-    """What the adapter in `folder` does to each parameter. Raises IntegrityError listing everything that does
-    not fit.
-    """
+    """What the adapter in `folder` does to each parameter. Raises IntegrityError listing misfits."""
     settings = read_adapter_config(folder)
     _refuse(folder, settings)
     config, state = read_adapter(folder)
     require_bounded(settings, list(skeleton.kinds), folder / CONFIG_NAME)
-    found, problems = Changes(), list[str]()
+    changes, problems = Changes(), list[str]()
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     if settings.get("ensure_weight_tying") and skeleton.tied:
         problems.append("ensure_weight_tying on a base whose head is tied: which of the two it learnt is not "
@@ -116,34 +111,35 @@ def read_changes(folder: Path, skeleton: Skeleton) -> Changes:
         if part.startswith("lora_"):
             pairs.setdefault(module, {})[part] = tensor
         elif part == "base_layer.weight":
-            found.own_base[f"{module}.weight"] = tensor
+            changes.own_base[f"{module}.weight"] = tensor
         elif not _is_saved(parameter, config.modules_to_save or []):
             problems.append(f"{name}: neither LoRA nor modules_to_save explains it")
         elif skeleton.shapes.get(parameter) != tuple(tensor.shape):
             problems.append(_misfit(name, tensor, skeleton.shapes.get(parameter)))
         else:
-            found.changes[parameter] = Change(replacement=tensor)
+            changes.changes[parameter] = Change(replacement=tensor)
     for module, parts in pairs.items():
         change = _product(module, parts, config, skeleton, problems)
         if change is not None:
-            found.changes[f"{module}.weight"] = change
+            changes.changes[f"{module}.weight"] = change
     if problems:
         raise IntegrityError(f"{folder}: cannot be merged into this base:\n  " + listing(problems),
                              "Is it an adapter for another base, or damaged?")
-    return found
+    return changes
 
 
 def _refuse(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise IntegrityError for a setting under which merged weights would not be the adapter."""
-    start = config.get("init_lora_weights", True)
-    if changes_base(start):
-        raise IntegrityError(f"{folder}: init_lora_weights is {start!r}: training began by changing the "
-                             "base's weights, and the adapter does not say "
-                             "how", "Convert it to a plain LoRA first (PEFT: "
-                             "save_pretrained with path_initial_model_for_weight_conversion).")
+    init = config.get("init_lora_weights", True)
+    if changes_base(init):
+        raise IntegrityError(
+            f"{folder}: init_lora_weights is {init!r}: training began by changing the base's weights, and "
+            "the adapter does not say how",
+            "Convert it to a plain LoRA first (PEFT: save_pretrained with "
+            "path_initial_model_for_weight_conversion).")
     if key := unsupported_setting(config, MERGE):
         raise IntegrityError(f"{folder}: cannot be merged: {key} is {config[key]!r}: {SETTINGS[key].reason}",
-                             _NEXT)
+                             _HINT)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -158,9 +154,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _is_saved(parameter: str, modules_to_save: list[str]) -> bool:
-    """Whether a parameter lies in one of the modules that were learnt as a whole: PEFT looks at how their
-    names end.
-    """
+    """Whether a parameter lies in a module that was learnt as a whole; PEFT goes by how names end."""
     parts = parameter.split(".")
     parents = [".".join(parts[:count]) for count in range(1, len(parts))]
     return any(parent.endswith(saved) for parent in parents for saved in modules_to_save)
@@ -177,25 +171,24 @@ def _product(module: str, parts: dict[str, torch.Tensor], config: Any, skeleton:
     """The change that a pair of LoRA matrices makes; None, and a problem more, when it does not fit."""
     from peft.utils.other import get_pattern_key
 
-    kind, rank = (
-        skeleton.kinds.get(module),
-        config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r),
-    )
+    kind = skeleton.kinds.get(module)
+    rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern, module), config.r)
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, module), config.lora_alpha)
     if kind is None:
-        there = any(name.startswith(module + ".") for name in skeleton.shapes)
-        problems.append(f"{module}: " + ("no linear layer and no embedding" if there else "not in this base"))
+        exists = any(name.startswith(module + ".") for name in skeleton.shapes)
+        problems.append(f"{module}: {'no linear layer and no embedding' if exists else 'not in this base'}")
         return None
-    low, high = ("lora_embedding_A",
-                 "lora_embedding_B") if kind == "embedding" else ("lora_A.weight", "lora_B.weight")
-    if set(parts) != {low, high}:
-        problems.append(f"{module}: has {', '.join(sorted(parts))}; {low} and {high} are wanted")
+    a_name, b_name = (("lora_embedding_A", "lora_embedding_B") if kind == "embedding"
+                      else ("lora_A.weight", "lora_B.weight"))
+    if set(parts) != {a_name, b_name}:
+        problems.append(f"{module}: has {', '.join(sorted(parts))}; {a_name} and {b_name} are wanted")
         return None
-    a_RI, b_OR = parts[low], parts[high]
+    a_RI, b_OR = parts[a_name], parts[b_name]
     rows, columns = skeleton.shapes[f"{module}.weight"]
     outputs, inputs = (rows, columns) if kind == "linear" else (columns, rows)
-    misfits = [_misfit(f"{module}.{name}", tensor, wanted) for name, tensor, wanted in
-               ((low, a_RI, (rank, inputs)), (high, b_OR, (outputs, rank))) if tuple(tensor.shape) != wanted]
+    misfits = [_misfit(f"{module}.{name}", tensor, wanted)
+               for name, tensor, wanted in ((a_name, a_RI, (rank, inputs)), (b_name, b_OR, (outputs, rank)))
+               if tuple(tensor.shape) != wanted]
     problems += misfits
     if misfits:
         return None

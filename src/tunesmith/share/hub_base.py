@@ -1,6 +1,4 @@
-"""The base of an adapter as the Hub has it: its licence, and whether it is the one that the adapter was
-trained on.
-"""
+"""The base of an adapter as the Hub has it: its licence, and whether the adapter was trained on it."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ from tunesmith.rundir.seal import sha256_file
 
 @dataclass(frozen=True)
 class HubBase:
-    """What the Hub says of a base. commit: its head, where that is known to be what was trained on; else
-    None.
-    """
+    """What the Hub says of a base. commit: its head, if known to be what was trained on; else None."""
 
     license: str | None = None
     commit: str | None = None
@@ -28,8 +24,8 @@ class HubBase:
 
 def license_of(info: Any) -> str | None:
     """The licence in a repository's card, as the Hub lists it."""
-    found = (info.card_data or {}).get("license")
-    return found if isinstance(found, str) else None
+    license = (info.card_data or {}).get("license")
+    return license if isinstance(license, str) else None
 
 
 def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bool, tell: Tell,
@@ -52,20 +48,19 @@ def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bo
         return HubBase()
     if not named or name == trained_on:
         return HubBase(license_of(info))
-    there = _weights(info)
+    hub_weights = _weights(info)
     files = {entry.rfilename for entry in info.siblings or []}
     if "config.json" not in files or "adapter_config.json" in files:
-        raise UsageError(f"--base {name}: not a base: "
-                         + ("it is an adapter" if "adapter_config.json" in files else
-                                                           "it has no config.json"),
-                         "Name the model that it was trained on.")
+        reason = "it is an adapter" if "adapter_config.json" in files else "it has no config.json"
+        raise UsageError(f"--base {name}: not a base: {reason}", "Name the model that it was trained on.")
     stage(f"comparing the base with {name}")
-    here = _trained_weights(trained_on, revision, tell)
-    if here is None:
+    trained_weights = _trained_weights(trained_on, revision, tell)
+    if trained_weights is None:
         tell(f"Whether {name} is the base that it was trained on is not known: {trained_on} is not here.")
         return HubBase(license_of(info))
-    if here != there:
-        different = sorted(file for file in here | there if here.get(file) != there.get(file))
+    if trained_weights != hub_weights:
+        different = sorted(file for file in trained_weights | hub_weights
+                           if trained_weights.get(file) != hub_weights.get(file))
         raise IntegrityError(f"--base {name}: other weights than those it was trained on, {trained_on} "
                              f"({different[0]})",
                              "Name the repository that has these, or publish them.")

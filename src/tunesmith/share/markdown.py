@@ -13,13 +13,11 @@ _ACTIVE = re.compile(r"[\\`*\[\]<>&|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 def plain(text: str) -> str:
     """The text on one line, every character that Markdown acts on escaped."""
-    return _ACTIVE.sub(lambda found: "\\" + found[0], on_one_line(text, 2000))
+    return _ACTIVE.sub(lambda match: "\\" + match[0], on_one_line(text, 2000))
 
 
 def code(text: str) -> str:
-    """The text as code within a line, fenced by more backticks than it has in a row (CommonMark, section
-    6.1).
-    """
+    """The text as inline code, fenced by more backticks than it has in a row (CommonMark, section 6.1)."""
     shown = on_one_line(text, 2000)
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     # A blank at each end is taken off by Markdown; a backtick there would belong to the fence.

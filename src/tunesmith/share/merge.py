@@ -1,5 +1,4 @@
-"""Merge an adapter into its base: a plain checkpoint of the base's own layout, taken only when it still says
-the same.
+"""Merge an adapter into its base: a checkpoint of the base's layout, kept only if it still agrees.
 
 Shapes: O outputs, I inputs, R rows of a weight that are worked on at once.
 """
@@ -65,8 +64,7 @@ class MergedWeights:
 
 def merge_weights(base: BaseFiles, adapter: Path, out: Path, *, dequantised: str | None,
                   progress: Callable[[int, int], None]) -> MergedWeights:
-    """Write W + scale * B A, computed in fp32 and rounded once to each tensor's own dtype, into the folder
-    `out`.
+    """Write W + scale * B A, computed in fp32 and rounded once to each tensor's dtype, into the folder `out`.
 
     dequantised: a way of fewer bits to start from the weights as a run in it saw them; None to start from the
     files' own. progress: called with (bytes written, bytes in all). Raises IntegrityError for an adapter or a
@@ -91,22 +89,22 @@ def merge_weights(base: BaseFiles, adapter: Path, out: Path, *, dequantised: str
             write_synced(out / name, content)
             sizes[name] = len(content)
         sync_folder(out)
-    return MergedWeights(sorted(sizes), sum(sizes.values()),
-                         len(plan.changes) + len(plan.kept - set(plan.changes)), plan.added is not None)
+    changed = len(plan.changes) + len(plan.requantised - set(plan.changes))
+    return MergedWeights(sorted(sizes), sum(sizes.values()), changed, plan.added is not None)
 
 
 @dataclass(frozen=True)
 class _Plan:
     """What is written, by the names of the files' tensors, which may lack the body's prefix.
 
-    shards: each file's tensors in their order, and its metadata. kept: tensors to be quantised and turned
-    back; columns: those of them that lie as [I, O]. added: the shard of each tensor that the base does not
-    have; None when nothing is untied.
+    shards: each file's tensors in their order, and its metadata. requantised: tensors to be quantised and
+    turned back; columns: those of them that lie as [I, O]. added: the shard of each tensor that the base does
+    not have; None when nothing is untied.
     """
 
     shards: dict[Path, tuple[dict[str, Stored], dict[str, str]]]
     changes: dict[str, Change]
-    kept: frozenset[str]
+    requantised: frozenset[str]
     columns: frozenset[str]
     added: dict[str, Path] | None
     dequantised: str | None
@@ -122,11 +120,12 @@ class _Plan:
         added = _untie(wanted, skeleton, names, shards)
         _check_own_base(adapter, wanted, names)
         changes = {names.at(parameter): change for parameter, change in wanted.changes.items()}
-        kept = {names.at(f"{module}.weight"): skeleton.kinds[module] for module in sorted(skeleton.quantised)}
-        kept = {name: kind for name, kind in kept.items() if name not in changes
-                or changes[name].replacement is None}
-        return cls(shards, changes, frozenset(kept),
-                   frozenset(name for name, kind in kept.items() if kind == "conv1d"), added, dequantised)
+        kinds = {names.at(f"{module}.weight"): skeleton.kinds[module]
+                 for module in sorted(skeleton.quantised)}
+        kinds = {name: kind for name, kind in kinds.items()
+                 if name not in changes or changes[name].replacement is None}
+        columns = frozenset(name for name, kind in kinds.items() if kind == "conv1d")
+        return cls(shards, changes, frozenset(kinds), columns, added, dequantised)
 
     @property
     def total_bytes(self) -> int:
@@ -136,15 +135,15 @@ class _Plan:
     def content(self, name: str) -> Iterator[bytes | memoryview]:
         """The new bytes of a tensor."""
         stored = next(tensors[name] for tensors, _ in self.shards.values() if name in tensors)
-        if name not in self.changes and name not in self.kept:
+        if name not in self.changes and name not in self.requantised:
             return stored.chunks()
         return self._merged(name, stored)
 
     def _merged(self, name: str, stored: Stored) -> Iterator[bytes | memoryview]:
         change, dtype = self.changes.get(name, Change()), FLOATS[stored.dtype]
         start = stored.read() if change.replacement is None else change.replacement
-        if name in self.kept:
-            start = _turned_back(start, str(self.dequantised), columns=name in self.columns)
+        if name in self.requantised:
+            start = _dequantised(start, str(self.dequantised), columns=name in self.columns)
         start = start if start.ndim > 1 else start.reshape(1, -1)
         wide = torch.promote_types(dtype, torch.float32)
         step = max(1, _VALUES_AT_ONCE // max(1, start[0].numel()))
@@ -164,10 +163,8 @@ class _Plan:
             yield merged.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def _turned_back(weight: torch.Tensor, quantization: str, *, columns: bool) -> torch.Tensor:
-    """A weight as a quantised run sees it, in fp32. columns: it lies as [I, O], and is quantised as [O,
-    I].
-    """
+def _dequantised(weight: torch.Tensor, quantization: str, *, columns: bool) -> torch.Tensor:
+    """A weight as a quantised run sees it, in fp32. columns: it lies as [I, O], quantised as [O, I]."""
     from tunesmith.model.native.weights import build_weight
 
     weight_OI = (weight.T if columns else weight).contiguous()
@@ -188,24 +185,23 @@ class _Names:
         return next((name for name in names if name in self.stored), None)
 
     def at(self, parameter: str) -> str:
-        """The name. Raises IntegrityError when it is in no file, of another shape, or not in floating
-        point.
-        """
+        """The name. Raises IntegrityError for a tensor that is missing, of another shape, or no floats."""
         name, wanted = self.find(parameter), self.skeleton.shapes[parameter]
         if name is None:
-            raise IntegrityError(f"{self.base.name}: no tensor of its files is called {parameter}, so "
-                                 "nothing can be merged into it",
-                                 "Its files may be incomplete, or be laid out in another way than its "
-                                 "layers: then use the adapter unmerged.")
-        found = self.stored[name]
-        if found.shape != wanted:
-            raise IntegrityError(f"{self.base.name}: {name} is {list(found.shape)}, its config.json calls "
-                                 f"for {list(wanted)}",
-                                 "Copy or download the base again.")
-        if found.dtype not in FLOATS:
-            raise IntegrityError(f"{self.base.name}: {name} is kept as {found.dtype}, into which nothing can "
-                                 "be merged",
-                                 f"Merge into a copy of the base in one of {', '.join(FLOATS)}.")
+            raise IntegrityError(
+                f"{self.base.name}: no tensor of its files is called {parameter}, so nothing can be merged "
+                "into it",
+                "Its files may be incomplete, or be laid out in another way than its layers: then use the "
+                "adapter unmerged.")
+        tensor = self.stored[name]
+        if tensor.shape != wanted:
+            raise IntegrityError(
+                f"{self.base.name}: {name} is {list(tensor.shape)}, its config.json calls for {list(wanted)}",
+                "Copy or download the base again.")
+        if tensor.dtype not in FLOATS:
+            raise IntegrityError(
+                f"{self.base.name}: {name} is kept as {tensor.dtype}, into which nothing can be merged",
+                f"Merge into a copy of the base in one of {', '.join(FLOATS)}.")
         return name
 
     def untied(self, absent: str, present: str) -> str:
@@ -216,8 +212,7 @@ class _Names:
 
 def _untie(wanted: Changes, skeleton: Skeleton, names: _Names,
            shards: dict[Path, tuple[dict[str, Stored], dict[str, str]]]) -> dict[str, Path] | None:
-    """Where the adapter changes one of two parameters that share a tensor, each gets its own, beside the
-    other.
+    """Where the adapter changes one of two parameters that share a tensor, each gets its own.
 
     Returns the new names and their shards; None when nothing that is tied changes.
     """
@@ -246,9 +241,9 @@ def _check_own_base(adapter: Path, wanted: Changes, names: _Names) -> None:
     for parameter, own in wanted.own_base.items():
         there = names.stored[names.at(parameter)].read() if parameter in names.skeleton.shapes else None
         if there is None or there.shape != own.shape or not torch.equal(there.to(own.dtype), own):
-            raise IntegrityError(f"{adapter}: the adapter brings its base's {parameter} along, and it is not "
-                                 "this base's",
-                                 "Merge it into the base that it was trained on.")
+            raise IntegrityError(
+                f"{adapter}: the adapter brings its base's {parameter} along, and it is not this base's",
+                "Merge it into the base that it was trained on.")
 
 
 def _require_space(folder: Path, needed_bytes: int) -> None:
@@ -310,10 +305,10 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
     with staging_folder(out) as folder:
         on_stage("asking the live adapter")
         live = load_live()
-        asked = reference(live, rows, prompts, max_new_tokens)
+        live_reference = reference(live, rows, prompts, max_new_tokens)
         del live
         _free()
-        found: dict[str, Agreement] = {}
+        agreements: dict[str, Agreement] = {}
         written: dict[str, MergedWeights] = {}
         for number, (name, dequantised) in enumerate(ways.items()):
             candidate = folder / str(number)
@@ -323,20 +318,21 @@ def merge_adapter(base: BaseFiles, adapter: Path, out: Path, *, quantization: st
                                           progress=progress)
             on_stage(f"asking the merge onto the {name}")
             merged = load_merged(candidate)
-            found[name] = compare(merged, asked)
+            agreements[name] = compare(merged, live_reference)
             del merged
             _free()
-        taken = better(list(found.items()))
-        if reason := lost(found[taken], asked.bare):
+        taken = better(list(agreements.items()))
+        if reason := lost(agreements[taken], live_reference.bare):
             raise IntegrityError(f"the merge has lost the adapter: {reason}\n  "
-                                 + "\n  ".join(_lines(asked, found)),
+                                 + "\n  ".join(_lines(live_reference, agreements)),
                                  "Use the adapter unmerged, or merge into a copy of the base in a finer "
                                  "dtype (fp32).")
         on_stage("sealing")
         chosen = folder / str(list(ways).index(taken))
-        result = {"taken": taken, "candidates": {name: each.figures() for name, each in found.items()},
-                  "bare": asked.bare.figures(), "untied": written[taken].untied}
-        _finish(chosen, base, adapter, {"quantization": quantization, **result}, _lines(asked, found))
+        result = {"taken": taken, "candidates": {name: each.figures() for name, each in agreements.items()},
+                  "bare": live_reference.bare.figures(), "untied": written[taken].untied}
+        _finish(chosen, base, adapter, {"quantization": quantization, **result},
+                _lines(live_reference, agreements))
         put_in_place(chosen, out)
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     return {"out": str(out), **result, "files": list(sizes), "bytes": sum(sizes.values())}
@@ -358,32 +354,32 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _lines(asked: Reference, found: dict[str, Agreement]) -> list[str]:
-    return [f"live adapter: loss {asked.loss:.4f}", f"bare base: {asked.bare.line()}",
-            *(f"merged onto the {name}: {each.line()}" for name, each in found.items())]
+def _lines(live_reference: Reference, agreements: dict[str, Agreement]) -> list[str]:
+    return [f"live adapter: loss {live_reference.loss:.4f}", f"bare base: {live_reference.bare.line()}",
+            *(f"merged onto the {name}: {each.line()}" for name, each in agreements.items())]
 
 
 def _finish(folder: Path, base: BaseFiles, adapter: Path, result: dict[str, Any], lines: list[str]) -> None:
     """The figures, how prompts are written, a card and the seal."""
     metadata = read_metadata(adapter)
-    words = {"base": base.name, "revision": base.revision, "base_files": fingerprint(base),
-             "adapter_files": {name: sha256_file(adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)},
-             **result}
-    front = {"library_name": "transformers", "tags": ["lora", "merged", "tunesmith"]}
+    report = {"base": base.name, "revision": base.revision, "base_files": fingerprint(base),
+              "adapter_files": {name: sha256_file(adapter / name) for name in (CONFIG_NAME, WEIGHTS_NAME)},
+              **result}
+    front_matter = {"library_name": "transformers", "tags": ["lora", "merged", "tunesmith"]}
     if not Path(base.name).is_dir() and parse_hub_id(base.name) is not None:
-        front["base_model"] = base.name
-    card = ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---", "",
+        front_matter["base_model"] = base.name
+    card = ["---", yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True) + "---", "",
             f"# {plain(base.name)} with a LoRA adapter merged into it", "",
             f"Merged onto the {plain(result['taken'])}. Measured on {result['bare']['positions']} positions "
             f"of held-out rows and {result['bare']['prompts']} prompts, against the adapter as it was "
-            "trained (on the base in "
-            f"{plain(result['quantization'])}):", "", *(f"- {plain(line)}" for line in lines),
+            f"trained (on the base in {plain(result['quantization'])}):",
+            "", *(f"- {plain(line)}" for line in lines),
             "", f"All figures are in {MERGE_NAME}.", "", *prompts(metadata), "```python",
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             'model = AutoModelForCausalLM.from_pretrained("THIS-FOLDER", dtype="auto")',
             'tokenizer = AutoTokenizer.from_pretrained("THIS-FOLDER")', "```", ""]
     with disk_errors(folder):
-        write_synced(folder / MERGE_NAME, json_bytes(words))
+        write_synced(folder / MERGE_NAME, json_bytes(report))
         if metadata:  # how prompts are written matters as much as before
             carried = {name: metadata[name] for name in _CARRIED_METADATA if name in metadata}
             write_synced(folder / METADATA_NAME, json_bytes(carried))

@@ -110,9 +110,9 @@ def training_facts(recipe: dict[str, Any], result: RunResult) -> dict[str, Any]:
 
 def _dataset(source: str) -> str | None:
     """The Hub id behind a source of rows; the name of any other is nobody's business."""
-    found = parse_hub_id(source)
+    hub_id = parse_hub_id(source)
     local = embedded.path_of(source) is not None or Path(source).suffix or Path(source).exists()
-    return source if found and "/" in found.repo and not local else None
+    return source if hub_id and "/" in hub_id.repo and not local else None
 
 
 def example_prompt(metadata: dict[str, Any]) -> str:

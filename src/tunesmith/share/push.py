@@ -1,6 +1,4 @@
-"""An adapter on its way to the Hub: its files are put together, looked through, and published in one
-commit.
-"""
+"""An adapter on its way to the Hub: its files are put together, checked, and published in one commit."""
 
 from __future__ import annotations
 
@@ -70,8 +68,7 @@ def assemble(adapter: Path, base_folder: Path | None, card: Card) -> dict[str, b
 
 
 def _content(path: Path) -> bytes:
-    """A file's content, never what a link leads to. Raises IntegrityError for one that may be another
-    folder's file.
+    """A file's content, never what a link leads to. Raises IntegrityError for one with hard links.
 
     The files that came with this program are its own, with however many names an installer has given them.
     """
@@ -85,19 +82,17 @@ def _content(path: Path) -> bytes:
 def _without_places(tokenizer_config: bytes) -> bytes:
     """transformers notes there where the tokenizer was read from."""
     try:
-        words = json.loads(tokenizer_config)
-        kept = {key: value for key, value in words.items()
+        settings = json.loads(tokenizer_config)
+        kept = {key: value for key, value in settings.items()
                 if key not in ("name_or_path", "_name_or_path", "local_files_only")}
     except (ValueError, AttributeError):
         return tokenizer_config
-    return tokenizer_config if kept == words else json_bytes(kept)
+    return tokenizer_config if kept == settings else json_bytes(kept)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a push would go. private: who sees it now; None for a repository that does not exist yet.
-    license: its card's.
-    """
+    """Where a push would go. private: None for a repository that does not exist yet. license: its card's."""
 
     repo: str
     private: bool | None
@@ -131,11 +126,11 @@ def look(repo: str, *, private: bool | None, tell: Tell) -> Place:
                 return None
             raise  # 401: it may be there, but not for this token
 
-    found = call(repo, ask, tell)
-    if private and found is not None and not found.private:
+    info = call(repo, ask, tell)
+    if private and info is not None and not info.private:
         raise UsageError(f"{repo} is public, and was asked to be private; nothing was pushed to it",
                          "Say --public (in a recipe share.private: false), or choose another name.")
-    return Place(repo, None, None) if found is None else Place(repo, bool(found.private), license_of(found))
+    return Place(repo, None, None) if info is None else Place(repo, bool(info.private), license_of(info))
 
 
 def publish(files: dict[str, bytes], place: Place, *, private: bool | None, message: str, keep_card: bool,
@@ -170,8 +165,8 @@ def publish(files: dict[str, bytes], place: Place, *, private: bool | None, mess
         operations = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
         try:
             made = api.create_commit(repo, operations, commit_message=message, parent_commit=head)
-        except (HfHubHTTPError, ValueError,
-                RuntimeError) as error:  # a refused card is a ValueError, a lost upload the last
+        # a refused card is a ValueError, a lost upload a RuntimeError
+        except (HfHubHTTPError, ValueError, RuntimeError) as error:
             if status(error) == 412:
                 raise TryAgain("someone else committed at the same time") from None
             # it is there, so: an upload that something on the way swallowed

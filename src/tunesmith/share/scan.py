@@ -1,6 +1,4 @@
-"""What must not leave this machine: secrets, places on its disk, pickles. Every file is looked at before it
-is published.
-"""
+"""What must not leave this machine: secrets, local paths, pickles. Every file is checked before a push."""
 
 from __future__ import annotations
 
@@ -32,15 +30,13 @@ _VOCABULARIES = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens
 
 
 def refuse_private(files: dict[str, bytes]) -> None:
-    """Raise IntegrityError naming every file that holds what should not leave, and what it is; a secret is
-    not repeated.
-    """
-    if found := [f"{name}: {problem}" for name, content in sorted(files.items())
-                 for problem in problems(name, content)]:
-        made = all(each.startswith(("README.md:", "tunesmith.json:")) for each in found)
-        raise IntegrityError("not published:\n  " + "\n  ".join(found),
+    """Raise IntegrityError naming every file that must not leave, and why; a secret is not repeated."""
+    if refusals := [f"{name}: {problem}" for name, content in sorted(files.items())
+                    for problem in problems(name, content)]:
+        all_generated = all(each.startswith(("README.md:", "tunesmith.json:")) for each in refusals)
+        raise IntegrityError("not published:\n  " + "\n  ".join(refusals),
                              "These files are made from the recipe: change data.prompt there, and train "
-                             "again." if made else
+                             "again." if all_generated else
                              "Take it out of these files, then push again.")
 
 
@@ -61,13 +57,13 @@ def problems(name: str, content: bytes) -> list[str]:
 
 
 def _in_text(text: str, *, vocabulary: bool) -> list[str]:
-    found = [f"holds {what}" for what, pattern in _SECRETS.items() if re.search(pattern, text)]
+    reasons = [f"holds {what}" for what, pattern in _SECRETS.items() if re.search(pattern, text)]
     if (token := _own_token()) and token in text:
-        found.append("holds your Hub token")
+        reasons.append("holds your Hub token")
     places = [place for place in _own_places() if place in text]
     if not places and not vocabulary and (path := _PATHS.search(text)):
         places = [path[0][:60]]
-    return found + [f"names a place on this machine, {place}" for place in places[:1]]
+    return reasons + [f"names a place on this machine, {place}" for place in places[:1]]
 
 
 def _own_token() -> str | None:
@@ -83,8 +79,8 @@ def _own_places() -> list[str]:
 
 def _is_pickle(content: bytes) -> bool:
     """By its first bytes: protocol 2 and later, or torch's zip of one."""
-    return re.match(rb"\x80[\x02-\x05]",
-                    content) is not None or (content[:2] == b"PK" and b"data.pkl" in content[:4096])
+    return (re.match(rb"\x80[\x02-\x05]", content) is not None
+            or (content[:2] == b"PK" and b"data.pkl" in content[:4096]))
 
 
 def _header(content: bytes) -> str | None:

@@ -1,6 +1,4 @@
-"""Rewrite a base's safetensors files tensor by tensor, so that memory holds one tensor at a time and never a
-shard.
-"""
+"""Rewrite a base's safetensors files with one tensor in memory at a time, never a whole shard."""
 
 from __future__ import annotations
 
@@ -60,9 +58,7 @@ class Stored:
 
 
 def shards_of(folder: Path, every: list[Path]) -> list[Path]:
-    """The weight files that transformers would load: one file before an index, an index before whatever else
-    is there.
-    """
+    """The weight files that transformers would load: one file, else an index's, else every file."""
     index = folder / INDEX_NAME
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
@@ -81,26 +77,23 @@ def shards_of(folder: Path, every: list[Path]) -> list[Path]:
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """(the tensors of a shard in the order of their bytes, its metadata). Raises IntegrityError when it is
-    not whole.
-    """
+    """(a shard's tensors in the order of their bytes, its metadata). Raises IntegrityError if damaged."""
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header: dict[str, Any] = json.loads(file.read(length))
         metadata = header.pop("__metadata__", None) or {}
-        found = {name: Stored(path, words["dtype"], tuple(words["shape"]),
-                              *(8 + length + end for end in words["data_offsets"]))
-                 for name, words in header.items()}
+        tensors = {name: Stored(path, entry["dtype"], tuple(entry["shape"]),
+                                *(8 + length + end for end in entry["data_offsets"]))
+                   for name, entry in header.items()}
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"{path}: not readable: {error}", "Download or copy the base again.") from None
-    return dict(sorted(found.items(), key=lambda pair: (pair[1].start, pair[1].stop))), metadata
+    return dict(sorted(tensors.items(), key=lambda pair: (pair[1].start, pair[1].stop))), metadata
 
 
 def write_shard(path: Path, tensors: dict[str, Stored], metadata: dict[str, str], *,
                 content: Callable[[str], Iterator[bytes | memoryview]], wrote: Callable[[int], None]) -> int:
-    """Write a shard of the same dtypes and shapes, its tensors in the order given, and fsync it; returns its
-    bytes.
+    """Write a shard of the same dtypes and shapes, tensors in this order, and fsync it; returns its bytes.
 
     content: the new bytes of each tensor, a part at a time. wrote: told how many bytes went out.
     Raises OSError, and what `content` raises.
@@ -110,11 +103,11 @@ def write_shard(path: Path, tensors: dict[str, Stored], metadata: dict[str, str]
     for name, stored in tensors.items():
         start, end = end, end + stored.stop - stored.start
         header[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [start, end]}
-    words = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    words += b" " * (-len(words) % 8)  # the tensors begin at a multiple of eight bytes
+    header_bytes = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    header_bytes += b" " * (-len(header_bytes) % 8)  # the tensors begin at a multiple of eight bytes
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        _write(descriptor, struct.pack("<Q", len(words)) + words)
+        _write(descriptor, struct.pack("<Q", len(header_bytes)) + header_bytes)
         for name, stored in tensors.items():
             size = 0
             for part in content(name):
@@ -125,7 +118,7 @@ def write_shard(path: Path, tensors: dict[str, Stored], metadata: dict[str, str]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return 8 + len(words) + end
+    return 8 + len(header_bytes) + end
 
 
 def _write(descriptor: int, content: bytes | memoryview) -> None:

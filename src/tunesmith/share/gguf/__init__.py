@@ -1,5 +1,4 @@
-"""Adapters and merged models as GGUF, the file that llama.cpp and Ollama read, and the Modelfile that Ollama
-wants beside it.
+"""Adapters and merged models as GGUF, which llama.cpp and Ollama read, and Ollama's Modelfile.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """

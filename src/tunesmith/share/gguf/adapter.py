@@ -72,17 +72,17 @@ def _check_config(adapter: Path, config: dict[str, Any]) -> None:
     """Raises RecipeError for a setting that llama.cpp's LoRA has no place for."""
     from tunesmith.model.peft_config import GGUF, changes_base, unsupported_setting
 
-    found = unsupported_setting(config, GGUF)
-    if found is None and changes_base(config.get("init_lora_weights")):
-        found = "init_lora_weights"
-    if found is not None:
-        raise RecipeError(f"{adapter}: cannot be written as a GGUF adapter: its {found} is {config[found]!r}",
-                          "Merge it into its base and write the whole model as GGUF instead.")
+    setting = unsupported_setting(config, GGUF)
+    if setting is None and changes_base(config.get("init_lora_weights")):
+        setting = "init_lora_weights"
+    if setting is not None:
+        raise RecipeError(
+            f"{adapter}: cannot be written as a GGUF adapter: its {setting} is {config[setting]!r}",
+            "Merge it into its base and write the whole model as GGUF instead.")
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """What PEFT multiplies B A by in a module: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023,
-    eq. 3).
+    """PEFT's factor of B A: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023, eq. 3).
 
     alpha_pattern's keys are regular expressions that match the end of a module's name, from a dot on.
     """
@@ -93,9 +93,7 @@ def _scale(config: dict[str, Any], module: str, rank: int) -> float:
 
 
 def _read_pairs(adapter: Path, layout: Layout) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """(A [r, inputs], B [outputs, r]) by the module's name. Raises IntegrityError or RecipeError, listing
-    what does not fit.
-    """
+    """(A [r, inputs], B [outputs, r]) by module. Raises IntegrityError or RecipeError listing misfits."""
     import safetensors.torch
 
     from tunesmith.model.lora import WEIGHTS_NAME, listing
@@ -104,9 +102,9 @@ def _read_pairs(adapter: Path, layout: Layout) -> dict[str, tuple[torch.Tensor, 
     for name, tensor in sorted(safetensors.torch.load_file(adapter / WEIGHTS_NAME).items()):
         match = _LORA.match(name)
         if match is None:
-            raise RecipeError(f"{adapter}: cannot be written as a GGUF adapter: {name} is not a LoRA of a "
-                              "linear module",
-                              "Merge it into its base and write the whole model as GGUF instead.")
+            raise RecipeError(
+                f"{adapter}: cannot be written as a GGUF adapter: {name} is not a LoRA of a linear module",
+                "Merge it into its base and write the whole model as GGUF instead.")
         halves.setdefault(layout.canonical(match[1]) or match[1], {})[match[2]] = tensor
     if "lm_head" in halves and layout.tied:
         raise RecipeError(f"{adapter}: cannot be written as a GGUF adapter: it is on lm_head, which is the "
@@ -128,6 +126,5 @@ def _misfit(module: str, pair: dict[str, torch.Tensor], layout: Layout) -> str |
     a_RI, b_OR = pair["A"], pair["B"]
     if a_RI.ndim == b_OR.ndim == 2 and (b_OR.shape[0], a_RI.shape[1]) == shape:
         return None
-    return (
-        f"{module}: A is {list(a_RI.shape)} and B {list(b_OR.shape)}, the module {list(shape)} in this base"
-    )
+    return (f"{module}: A is {list(a_RI.shape)} and B {list(b_OR.shape)}, the module {list(shape)} in this "
+            "base")

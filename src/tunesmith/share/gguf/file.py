@@ -33,8 +33,7 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: its name in GGUF, its shape as torch has it, f32 / f16 / q8_0, and how to read
-    it.
+    """A tensor to be written: its name in GGUF, its shape in torch, f32 / f16 / q8_0, and how to read it.
 
     rows: the order of its rows, [rows] of int64, if not as they are. factor: what it is multiplied by.
     """
@@ -54,9 +53,7 @@ class Entry:
         return prod(self.shape) * {"f32": 4, "f16": 2}[self.kind]
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Its rows as they go into the file, some at a time. Raises IntegrityError for what is not finite in
-        its kind.
-        """
+        """Its rows as they go into the file, some at a time. Raises IntegrityError for infinities."""
         tensor = self.read()
         step = max(1, _CHUNK // max(1, prod(self.shape[1:])))
         for start in range(0, self.shape[0], step):

@@ -1,5 +1,4 @@
-"""Where the tensors of each family go in a GGUF: their names there, and in which order llama.cpp wants their
-rows.
+"""Where the tensors of each family go in a GGUF: their names, and llama.cpp's order of their rows.
 
 The names come from the gguf package's own table (gguf.get_tensor_name_map). Rows are reordered in two
 families:
@@ -84,25 +83,21 @@ class Layout:
         return gguf.get_tensor_name_map(known[self.architecture], self.layers)
 
     def canonical(self, name: str) -> str | None:
-        """A checkpoint's name of a tensor or a module as transformers' model has it; None for a buffer that
-        nothing reads.
-        """
+        """A checkpoint's name of a tensor or module as transformers has it; None for an unused buffer."""
         if name.endswith(_BUFFERS):
             return None
         body = self.gguf.body
         return name if name.startswith((body, _HEAD)) else body + name
 
     def gguf_name(self, name: str) -> str:
-        """llama.cpp's name of a parameter (canonical, with its .weight or .bias). Raises IntegrityError for
-        an unknown one.
-        """
+        """llama.cpp's name of a parameter (canonical, with .weight or .bias), else IntegrityError."""
         tries = [name, name.removeprefix(self.gguf.body)]
-        found = next(filter(None, (self._names.get_name(key=each, try_suffixes=(".weight", ".bias"))
-                                   for each in tries)), None)
-        if found is None:
+        known_name = next(filter(None, (self._names.get_name(key=each, try_suffixes=(".weight", ".bias"))
+                                        for each in tries)), None)
+        if known_name is None:
             raise IntegrityError(f"{self.base.name}: the tensor {name} has no place in a GGUF of "
                                  f"{self.architecture}")
-        return str(found)
+        return str(known_name)
 
     def rows(self, name: str) -> torch.Tensor | None:
         """Which row of a module's output stands where in GGUF, [outputs] of int64; None where all stay.
@@ -125,9 +120,9 @@ class Layout:
 
 def layout_of(base: BaseFiles) -> Layout:
     """The layout of a base. Raises RecipeError, naming what it is that GGUF or llama.cpp has no place for."""
-    words = {key: value for key, value in base.config.items()
-             if key not in ("hidden_dropout", "attention_dropout")}
-    reason, family = why_not_native(words), FAMILIES.get(base.architecture)
+    settings = {key: value for key, value in base.config.items()
+                if key not in ("hidden_dropout", "attention_dropout")}
+    reason, family = why_not_native(settings), FAMILIES.get(base.architecture)
     gguf = family.GGUF if family else None
     if reason is None and gguf is None:
         reason = f"the place of {base.architecture} in GGUF is not known here"
@@ -137,16 +132,16 @@ def layout_of(base: BaseFiles) -> Layout:
         except TunesmithError:  # a signal of the user's
             raise
         except Exception as error:  # transformers raises whatever its checks meet
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            reason = f"its config.json is not usable: {said}"
+            detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = f"its config.json is not usable: {detail}"
         else:
             reason = _llama_cpp_lacks(config, gguf) if gguf else None
-    found = describe(words) if reason is None else None
-    if found is None or gguf is None:
+    architecture = describe(settings) if reason is None else None
+    if architecture is None or gguf is None:
         known = ", ".join(sorted(name for name, family in FAMILIES.items() if family.GGUF))
         raise RecipeError(f"{base.name}: cannot be written as GGUF: {reason}",
                           f"This works for {known}; keep the PEFT adapter for the others.")
-    return Layout(base, config, found, gguf)
+    return Layout(base, config, architecture, gguf)
 
 
 def _llama_cpp_lacks(config: Any, gguf: Gguf) -> str | None:

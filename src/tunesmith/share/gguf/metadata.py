@@ -73,16 +73,14 @@ def _write_scaling(writer: Any, config: Any) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(factor)
         writer.add_rope_scaling_orig_ctx_len(int(rope["original_max_position_embeddings"]))
-        # llama.cpp multiplies by 0.1 ln(factor) + 1 (Peng et al. 2023, eq. 22) on its own; what is left is
-        # told.
+        # llama.cpp multiplies by 0.1 ln(factor) + 1 (Peng et al. 2023, eq. 22) itself; this is the rest.
         writer.add_rope_scaling_attn_factors(attention / (0.1 * math.log(factor) + 1 if factor > 1 else 1.0))
         writer.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32))
         writer.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1))
 
 
 def rope_factors(layout: Layout) -> torch.Tensor | None:
-    """What llama.cpp divides each frequency by, [width / 2] of f32 (its tensor rope_freqs), for llama3's
-    scaling; else None.
+    """llama.cpp's divisor of each frequency, [width / 2] of f32 (rope_freqs), for llama3's scaling, or None.
 
     From the frequencies that transformers computes for the same config, so the two agree by construction.
     """
@@ -97,9 +95,7 @@ def rope_factors(layout: Layout) -> torch.Tensor | None:
 
 
 def _scaled(config: Any) -> tuple[torch.Tensor, float]:
-    """(inverse frequencies [width / 2], attention factor) of a scaled RoPE. Raises RecipeError where its keys
-    are missing.
-    """
+    """(inverse frequencies [width / 2], attention factor) of a scaled RoPE. Raises RecipeError."""
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -72,14 +72,12 @@ def write_model_gguf(checkpoint: Path, out: Path, outtype: str = "f16", progress
 
 
 class _Tensors:
-    """The tensors of a checkpoint by their canonical names, wherever they lie among its files. Use it as a
-    context manager.
-    """
+    """The tensors of a checkpoint by their canonical names, from all its files; a context manager."""
 
     def __init__(self, base: BaseFiles, layout: Layout) -> None:
         self.base, self.layout = base, layout
         self._files: list[Any] = []
-        self._where: dict[str, tuple[Any, str]] = {}
+        self._source_of: dict[str, tuple[Any, str]] = {}
 
     def __enter__(self) -> _Tensors:
         from safetensors import SafetensorError, safe_open
@@ -91,7 +89,7 @@ class _Tensors:
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     canonical = self.layout.canonical(name)
                     if canonical is not None:
-                        self._where[canonical] = (file, name)
+                        self._source_of[canonical] = (file, name)
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{self.base.name}: cannot be read: {error}") from None
         return self
@@ -105,7 +103,7 @@ class _Tensors:
         """One tensor. Raises IntegrityError."""
         from safetensors import SafetensorError
 
-        file, own = self._where[name]
+        file, own = self._source_of[name]
         try:
             tensor: torch.Tensor = file.get_tensor(own)
             return tensor
@@ -113,11 +111,9 @@ class _Tensors:
             raise IntegrityError(f"{self.base.name}: cannot be read: {own}: {error}") from None
 
     def entries(self, outtype: str) -> list[Entry]:
-        """Every tensor of the GGUF. Raises IntegrityError, listing what is missing, too many or of another
-        shape.
-        """
+        """Every tensor of the GGUF. Raises IntegrityError listing what is missing, surplus or misshapen."""
         expected = dict(self.layout.parameters)
-        if self.layout.tied and _HEAD in self._where and not self._copy_of_embedding():
+        if self.layout.tied and _HEAD in self._source_of and not self._copy_of_embedding():
             expected[_HEAD] = expected[f"{self.layout.parts.embedding}.weight"]
         self._check(expected)
         entries = [Entry(self.layout.gguf_name(name), shape, kind_for(shape, outtype),
@@ -138,11 +134,11 @@ class _Tensors:
     def _check(self, expected: dict[str, tuple[int, ...]]) -> None:
         from tunesmith.model.lora import listing
 
-        problems = [f"{name}: missing" for name in expected if name not in self._where]
-        problems += [f"{name}: its config.json does not call for it" for name in self._where
+        problems = [f"{name}: missing" for name in expected if name not in self._source_of]
+        problems += [f"{name}: its config.json does not call for it" for name in self._source_of
                      if name not in expected and name != _HEAD]
-        for name in expected.keys() & self._where.keys():
-            file, own = self._where[name]
+        for name in expected.keys() & self._source_of.keys():
+            file, own = self._source_of[name]
             shape = tuple(file.get_slice(own).get_shape())
             if shape != expected[name]:
                 problems.append(f"{name}: {list(shape)}, its config.json calls for {list(expected[name])}")

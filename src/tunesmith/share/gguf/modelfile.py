@@ -10,7 +10,7 @@ from tunesmith.data.template import Template
 from tunesmith.errors import RecipeError, TunesmithError
 
 #: What the recipes' prompts are cut at; no text has it.
-_HERE = "\0here\0"
+_MARKER = "\0here\0"
 _GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 #: How each known format writes a message, and what stands in front of an answer: texts as Go's templates have
 #: them.
@@ -34,9 +34,9 @@ def modelfile(gguf_name: str, *, template: str | None, prompt: str | None, stop:
     if adapter_name is not None:
         lines.append(f"ADAPTER {_file(adapter_name)}")
     if prompt:
-        text, note = _around(prompt)
+        text, note = _prompt_template(prompt)
     elif template:
-        text, note = _chat(template)
+        text, note = _chat_template(template)
     else:
         text, note = "{{ .Prompt }}", None
     if note:
@@ -55,9 +55,7 @@ def _file(name: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A value as Ollama's parser unquotes it: it knows no escapes, drops what cannot be printed, and trims
-    around quotes.
-    """
+    """A value as Ollama's parser unquotes it: no escapes, unprintables dropped, trimmed around quotes."""
     if '"""' in text or any(not char.isprintable() and char not in "\n\t" for char in text) or not text:
         raise RecipeError(f"Modelfile: the stop text {text!r} cannot be written there",
                           "Leave it out, and stop by the end token.")
@@ -78,42 +76,38 @@ def _go_string(text: str) -> str:
     return '{{ "' + points + '" }}'
 
 
-def _around(prompt: str) -> tuple[str | None, str | None]:
+def _prompt_template(prompt: str) -> tuple[str | None, str | None]:
     """(the template with the user's text where the recipe's column was, a note)."""
     parsed = Template(prompt, "data.prompt")
     columns = list(dict.fromkeys(parsed.columns))
     if len(columns) != 1:
         return "{{ .Prompt }}", (f"The prompts of the recipe have {len(columns) or 'no'} columns; Ollama has "
                                  "one text. Send it the whole prompt.")
-    filled = parsed.fill(Row({columns[0]: _HERE}, "the recipe"))
-    return "{{ .Prompt }}".join(_literal(piece) for piece in filled.split(_HERE)), None
+    filled = parsed.fill(Row({columns[0]: _MARKER}, "the recipe"))
+    return "{{ .Prompt }}".join(_literal(piece) for piece in filled.split(_MARKER)), None
 
 
-def _chat(template: str) -> tuple[str | None, str | None]:
-    """(the Go template of a chat format that is recognised by what the Jinja template writes, or None, a
-    note).
-    """
-    talk = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"},
-            {"role": "assistant", "content": "A"}, {"role": "user", "content": "V"}]
-    whole, bare = _render(template, talk), _render(template, talk[1:])
+def _chat_template(template: str) -> tuple[str | None, str | None]:
+    """(the Go template of a known chat format, told by what the Jinja template writes, or None; a note)."""
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"},
+                {"role": "assistant", "content": "A"}, {"role": "user", "content": "V"}]
+    whole, bare = _render(template, messages), _render(template, messages[1:])
     for message, answer in _FORMATS.values():
-        written = [message.format(**each) for each in talk]
+        written = [message.format(**each) for each in messages]
         if whole != "".join(written) + answer or bare is None:
             continue
         default = bare.removesuffix("".join(written[1:]) + answer)
         if default == bare:
             continue
         go = message.replace("{role}", "{{ .Role }}").replace("{content}", "{{ .Content }}")
-        front = "{{ if not .System }}" + _literal(default) + "{{ end }}" if default else ""
-        return f"{front}{{{{ range .Messages }}}}{go}{{{{ end }}}}{answer}", None
+        system_part = "{{ if not .System }}" + _literal(default) + "{{ end }}" if default else ""
+        return f"{system_part}{{{{ range .Messages }}}}{go}{{{{ end }}}}{answer}", None
     return None, ("The chat template of the tokenizer is none that this can translate for Ollama; "
                   "it reads the one inside the GGUF, or takes a TEMPLATE that you write.")
 
 
 def _render(template: str, messages: list[dict[str, str]]) -> str | None:
-    """What a chat template writes, with a place for the answer, without the token in front; None when it
-    fails.
-    """
+    """What a chat template writes, with a place for the answer, without bos; None when it fails."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 

@@ -1,5 +1,4 @@
-"""A tokenizer as llama.cpp reads it: from what transformers really uses, recognised by its structure, never
-guessed.
+"""A tokenizer as llama.cpp reads it: from what transformers really uses, recognised by its structure.
 
 llama.cpp knows two kinds that matter here (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md,
 "Tokenizer"):
@@ -104,36 +103,34 @@ def read_vocabulary(base: BaseFiles, rows: int) -> Vocabulary:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise _refused(base, f"it is a {type(tokenizer).__name__}, which has no tokenizer.json")
-    words = json.loads(backend.to_str())
-    model = words["model"]
+    tokenizer_json = json.loads(backend.to_str())
+    model = tokenizer_json["model"]
     if model["type"] != "BPE":
-        raise _refused(base,
-                       f"its kind is {model['type']}; llama.cpp's tokenizers for these families are BPE")
+        raise _refused(base, f"its kind is {model['type']}; llama.cpp's tokenizers for these families are "
+                       "BPE")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise _refused(base, f"its {key} is {model[key]!r}")
-    tokens, types = _tokens(base, words, rows)
-    found = Vocabulary("gpt2", tokens, types, add_bos=False, add_eos=False,
-                       **_special(base, tokenizer, words, rows))
-    _ends(base, tokenizer, found)
+    tokens, types = _tokens(base, tokenizer_json, rows)
+    vocabulary = Vocabulary("gpt2", tokens, types, add_bos=False, add_eos=False,
+                            **_special(base, tokenizer, tokenizer_json, rows))
+    _ends(base, tokenizer, vocabulary)
     merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge)
               for merge in model["merges"]]
-    steps = _steps(words.get("pre_tokenizer"))
+    steps = _steps(tokenizer_json.get("pre_tokenizer"))
     if any(step[0] == "ByteLevel" for step in steps):
-        _byte_level(base, words, steps, merges, found)
+        _byte_level(base, tokenizer_json, steps, merges, vocabulary)
     elif model.get("byte_fallback"):
-        _sentencepiece(base, words, merges, found)
+        _sentencepiece(base, tokenizer_json, merges, vocabulary)
     else:
-        raise _refused(base,
-                       f"its pre-tokenizer is {_named(words.get('pre_tokenizer'))}, and it has neither "
-                       "byte-level "
-                             "words nor a fallback to bytes")
-    loose = [token["content"] for token in words.get("added_tokens", []) if token["lstrip"] or token["rstrip"]
-             or token["single_word"]]
+        raise _refused(base, f"its pre-tokenizer is {_named(tokenizer_json.get('pre_tokenizer'))}, and it "
+                       "has neither byte-level words nor a fallback to bytes")
+    loose = [token["content"] for token in tokenizer_json.get("added_tokens", [])
+             if token["lstrip"] or token["rstrip"] or token["single_word"]]
     if loose:
-        found.notes.append(f"llama.cpp does not take the spaces around {', '.join(loose[:3])} into the "
-                           "token, as transformers does")
-    return found
+        vocabulary.notes.append(f"llama.cpp does not take the spaces around {', '.join(loose[:3])} into the "
+                                "token, as transformers does")
+    return vocabulary
 
 
 def _refused(base: BaseFiles, reason: str) -> RecipeError:
@@ -147,12 +144,10 @@ def _named(step: dict[str, Any] | None) -> str:
     return "none" if step is None else json.dumps(step, ensure_ascii=False)[:200]
 
 
-def _tokens(base: BaseFiles, words: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
-    """(texts, types) by id, as long as the embedding. Raises IntegrityError for ids beyond it and for texts
-    that come twice.
-    """
-    texts = {number: (text, NORMAL) for text, number in words["model"]["vocab"].items()}
-    for token in words.get("added_tokens", []):
+def _tokens(base: BaseFiles, tokenizer_json: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
+    """(texts, types) by id, as long as the embedding. Raises IntegrityError for larger ids, double texts."""
+    texts = {number: (text, NORMAL) for text, number in tokenizer_json["model"]["vocab"].items()}
+    for token in tokenizer_json.get("added_tokens", []):
         texts[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
     if max(texts) >= rows:
         raise IntegrityError(f"{base.name}: its tokenizer has the id {max(texts)}, its embedding only {rows} "
@@ -167,9 +162,8 @@ def _tokens(base: BaseFiles, words: dict[str, Any], rows: int) -> tuple[list[str
     return [text for text, _ in filled], [kind for _, kind in filled]
 
 
-def _special(base: BaseFiles, tokenizer: Any, words: dict[str, Any], rows: int) -> dict[str, Any]:
-    """The ids of the special tokens and the chat template. What ends an answer comes from
-    generation_config.json first.
+def _special(base: BaseFiles, tokenizer: Any, tokenizer_json: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Special tokens' ids and the chat template. generation_config.json first says what ends an answer.
 
     Raises RecipeError when nothing ends an answer, IntegrityError for an id beyond the embedding.
     """
@@ -188,28 +182,28 @@ def _special(base: BaseFiles, tokenizer: Any, words: dict[str, Any], rows: int) 
     if beyond is not None:
         raise IntegrityError(f"{base.name}: its special token {beyond} is none of the {rows} of its "
                              "embedding")
-    unk_text = words["model"].get("unk_token")
-    unk = words["model"]["vocab"].get(unk_text) if unk_text else tokenizer.unk_token_id
+    unk_text = tokenizer_json["model"].get("unk_token")
+    unk = tokenizer_json["model"]["vocab"].get(unk_text) if unk_text else tokenizer.unk_token_id
     template = tokenizer.chat_template
     template = template.get("default") if isinstance(template, dict) else template
-    notes = [f"of its {len(stops)} end tokens GGUF has room for three; give the others as "
-             "stops"] if len(more) > 2 else []
+    notes = ([f"of its {len(stops)} end tokens GGUF has room for three; give the others as stops"]
+             if len(more) > 2 else [])
     return {"bos": bos, "eos": eos, "unk": unk, "pad": tokenizer.pad_token_id, "more_stops": more,
             "chat_template": template, "notes": notes}
 
 
-def _ends(base: BaseFiles, tokenizer: Any, found: Vocabulary) -> None:
+def _ends(base: BaseFiles, tokenizer: Any, vocabulary: Vocabulary) -> None:
     """What the tokenizer puts in front of and behind every text, as it does it, not as some flag says."""
     plain, whole = (list(tokenizer("a", add_special_tokens=special)["input_ids"])
                     for special in (False, True))
     place = next((i for i in range(len(whole)) if whole[i:i + len(plain)] == plain), None)
-    front, behind = ([], []) if place is None else (whole[:place], whole[place + len(plain):])
-    if place is None or len(front) > 1 or behind not in ([], [found.eos]):
-        raise _refused(base,
-                       f"around a text it puts other tokens than one in front and its end token: {whole}")
-    if front:
-        found.add_bos, found.bos = True, front[0]
-    found.add_eos = bool(behind)
+    prefix_ids, suffix_ids = ([], []) if place is None else (whole[:place], whole[place + len(plain):])
+    if place is None or len(prefix_ids) > 1 or suffix_ids not in ([], [vocabulary.eos]):
+        raise _refused(base, "around a text it puts other tokens than one in front and its end token: "
+                       f"{whole}")
+    if prefix_ids:
+        vocabulary.add_bos, vocabulary.bos = True, prefix_ids[0]
+    vocabulary.add_eos = bool(suffix_ids)
 
 
 def _steps(step: dict[str, Any] | None) -> list[tuple[Any, ...]]:
@@ -229,76 +223,67 @@ def _steps(step: dict[str, Any] | None) -> list[tuple[Any, ...]]:
     return [(kind, json.dumps(step, sort_keys=True))]
 
 
-def _byte_level(base: BaseFiles, words: dict[str, Any], steps: list[tuple[Any, ...]],
-                merges: Iterable[tuple[str, ...]], found: Vocabulary) -> None:
-    """Byte-level BPE. Raises RecipeError for a normalizer or a pre-tokenizer that llama.cpp has no name
-    for.
-    """
-    whole = bool(words["model"].get("ignore_merges"))
+def _byte_level(base: BaseFiles, tokenizer_json: dict[str, Any], steps: list[tuple[Any, ...]],
+                merges: Iterable[tuple[str, ...]], vocabulary: Vocabulary) -> None:
+    """Byte-level BPE. Raises RecipeError for a normalizer or pre-tokenizer that llama.cpp does not know."""
+    whole = bool(tokenizer_json["model"].get("ignore_merges"))
     pre = _PRES.get((tuple(steps), whole))
     if pre is None:
         more = " with ignore_merges" if whole else ""
-        raise _refused(base,
-                       f"its pre-tokenizer is not one of those known: {_named(words['pre_tokenizer'])}{more}")
-    normalizer = words.get("normalizer")
+        raise _refused(base, "its pre-tokenizer is not one of those known: "
+                       f"{_named(tokenizer_json['pre_tokenizer'])}{more}")
+    normalizer = tokenizer_json.get("normalizer")
     if normalizer is not None:
         if normalizer["type"] != "NFC":
             raise _refused(base, f"its normalizer is {_named(normalizer)}")
-        found.notes.append("llama.cpp does not bring text into Unicode's form NFC first, as transformers "
-                           "does: give it NFC")
-    found.pre, found.merges = pre, [" ".join(merge) for merge in merges]
+        vocabulary.notes.append("llama.cpp does not bring text into Unicode's form NFC first, as "
+                                "transformers does: give it NFC")
+    vocabulary.pre, vocabulary.merges = pre, [" ".join(merge) for merge in merges]
 
 
-def _sentencepiece(base: BaseFiles, words: dict[str, Any], merges: list[tuple[str, ...]],
-                   found: Vocabulary) -> None:
+def _sentencepiece(base: BaseFiles, tokenizer_json: dict[str, Any], merges: list[tuple[str, ...]],
+                   vocabulary: Vocabulary) -> None:
     """SentencePiece's BPE: a token's score is the rank of the first merge that makes it, negative."""
-    model, vocab = words["model"], words["model"]["vocab"]
-    found.model, found.space_prefix = "llama", _space_prefix(base, words, found)
+    model, vocab = tokenizer_json["model"], tokenizer_json["model"]["vocab"]
+    vocabulary.model, vocabulary.space_prefix = "llama", _space_prefix(base, tokenizer_json, vocabulary)
     for byte in range(256):
         name = f"<0x{byte:02X}>"
         if name not in vocab:
             raise _refused(base, f"it falls back to bytes, but has no {name}")
-        found.types[vocab[name]] = BYTE
+        vocabulary.types[vocab[name]] = BYTE
     if model.get("unk_token") in vocab:
-        found.types[vocab[model["unk_token"]]] = UNKNOWN
+        vocabulary.types[vocab[model["unk_token"]]] = UNKNOWN
     ranks: dict[str, list[int]] = {}
     for rank, (left, right) in enumerate(merges):
         ranks.setdefault(left + right, []).append(rank)
-    found.scores = [-float(ranks[text][0]) if text in ranks else _NO_MERGE for text in found.tokens]
+    vocabulary.scores = [-float(ranks[text][0]) if text in ranks else _NO_MERGE for text in vocabulary.tokens]
     known = set(merges)
     # Llama 2's merges of runs of spaces are out of order, and give the same runs all the same.
     apart = sum(places[-1] - places[0] >= len(places) for text, places in ranks.items() if text.strip(_SPACE))
     missing = sum((text[:cut], text[cut:]) not in known for text in ranks for cut in range(1, len(text))
                   if text[:cut] in vocab and text[cut:] in vocab)
     if apart or missing:
-        found.notes.append(f"its merges are not all that SentencePiece makes of its tokens ({missing} are "
-                           f"missing, {apart} tokens out of order), so llama.cpp may cut a rare word "
-                           "otherwise")
+        vocabulary.notes.append(
+            f"its merges are not all that SentencePiece makes of its tokens ({missing} are missing, {apart} "
+            "tokens out of order), so llama.cpp may cut a rare word otherwise")
 
 
-def _space_prefix(base: BaseFiles, words: dict[str, Any], found: Vocabulary) -> bool:
-    """Whether a space is put in front of a text. Raises RecipeError where spaces become anything but
-    SentencePiece's mark.
-    """
-    normalizer, pre = words.get("normalizer"), words.get("pre_tokenizer")
+def _space_prefix(base: BaseFiles, tokenizer_json: dict[str, Any], vocabulary: Vocabulary) -> bool:
+    """Whether a space goes before a text. Raises RecipeError where spaces become no SentencePiece mark."""
+    normalizer, pre = tokenizer_json.get("normalizer"), tokenizer_json.get("pre_tokenizer")
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepend = {"type": "Prepend", "prepend": _SPACE}
     inner = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     if pre is None and inner in ([prepend, replace], [replace]):
         return bool(inner[0] == prepend)
-    if (
-        inner == []
-        and pre is not None
-        and pre["type"] == "Metaspace"
-        and pre["replacement"] == _SPACE
-        and not pre["split"]
-    ):
+    if (inner == [] and pre is not None and pre["type"] == "Metaspace" and pre["replacement"] == _SPACE
+            and not pre["split"]):
         if pre["prepend_scheme"] == "never":
             return False
-        found.notes.append("in front of a text that begins with a space llama.cpp puts another one, "
-                           "transformers does not")
+        vocabulary.notes.append("in front of a text that begins with a space llama.cpp puts another one, "
+                                "transformers does not")
         if pre["prepend_scheme"] == "first":
-            found.notes.append("behind a special token inside a text llama.cpp puts a space, transformers "
-                               "does not")
+            vocabulary.notes.append("behind a special token inside a text llama.cpp puts a space, "
+                                    "transformers does not")
         return True
     raise _refused(base, f"its normalizer is {_named(normalizer)}, its pre-tokenizer {_named(pre)}")
