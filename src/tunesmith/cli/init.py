@@ -2,22 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+from typing import Annotated, Any
 
 import typer
 
-from tunesmith.cli.common import Json, Quiet, run_verb
+from tunesmith.cli.common import Json, Quiet, program, run_verb
+from tunesmith.visible import on_one_line
 
 
 def init(
     path: Annotated[str, typer.Argument(metavar="[PATH]", help="Where to write it.")] = "recipe.yaml",
-    preset: Annotated[str, typer.Option(
-        metavar="NAME",
-        help="bloom-7b1-quotes | bloom-7b1-quotes-notebook | chat | demo")] = "bloom-7b1-quotes",
+    preset: Annotated[str | None, typer.Option(
+        metavar="NAME", show_default=False,
+        help="bloom-7b1-quotes (the default) | bloom-7b1-quotes-notebook | chat (the default with --data) | "
+             "demo")] = None,
+    data: Annotated[str | None, typer.Option(
+        metavar="FILE-OR-ID", show_default=False,
+        help="Look at this file, folder or data set of the Hub, and write a recipe that fits it.")] = None,
+    base: Annotated[str | None, typer.Option(
+        metavar="BASE", show_default=False, help="The base model: a Hub id or a local folder.")] = None,
     as_json: Json = False, quiet: Quiet = False) -> None:
-    """Write a commented recipe."""
+    """Write a commented recipe, with --data one that fits that file."""
     import tunesmith
 
-    run_verb(lambda terminal: tunesmith.init(path, preset=preset),
-             lambda result: f"Wrote {result['recipe']}. Put your base and data in it, then: "
-                            f"tunesmith plan {result['recipe']}", as_json=as_json, quiet=quiet)
+    run_verb(lambda terminal: tunesmith.init(path, preset=preset, data=data, base=base, show=terminal),
+             init_text, as_json=as_json, quiet=quiet)
+
+
+def init_text(result: dict[str, Any]) -> str:
+    """What was written, and the next command."""
+    recipe = shlex.quote(result["recipe"])
+    if "shape" not in result:
+        return f"Wrote {result['recipe']}. Put your base and data in it, then: {program()} plan {recipe}"
+    facts = {
+        "rows": _rows(result),
+        "taken for": f"{result['shape']}: {result['why']}",
+        "columns": ", ".join(f"{name} ({part})" for part, name in result["columns"].items()),
+        "not used": ", ".join(result["unused"]) or "-",
+        "base": f"{result['base']}, "
+                + ("through its chat template" if result["chat"] else "as plain text"),
+        "tokens": _tokens(result),
+        "training": f"{result['epochs']:g} epochs, {result['steps']:,} steps of {result['batch_size']} rows",
+    }
+    width = max(map(len, facts))
+    return "\n".join([f"Wrote {result['recipe']}.", "",
+                      *(f"  {name:<{width}}  {on_one_line(value, 400)}" for name, value in facts.items()), "",
+                      *(f"  {note}" for note in result["notes"]), *([""] if result["notes"] else []),
+                      f"  Next: {program()} plan {recipe}    then  {program()} train {recipe}"])
+
+
+def _rows(result: dict[str, Any]) -> str:
+    counted = f"{result['rows']:,}" if result["rows_counted"] else f"more than {result['rows']:,}"
+    return f"{counted} · {result['held_out']:,} of them held out" if result["held_out"] else counted
+
+
+def _tokens(result: dict[str, Any]) -> str:
+    lengths = result["lengths"]
+    about = "" if lengths["measured"] else "about "
+    estimated = "" if lengths["measured"] else " (estimated: the base's tokenizer is not here)"
+    return (f"{about}{lengths['half']:,} in the middle, {about}{lengths['longest']:,} in the longest row"
+            f"{estimated}; max_length is {result['max_length']:,}")
