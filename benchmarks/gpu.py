@@ -247,8 +247,8 @@ def measure_growth(cell: Cell, folder: Path, lengths: list[int], repeats: int) -
 
 def growth_table(found: dict[str, Any]) -> str:
     """How cost grows, in Markdown."""
-    lines = ["| base | samples | tokens a step | ms a step | us a token | peak GiB | KiB a token beyond the "
-             "weights |",
+    lines = ["| base | samples | tokens a step | ms a step | us a token | peak GiB "
+             "| KiB a token beyond the weights |",
              "|---|---|---|---|---|---|---|"]
     for model, value in found.items():
         for each in value.get("sizes", []):

@@ -94,8 +94,8 @@ def shares(one: Callable[[np.random.Generator], tuple[Interval, float]], repeats
             for name, values in found.items()}
 
 
-def by_product(shape: Draw, lengths: str, rows: int) -> Callable[[np.random.Generator],
-                                                                 tuple[Interval, float]]:
+def by_product(shape: Draw, lengths: str,
+               rows: int) -> Callable[[np.random.Generator], tuple[Interval, float]]:
     """A trial of the product's interval."""
     def one(rng: np.random.Generator) -> tuple[Interval, float]:
         nats, tokens, truth = rows_of(lengths, shape, rng, rows)

@@ -174,8 +174,8 @@ def test_the_demo_does_what_it_says(tmp_path: Path) -> None:
 
 
 def test_init_plan_doctor(tmp_path: Path, assets: Path) -> None:
-    assert tunesmith_json("init", "my.yaml", cwd=tmp_path) == {"recipe": "my.yaml",
-                                                               "preset": "bloom-7b1-quotes"}
+    assert tunesmith_json("init", "my.yaml", cwd=tmp_path) == {
+        "recipe": "my.yaml", "preset": "bloom-7b1-quotes"}
     assert tunesmith("init", "my.yaml", cwd=tmp_path).returncode == 2
     assert tunesmith("init", "other.yaml", "--preset", "nothing", cwd=tmp_path).returncode == 3
     found = tunesmith_json("plan", "my.yaml", "--set", f"model.base={assets}/bloom-7b1", cwd=tmp_path)

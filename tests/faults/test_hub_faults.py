@@ -130,8 +130,8 @@ def met(hub: HubServer, fault: Fault, what: str, found: dict[str, Any]) -> None:
     hub.clear_faults()
     no_token(hub, found)
     outcome = "came through" if "result" in found else f"exit {found['code']}"
-    print(f"FAULT {what}: {outcome if hit else 'never met'}, {found['seconds']:.1f} s, notes "
-          f"{found['notes']}")
+    print(f"FAULT {what}: {outcome if hit else 'never met'}, {found['seconds']:.1f} s, "
+          f"notes {found['notes']}")
     if not hit:
         pytest.skip("this route is not asked")
 

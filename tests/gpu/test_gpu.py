@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 def losses(path: Path, *overrides: str) -> list[float]:
-    result = tunesmith.train(parse_recipe(RECIPE, overrides=["lora.dropout=0", "train.max_steps=20",
-                                                             *overrides]), run=path)
+    recipe = parse_recipe(RECIPE, overrides=["lora.dropout=0", "train.max_steps=20", *overrides])
+    result = tunesmith.train(recipe, run=path)
     return [json.loads(line)["loss"]
             for line in (Path(result["run"]) / "metrics.jsonl").read_text().splitlines()]
 
@@ -66,8 +66,8 @@ def test_bloom_560m_shape(tmp_path: Path, quantization: str) -> None:
     worst = max(abs(a - b) / a for a, b in zip(on_cpu, again, strict=True))
     print(f"BLOOM-560M {quantization}: 20 steps {on_gpu[0]:.4f} -> {on_gpu[-1]:.4f}, "
           f"{result['tokens_per_second']:.0f} tok/s, "
-          f"peak {result['peak_memory_bytes'] / 2**30:.2f} GiB; 3 steps cpu {on_cpu}, gpu {again}, worst "
-          f"{worst:.5f}")
+          f"peak {result['peak_memory_bytes'] / 2**30:.2f} GiB; 3 steps cpu {on_cpu}, gpu {again}, "
+          f"worst {worst:.5f}")
     assert on_gpu[-1] < on_gpu[0]
     assert worst < 0.02
 

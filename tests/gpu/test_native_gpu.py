@@ -104,8 +104,8 @@ def test_every_gradient_is_the_exact_one(family: str, quantization: str,
         found_loss, found = each(engine_of(folder, "bfloat16", quantization, name=name))
         worst[name] = min(cosine(found[key], exact[key]) for key in exact)
         assert abs(found_loss - loss) < 5e-3 * loss
-    print(f"GRADIENTS {family} {quantization}: lowest cosine native {worst['native']:.5f}, hf "
-          f"{worst['hf']:.5f}")
+    print(f"GRADIENTS {family} {quantization}: "
+          f"lowest cosine native {worst['native']:.5f}, hf {worst['hf']:.5f}")
     assert worst["native"] > 0.999
     assert worst["native"] > worst["hf"] - 5e-4
 

@@ -82,8 +82,8 @@ class Faults:
         """Queue one; raises ValueError for a route, a fault or an option that does not exist."""
         name = "status" if isinstance(fault.kind, int) else fault.kind
         if fault.route not in self._routes and fault.route != "*":
-            raise ValueError(f"no route {fault.route!r}; there are {', '.join(sorted(self._routes))} and * "
-                             "for all")
+            raise ValueError(f"no route {fault.route!r}; "
+                             f"there are {', '.join(sorted(self._routes))} and * for all")
         if name not in OPTIONS or (name == "status" and fault.kind not in STATUSES):
             raise ValueError(f"no fault {fault.kind!r}; there are {', '.join(OPTIONS)} (status: "
                              f"{', '.join(map(str, STATUSES))})")

@@ -184,8 +184,8 @@ def _signed(hub: Hub, request: Request, method: str) -> Repository:
     """The repository of a signed address; as at a cloud store, a second way to say who one is, is refused."""
     if request.headers.get("Authorization") is not None:
         raise Refusal(400,
-                      "Only one auth mechanism allowed; only the signature of the address or the "
-                      "Authorization header")
+                      "Only one auth mechanism allowed; "
+                      "only the signature of the address or the Authorization header")
     if not hmac.compare_digest(request.first("signature"),
                                _signature(method, request.path, request.first("size"))):
         raise Refusal(403, "SignatureDoesNotMatch")

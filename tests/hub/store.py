@@ -169,8 +169,8 @@ class Store:
         owner = account is not None and repository is not None and owns(account, repository.namespace)
         if repository is None or (repository.private and not owner):
             raise _not_found(account)
-        if content and repository.gated and not owner and (account is None
-                                                           or account["name"] not in repository.granted):
+        if (content and repository.gated and not owner
+                and (account is None or account["name"] not in repository.granted)):
             raise _gated(account, repository)
         if write and account is None:
             raise Refusal(401, "Invalid username or password.")
@@ -209,8 +209,8 @@ def _not_found(account: Account | None) -> Refusal:
 
 def _gated(account: Account | None, repository: Repository) -> Refusal:
     if account is None:
-        message = (f"Access to {repository.kind} {repository.id} is restricted. You must have access to "
-                   "it and be authenticated.")
+        message = (f"Access to {repository.kind} {repository.id} is restricted. "
+                   "You must have access to it and be authenticated.")
         return Refusal(401, message, "GatedRepo")
     message = (
         f"Access to {repository.kind} {repository.id} is restricted and you are not in the authorized list."

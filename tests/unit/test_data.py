@@ -33,8 +33,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     for source in (jsonl, whole, str(tmp_path / "a.parquet")):
         assert [row.values for row in read_source(source, "train")] == VALUES
     table = write(tmp_path, "a.csv", 'quote,n\r\n"a, b",1\r\n"c ""d""\ne",2\r\n')
-    assert [row.values for row in read_source(table, "train")] == [{"quote": "a, b", "n": "1"},
-                                                                   {"quote": 'c "d"\ne', "n": "2"}]
+    assert [row.values for row in read_source(table, "train")] == [
+        {"quote": "a, b", "n": "1"}, {"quote": 'c "d"\ne', "n": "2"}]
     bom = write(tmp_path, "b.jsonl", b"\xef\xbb\xbf" + b'{"a": 1}\n')
     assert read_source(bom, "train")[0].values == {"a": 1}
 

@@ -47,9 +47,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("model.device=cuda:99", EnvironmentFault), ("train.matmul=fp8", EnvironmentFault),
     ("lora.target_modules=[nothing_of_the_kind]", RecipeError), ("lora.r=1000000000", RecipeError),
     ("model.base=./nowhere", RecipeError)])
-def test_what_cannot_be_had_is_said_before_any_row_is_read(recipe: Path, tmp_path: Path, counted: list[str],
-                                                           setting: str,
-                                                            error: type[Exception]) -> None:
+def test_what_cannot_be_had_is_said_before_any_row_is_read(
+        recipe: Path, tmp_path: Path, counted: list[str], setting: str, error: type[Exception]) -> None:
     with pytest.raises(error, match=setting.partition("=")[0]):
         tunesmith.train(recipe, run=tmp_path / "run", overrides=[setting, "train.engine=native"])
     assert counted == []

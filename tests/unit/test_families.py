@@ -29,14 +29,14 @@ _MOE = _DENSE | {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok"
 _STATE = _DENSE | {"state_size": 4, "n_groups": 1, "num_heads": 4, "expand": 2}
 FAMILIES = {
     **{kind: _DENSE
-       for kind in ("llama mistral qwen2 qwen3 gpt_neox phi phi3 gemma gemma2 gemma3_text cohere stablelm "
-                    "starcoder2 olmo olmo2 "
+       for kind in ("llama mistral qwen2 qwen3 gpt_neox phi phi3 gemma gemma2 gemma3_text cohere "
+                    "stablelm starcoder2 olmo olmo2 "
                                  "granite nemotron smollm3 glm4 opt gpt2 bloom lfm2").split()},
     "gptj": {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4, "n_positions": 64},
     "falcon": {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{kind: _MOE
-       for kind in ("qwen3_moe qwen2_moe mixtral phimoe granitemoe deepseek_v2 deepseek_v3 gpt_oss "
-                    "llama4_text olmoe glm4_moe jetmoe "
+       for kind in ("qwen3_moe qwen2_moe mixtral phimoe granitemoe deepseek_v2 deepseek_v3 "
+                    "gpt_oss llama4_text olmoe glm4_moe jetmoe "
                                "ernie4_5_moe hunyuan_v1_moe").split()},
     "longcat_flash": _MOE | {"ffn_hidden_size": 32, "expert_ffn_hidden_size": 16, "num_layers": 1,
                              "zero_expert_num": 1, "moe_topk": 2},
@@ -116,9 +116,8 @@ def test_configs_with_infinity_are_read() -> None:
               "time_step_limit": [0.0, {"__float__": "Infinity"}]}
     assert decoded(config)["time_step_limit"][1] == float("inf")
     assert count_on_meta(config, LoraSettings(4, 8, 0.05, "all-linear")).trainable > 0
-    assert decoded({"a": {"__float__": "x"},
-                    "b": [{"__float__": "NaN", "c": 1}]}) == {"a": {"__float__": "x"},
-                                                              "b": [{"__float__": "NaN", "c": 1}]}
+    other = {"a": {"__float__": "x"}, "b": [{"__float__": "NaN", "c": 1}]}
+    assert decoded({"a": {"__float__": "x"}, "b": [{"__float__": "NaN", "c": 1}]}) == other
 
 
 # --- which models are causal ---

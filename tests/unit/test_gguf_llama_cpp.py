@@ -57,8 +57,8 @@ def llama_cpp() -> Any:
     )
     if interpreter is None:
         pytest.importorskip("llama_cpp",
-                            reason="llama-cpp-python is not here; TUNESMITH_LLAMA_CPP may name a Python that "
-                                   "has it")
+                            reason="llama-cpp-python is not here; "
+                                   "TUNESMITH_LLAMA_CPP may name a Python that has it")
 
     def run(model: Path, lora: Path | None = None, prompts: Any = (), texts: Any = (),
             new: int = 12) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def test_llama_cpp_answers_as_transformers_does(case: str, llama_cpp: Any, tmp_p
     write_model_gguf(tmp_path / "merged", q8, "q8_0")
     eighths = agreement(united, prompts, llama_cpp(q8, prompts=prompts)["answers"])
     for name, (same, worst) in {**told, "merged q8_0": eighths, "adapter ignored": changed}.items():
-        print(f"{case}, {name}: {100 * same:.1f}% of greedy tokens equal, the worst {worst:.4f} sd below the "
-              "best")
+        print(f"{case}, {name}: {100 * same:.1f}% of greedy tokens equal, "
+              f"the worst {worst:.4f} sd below the best")
     for same, worst in told.values():
         assert same >= 0.97, (told, bases.SEED)
         assert worst < 0.03, (told, bases.SEED)  # equal but for ties: llama.cpp multiplies in f16

@@ -86,8 +86,8 @@ def test_hostile_words_change_no_structure(words: dict[str, str]) -> None:
     assert "html_block" not in blocks
     assert "html_inline" not in spans
     assert blocks == structure(plain)[0]
-    assert [each for each in spans if each != "code_inline"] == [each for each in structure(plain)[1]
-                                                                 if each != "code_inline"]
+    assert ([each for each in spans if each != "code_inline"]
+            == [each for each in structure(plain)[1] if each != "code_inline"])
     assert spans.count("code_inline") == structure(plain)[1].count("code_inline")
     assert snippet(hostile) == snippet(plain)
     assert visible(hostile) == hostile

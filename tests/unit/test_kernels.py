@@ -523,8 +523,8 @@ def slice_of_scratch(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor
 @pytest.mark.parametrize("shape", [(1, 1), (5, 100), (3, 4096), (2, 4097)], ids=str)
 def test_int8(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     q = torch.randint(-128, 128, shape, dtype=torch.int8, device=DEVICE)
-    scale = torch.rand(shape[0], device=DEVICE) * torch.tensor([1e-3, 10.0],
-                                                               device=DEVICE).repeat(shape[0])[:shape[0]]
+    size = torch.tensor([1e-3, 10.0], device=DEVICE).repeat(shape[0])[:shape[0]]
+    scale = torch.rand(shape[0], device=DEVICE) * size
     want = (q.double() * scale.double()[:, None]).float().to(dtype)
     for function in (dequantize.dequantize_int8_plain, dequantize_t.dequantize_int8_triton):
         scratch, out = slice_of_scratch(shape, dtype)
@@ -576,8 +576,8 @@ def test_nf4_is_bitsandbytes_own(shape: tuple[int, int]) -> None:
     packed, state = bnb.quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
     theirs = bnb.dequantize_4bit(packed, state)
     assert state.state2.blocksize == 256
-    absmax = formats.Nf4Absmax(*(part.to(DEVICE) for part in (state.absmax, state.state2.code,
-                                                              state.state2.absmax, state.offset)))
+    absmax = formats.Nf4Absmax(*(part.to(DEVICE) for part in (
+        state.absmax, state.state2.code, state.state2.absmax, state.offset)))
     packed, code = packed.to(DEVICE), state.code.to(DEVICE)
     want = nf4_by_formula(packed, code, absmax, shape)
     for function in (dequantize.dequantize_nf4_plain, dequantize_t.dequantize_nf4_triton):

@@ -227,8 +227,8 @@ def test_the_dequantised_base_is_what_the_engines_compute_with(tmp_path: Path, w
         if way == "nf4":  # as one long row: see quantization/nf4.py
             state = copy.copy(module.weight.quant_state)
             shape, state.shape = state.shape, torch.Size([state.shape.numel()])
-            want = bitsandbytes.functional.dequantize_4bit(module.weight.data.reshape(1, -1),
-                                                           state).reshape(shape)
+            want = bitsandbytes.functional.dequantize_4bit(
+                module.weight.data.reshape(1, -1), state).reshape(shape)
         else:
             want = module.weight.data.float() * module.weight.SCB[:, None] / 127
         name = name.replace(".base_layer", "") + ".weight"

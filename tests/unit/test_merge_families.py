@@ -53,9 +53,8 @@ def test_a_bare_engine_is_the_base_itself(tmp_path: Path, engine: str) -> None:
             torch.tensor([[5, 9, 20, 31]])
         ).logits[0]
     got = bare.logits([[5, 9, 20, 31]])[0]
-    assert torch.equal(got,
-                       want) if engine == "hf" else torch.allclose(got, want,
-                                                                   atol=1e-4 * want.abs().max().item())
+    assert (torch.equal(got, want) if engine == "hf"
+            else torch.allclose(got, want, atol=1e-4 * want.abs().max().item()))
     with bare.adapter_disabled():
         assert torch.equal(bare.logits([[5, 9, 20, 31]])[0], got)
     assert not any(parameter.any() for parameter in bare.trainable().values())

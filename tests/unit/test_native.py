@@ -1010,9 +1010,8 @@ def test_a_base_with_any_one_tensor_of_another_shape_is_refused_by_its_name(
     ("llama", {"num_hidden_layers": "two"}, None),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, None),
 ])
-def test_a_config_that_is_not_the_weights_is_an_error_of_ours(bases: Bases, family: str,
-                                                              change: dict[str, Any], named: str | None,
-                                                              tmp_path: Path) -> None:
+def test_a_config_that_is_not_the_weights_is_an_error_of_ours(
+        bases: Bases, family: str, change: dict[str, Any], named: str | None, tmp_path: Path) -> None:
     base = rewrite_config(bases.copy(family, tmp_path / "base").folder, lambda config: config | change)
     with pytest.raises(TunesmithError, match=named) as caught:
         build(base, choose_engine("native", base.config)[0])

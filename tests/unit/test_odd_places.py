@@ -144,8 +144,8 @@ def test_a_stop_is_acknowledged_at_once_and_the_second_leaves(tmp_path: Path) ->
     with pytest.raises(Interrupted), StopSignal(told.append):
         signal.raise_signal(signal.SIGTERM)
     assert len(told) == 1
-    code = ("import signal\nfrom tunesmith.training.signals import StopSignal\nwith StopSignal() as stop, "
-            "stop.deferred():\n"
+    code = ("import signal\nfrom tunesmith.training.signals import StopSignal\nwith "
+            "StopSignal() as stop, stop.deferred():\n"
             "    signal.raise_signal(2)\n    signal.raise_signal(2)\n    print('still here')\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "")
@@ -184,8 +184,8 @@ def test_no_home_and_no_name(tmp_path: Path) -> None:
     """A container's user without an entry in passwd."""
     if os.getuid() != 0:
         pytest.skip("only root can become someone else")
-    code = ("import os, sys\nos.setuid(54321)\nos.environ.pop('HOME', None)\nimport tunesmith.cli.process as "
-            "c\nc.have_a_home()\n"
+    code = ("import os, sys\nos.setuid(54321)\nos.environ.pop('HOME', "
+            "None)\nimport tunesmith.cli.process as c\nc.have_a_home()\n"
             "from pathlib import Path\nPath.home()\nassert os.stat(os.environ['HOME']).st_mode & 0o77 == "
             "0\nfrom tunesmith.paths import expanded\n"
             "print(expanded('~/x'))\n")
@@ -250,8 +250,8 @@ def test_how_threads_wait_is_the_user_s_to_say() -> None:
         env = {name: value for name, value in os.environ.items()
                if name != "OMP_WAIT_POLICY"} | ({"OMP_WAIT_POLICY": given} if given else {})
         done = subprocess.run([sys.executable, "-c",
-                               "import os, tunesmith, sys; print(os.environ.get('OMP_WAIT_POLICY'), 'torch' "
-                               "in sys.modules)"],
+                               "import os, tunesmith, sys; print(os.environ.get('OMP_WAIT_POLICY'), "
+                               "'torch' in sys.modules)"],
                               env=env, capture_output=True, text=True)
         assert done.stdout.split() == [want, "False"]
 
@@ -260,10 +260,9 @@ def test_nothing_here_reads_a_run_s_json_unchecked() -> None:
     """Files of runs, adapters and bases are read through `rundir.ordinary`, which bounds and names them."""
     import tunesmith
 
-    root, allowed = Path(tunesmith.__file__).parent, {"rundir/ordinary.py", "rundir/metrics.py",
-                                                      "embedded/build.py", "hub/download.py",
-                                                              # of our own making, a moment ago
-                                                              "verbs/doctor.py", "verbs/demo.py"}
+    root = Path(tunesmith.__file__).parent
+    allowed = {"rundir/ordinary.py", "rundir/metrics.py", "embedded/build.py", "hub/download.py",
+               "verbs/doctor.py", "verbs/demo.py"}  # the last two: of our own making, a moment ago
     for path in root.rglob("*.py"):
         if str(path.relative_to(root)) in allowed:
             continue

@@ -147,8 +147,8 @@ def test_reading_the_registry_imports_no_torch() -> None:
     script = ("import sys, tunesmith.model.quantization, tunesmith.recipe, tunesmith.planning, "
               "tunesmith.cli.merge, "
               "tunesmith.cli.generate, tunesmith.cli.texts\n"
-              "print([name for name in ('torch', 'transformers', 'bitsandbytes', 'peft') if name in "
-              "sys.modules])")
+              "print([name for name in ('torch', 'transformers', 'bitsandbytes', "
+              "'peft') if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
 

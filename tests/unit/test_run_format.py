@@ -64,8 +64,8 @@ def test_a_run_of_another_format_is_refused_by_its_name(finished: Path, tmp_path
                  lambda: api.push(run, "me/it", base="org/base",
                                   dry_run=True), lambda: api.generate(run, prompt="a")):
         with pytest.raises(IntegrityError,
-                           match=f"^{run}: {name}.* this version of tunesmith reads and writes format "
-                                 f"{RUN_FORMAT}\n") as caught:
+                           match=f"^{run}: {name}.* this version of tunesmith reads "
+                                 f"and writes format {RUN_FORMAT}\n") as caught:
             verb()
         assert caught.value.exit_code == 9
         assert (

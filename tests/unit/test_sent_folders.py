@@ -548,12 +548,10 @@ def first_moments(moments: dict[str, torch.Tensor], kind: str) -> str:
 @pytest.mark.parametrize(("change", "words"), [
     (lambda progress, moments: progress.update(samples=9), "2 steps and 9 samples do not fit"),
     (lambda progress, moments: progress.update(step=3, samples=12), "3 steps and 12 samples do not fit"),
-    (lambda progress, moments: moments.update({(name := first_moments(moments,
-                                                                      "exp_avg")): moments[name].half()}),
-     "does not fit"),
-    (lambda progress, moments: moments.update({(name := first_moments(moments,
-                                                                      "exp_avg_sq")): moments[name] - 1}),
-     "does not fit"),
+    (lambda progress, moments: moments.update(
+        {(name := first_moments(moments, "exp_avg")): moments[name].half()}), "does not fit"),
+    (lambda progress, moments: moments.update(
+        {(name := first_moments(moments, "exp_avg_sq")): moments[name] - 1}), "does not fit"),
     (lambda progress, moments: moments.update({first_moments(moments, "step"): torch.tensor(0.0)}),
      "does not fit"),
 ])

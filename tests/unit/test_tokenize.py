@@ -74,8 +74,8 @@ def test_the_quotes_recipe_fits_the_quotes(assets: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(assets / "tokenizers" / "gpt2" / "tokenizer.json"),
                                         eos_token="<|endoftext|>")
     chosen = recipe.data
-    counts = tokenize_text(read_text(chosen), tokenizer, Rules(chosen.loss_on, chosen.append_eos,
-                                                               chosen.max_length, chosen.overlong)).counts
+    rules = Rules(chosen.loss_on, chosen.append_eos, chosen.max_length, chosen.overlong)
+    counts = tokenize_text(read_text(chosen), tokenizer, rules).counts
     assert counts["train"] + counts["validation"] == 2508
     assert max(json.loads((assets / "quotes_lengths.json").read_text())) < chosen.max_length
 

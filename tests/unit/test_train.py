@@ -97,8 +97,8 @@ def test_loss_is_the_mean_over_loss_bearing_tokens_of_plain_transformers(base: A
         logits = engine.model(input_ids=ids).logits[0, :-1]
         losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
         expected += losses[torch.tensor(row.loss_mask[1:])].sum().item()
-    assert gradient(engine, rows, WHOLE)[0] == pytest.approx(expected / sum(row.loss_tokens for row in rows),
-                                                             rel=1e-5)
+    mean = expected / sum(row.loss_tokens for row in rows)
+    assert gradient(engine, rows, WHOLE)[0] == pytest.approx(mean, rel=1e-5)
 
 
 def test_checkpointed_gradients_are_the_same(base: Any, data: Dataset) -> None:
@@ -398,8 +398,8 @@ def test_dropout_of_the_base_s_own_is_known(base: Any) -> None:
     def of(**more: float) -> dict[str, float]:
         model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=8,
                                            **more))
-        return dropout_of_base(get_peft_model(model, LoraConfig(target_modules=["c_attn"],
-                                                                lora_dropout=0.3)).get_base_model())
+        lora = LoraConfig(target_modules=["c_attn"], lora_dropout=0.3)
+        return dropout_of_base(get_peft_model(model, lora).get_base_model())
 
     assert of() == {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     assert of(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0) == {}

@@ -269,8 +269,8 @@ def _missing_package(error: ImportError) -> str | None:
 def _bug(terminal: Terminal, error: Exception) -> NoReturn:
     terminal.close()
     print(visible("".join(traceback.format_exception(error))), file=sys.stderr)
-    print("\nThis is a bug of tunesmith. Please report it with the lines above and the output of "
-          "`tunesmith doctor`.", file=sys.stderr)
+    print("\nThis is a bug of tunesmith. "
+          "Please report it with the lines above and the output of `tunesmith doctor`.", file=sys.stderr)
     raise typer.Exit(1) from None
 
 

@@ -19,8 +19,8 @@ def generate(adapter: Annotated[str, typer.Argument(metavar="ADAPTER",
                              typer.Option(metavar="BASE", help="Another place of the base.")] = None,
              quantization: Annotated[str | None, typer.Option(
                  metavar="KIND",
-                 help=f"{' | '.join(WAYS)}; by default as the adapter's metadata (tunesmith.json) says, else "
-                      f"{AS_THEY_ARE}.")] = None,
+                 help=f"{' | '.join(WAYS)}; by default as the adapter's metadata (tunesmith.json) says, "
+                      f"else {AS_THEY_ARE}.")] = None,
              device: Annotated[str,
                                typer.Option(metavar="DEVICE", help="auto | cpu | cuda | cuda:N")] = "auto",
              threads: Threads = None, as_json: Json = False, quiet: Quiet = False) -> None:

@@ -81,8 +81,8 @@ def demo_text(result: dict[str, Any]) -> str:
     return "\n".join([
         "", *judgement_lines(result["judgement"]), *sample_lines(result["samples"], 2), "",
         verdict_line(result["judgement"]), "",
-        "  The base is a toy: 3 M parameters and a made-up language, small enough for any laptop. For real "
-        "work name a",
+        "  The base is a toy: 3 M parameters and a made-up language, small enough for any laptop. "
+        "For real work name a",
         "  model of the Hub in your recipe, such as bigscience/bloom-7b1.", "",
         f"  adapter  {adapter}   (PEFT format: loads in peft)",
         f"  report   {relative(result['report'])}", "",
@@ -106,8 +106,8 @@ def plan_text(result: dict[str, Any]) -> str:
         f"  share      {result['trainable_percent']:.4f} %",
         f"  adapter    {result['adapter_bytes'] / 1e6:,.1f} MB on disk",
         *([] if not WAYS[result["quantization"]].quantised else
-          [f"  kept       {result['quantised_percent']:.0f}% of the base's values in "
-           f"{result['quantization']}"]),
+          [f"  kept       {result['quantised_percent']:.0f}% of the base's "
+           f"values in {result['quantization']}"]),
         *(f"  note       {note}" for note in result["notes"])])
 
 
@@ -115,13 +115,13 @@ def verify_text(result: dict[str, Any]) -> str:
     """What `tunesmith verify` prints."""
     lines = [f"{path}: damaged or missing" for path in result["damaged"]]
     if result["unsealed"]:
-        lines.append(f"{len(result['unsealed'])} files that nothing vouches for, such as "
-                     f"{result['unsealed'][0]}")
+        lines.append(f"{len(result['unsealed'])} files that nothing vouches for, "
+                     f"such as {result['unsealed'][0]}")
     if result["whole"]:
         lines.append(f"{result['target']}: whole, {result['checked']} files checked.{_state(result)}")
     else:
-        lines.append(f"{result['target']}: {len(result['damaged'])} of {result['checked']} files are not "
-                     "what was written. "
+        lines.append(f"{result['target']}: {len(result['damaged'])} of "
+                     f"{result['checked']} files are not what was written. "
                      + ("The same train command falls back to the newest whole checkpoint."
                         if result["run"] else "Copy or pull it again."))
     return "\n".join(lines)

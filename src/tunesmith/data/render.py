@@ -80,8 +80,8 @@ class TemplateRenderer:
         method = type(self._tokenizer).apply_chat_template
         # no template of anybody's, but code of transformers'
         if method is not PreTrainedTokenizerBase.apply_chat_template:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False,
-                                                           add_generation_prompt=generation_prompt))
+            return str(self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation_prompt))
         special_tokens = {name: str(token) if not isinstance(token, list) else list(map(str, token))
                           for name, token in self._tokenizer.special_tokens_map.items()}
         try:

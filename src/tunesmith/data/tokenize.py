@@ -137,8 +137,8 @@ class Encoder:
                             "Order the turns as the template wants them.") from None
         except TemplateUnbounded as error:
             raise DataError(f"{example.place}: the chat template {error}",
-                            "The template came with the base: take another copy of it, or another "
-                            "base.") from None
+                            "The template came with the base: take another copy of it, "
+                            "or another base.") from None
 
     def _chat(self, example: Example) -> tuple[TokenRow, bool]:
         if not getattr(self.tokenizer, "chat_template", None):

@@ -57,8 +57,8 @@ silence: whisper monk void hush library cloister / listen pause muffle / silent 
 change: caterpillar wheel season crossroads bridge current / turn become shift / new different changing
 """
 
-_NAMES = ("Ada Bram Cora Dov Elin Fenn Greta Hugo Ines Jory Kit Lena Milo Nora Otis Petra Quill Rosa Sven "
-          "Tilda").split()
+_NAMES = ("Ada Bram Cora Dov Elin Fenn Greta Hugo Ines Jory Kit Lena Milo Nora "
+          "Otis Petra Quill Rosa Sven Tilda").split()
 _TRADES = "miller baker tailor sailor teacher shepherd weaver mason ferryman potter cook carpenter".split()
 
 

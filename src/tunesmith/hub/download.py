@@ -98,10 +98,10 @@ def download(repo: str, revision: str | None, patterns: Sequence[str], tell: Tel
             path.unlink(missing_ok=True)
         if attempt == 1:
             tell(f"{repo}: {damaged[0].name} is not what the Hub says it is; downloading it again.")
-    raise IntegrityError(f"{repo}: {damaged[0].relative_to(folder)}: arrived twice with other bytes than the "
-                         "Hub's hash says",
-                         "Something between the Hub and this machine changes what it passes on. Nothing of "
-                         "it was kept.")
+    raise IntegrityError(f"{repo}: {damaged[0].relative_to(folder)}: "
+                         "arrived twice with other bytes than the Hub's hash says",
+                         "Something between the Hub and this machine changes what it passes on. "
+                         "Nothing of it was kept.")
 
 
 @dataclass(frozen=True)

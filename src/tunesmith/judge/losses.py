@@ -40,8 +40,8 @@ def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) 
                                        overhead_tokens=64, padded=engine.padded)
 
     def too_large(row: int) -> OutOfMemory:
-        return OutOfMemory(f"a held-out row of {len(rows[row].ids)} tokens alone does not fit in the GPU's "
-                           "memory",
+        return OutOfMemory(f"a held-out row of {len(rows[row].ids)} tokens alone "
+                           "does not fit in the GPU's memory",
                            f"Lower data.max_length, quantise the base ({smallest()}), or take a smaller one.")
 
     for indices, losses in in_parts(

@@ -93,8 +93,8 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
     on_stage("judging the adapter")
     tuned = row_losses(engine, rows)
     if not np.isfinite(tuned.nats).all() or not np.isfinite(base.nats).all():
-        raise DivergedError(f"a held-out loss is not finite (base {base.mean}, with the adapter "
-                            f"{tuned.mean})",
+        raise DivergedError(f"a held-out loss is not finite (base {base.mean}, "
+                            f"with the adapter {tuned.mean})",
                             "Lower train.learning_rate, or compute in float32 (model.dtype).")
     after = answer_prompts(engine, prompts, max_new_tokens)
     references = [row.reference for row in answered]

@@ -233,8 +233,8 @@ def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, s
         if str(given).startswith(("mps", "metal")):
             return (f"{where}: {dotted}: {given!r}: Apple GPUs (Metal) are not supported. cpu computes on "
                     "the same machine; auto takes what is there.")
-        return (f"{where}: {dotted}: {given!r} is none of auto, cpu, cuda and cuda:N "
-                "(the GPU number N, from 0)")
+        return (f"{where}: {dotted}: {given!r} is none of auto, cpu, "
+                "cuda and cuda:N (the GPU number N, from 0)")
     limit = problem["msg"].removeprefix(_SHOULD_BE)
     return f"{where}: {dotted}: {given!r} does not fit, it should be {limit}. ({_field_help(key)})"
 

@@ -128,8 +128,8 @@ class TrainSection(Section):
         "auto", description="auto (native where it knows the base) | hf (transformers + peft) | native")
     matmul: Literal["exact", "fp8", "int8"] = Field(
         "exact",
-        description="products with the frozen weights: exact | fp8 (rounds the backward pass) | int8 (rounds "
-                    "both)")
+        description="products with the frozen weights: "
+                    "exact | fp8 (rounds the backward pass) | int8 (rounds both)")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="seed of shuffling, initialisation and dropout")
     save_steps: PositiveInt = Field(50, description="a checkpoint every so many [steps]")

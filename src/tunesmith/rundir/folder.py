@@ -95,8 +95,8 @@ class RunFolder:
                     time.sleep(_LOCK_WAIT_S)
         owner = os.read(lock, 32).decode(errors="replace").strip()
         raise EnvironmentFault(f"{self.path}: another process ({_process(owner)}) is writing this run",
-                               "Wait for it or stop it (Ctrl-C there saves it), or give this one its own "
-                               "folder with --run.")
+                               "Wait for it or stop it (Ctrl-C there saves it), "
+                               "or give this one its own folder with --run.")
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -189,8 +189,8 @@ class RunFolder:
 
         if not (self.path / SEAL_NAME).exists():
             if later_file := self._later_than_seal():
-                raise IntegrityError(f"{self.path / SEAL_NAME}: missing, so nothing says what "
-                                     f"{later_file.name} was made of",
+                raise IntegrityError(f"{self.path / SEAL_NAME}: missing, "
+                                     f"so nothing says what {later_file.name} was made of",
                                      "Copy the whole run folder again, or start another run with --run.")
             return False
         if self._lock is not None:

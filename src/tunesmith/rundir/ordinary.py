@@ -41,8 +41,8 @@ def require_ordinary(path: Path, *, written: bool = False) -> None:
     elif not stat.S_ISREG(status.st_mode):
         raise IntegrityError(f"{path}: {_kind(status.st_mode)}, not a file", "Remove it.")
     elif written and status.st_nlink > 1:
-        raise IntegrityError(f"{path}: has a second name elsewhere (a hard link), and would be changed there "
-                             "as well", _COPY)
+        raise IntegrityError(f"{path}: has a second name elsewhere (a hard link), "
+                             "and would be changed there as well", _COPY)
 
 
 def require_ordinary_folder(folder: Path, written: frozenset[str] = frozenset()) -> None:

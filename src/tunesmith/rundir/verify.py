@@ -58,8 +58,8 @@ def _verify(path: Path) -> Verification:
     checkpoints = Checkpoints(path / "checkpoints", keep=1)
     if not (path / SEAL_NAME).exists() and not checkpoints.paths():
         raise IntegrityError(f"{path}: has no {SEAL_NAME}, so nothing says what its files should be",
-                             "Give a run, a checkpoint, an adapter or a merged model; what others wrote has "
-                             "no hashes.")
+                             "Give a run, a checkpoint, an adapter or a merged model; "
+                             "what others wrote has no hashes.")
     require_ordinary_folder(path)
     result.add_sealed(path)  # a run is sealed before its first checkpoint, so here a missing seal is damage
     if recipe_waits(path):  # a process ended just before it put the recipe in its place; the next train does

@@ -32,8 +32,8 @@ def encode_prompt(engine: Engine, prompt: str, *, chat: bool = False) -> list[in
         except (TemplateRefused, TemplateUnbounded) as error:
             what = "refuses this prompt: " if isinstance(error, TemplateRefused) else ""
             raise DataError(f"the chat template of {engine.base.name} {what}{error}",
-                            "The template came with the base: take another copy of it, or another "
-                            "base.") from None
+                            "The template came with the base: take another copy of it, "
+                            "or another base.") from None
         return list(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
     rules = Rules(loss_on="completion", append_eos=False, max_length=2, overlong="error")
     ids = Encoder(engine.tokenizer, rules).prompt_ids(prompt)

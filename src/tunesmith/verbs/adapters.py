@@ -60,8 +60,8 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
         return AdapterFiles(download_adapter(target, show), None)
     path = expanded(target).resolve()
     require_utf8(path, target)
-    hint = ("Give a run folder (such as runs/NAME), an adapter folder, or ORG/NAME or ORG/NAME@REVISION on "
-            "the Hub.")
+    hint = ("Give a run folder (such as runs/NAME), an adapter folder, "
+            "or ORG/NAME or ORG/NAME@REVISION on the Hub.")
     if "/" in target and parse_hub_id(target):
         hint += f" {path.parent.name}/ is a folder here, so the Hub was not asked."
     require_folder(path, target, hint)
@@ -87,8 +87,8 @@ def find_adapter(target: str, show: Show) -> AdapterFiles:
     if not any((adapter.folder / name).exists() for name in _ADAPTER_SIGNS):
         if (path / "config.json").exists():
             raise UsageError(f"{target}: a whole model, not an adapter",
-                             "transformers loads it as it is, tunesmith export takes it, a recipe can name "
-                             "it as model.base.")
+                             "transformers loads it as it is, tunesmith export takes it, "
+                             "a recipe can name it as model.base.")
         raise UsageError(f"{target}: neither a run nor an adapter: it has no adapter_config.json",
                          "Give a run folder (such as runs/NAME) or an adapter folder.")
     return adapter
@@ -149,8 +149,8 @@ def download_adapter(target: str, show: Show, *, named: bool = False) -> Path:
     if not (snapshot.folder / WEIGHTS_NAME).exists():
         names = list_files(hub_id.repo, snapshot.commit, show.note)
         if pickles := [name for name in names if name.startswith("adapter_model.") and name != WEIGHTS_NAME]:
-            raise IntegrityError(f"{target}: its weights are a pickle ({pickles[0]}), which is refused: it "
-                                 "can run any code",
+            raise IntegrityError(f"{target}: its weights are a pickle ({pickles[0]}), "
+                                 "which is refused: it can run any code",
                                  "Ask for it in safetensors: current versions of peft save so.")
         if CONFIG_NAME not in names:
             raise IntegrityError(f"{target}: not an adapter: it has no {CONFIG_NAME}",
@@ -172,8 +172,8 @@ def base_option(folder: Path, *, named: bool) -> Iterator[None]:
         if error.setting == "model.base":
             error.reword(setting="--base" if named else f"{folder}: the base that it names")
             if named and error.kind is Kind.NO_SUCH_REVISION:
-                error.reword(hint="A revision cannot be named here: give ORG/NAME, whose main branch is "
-                                  "taken.")
+                error.reword(hint="A revision cannot be named here: give ORG/NAME, "
+                                  "whose main branch is taken.")
             elif not named and not isinstance(error, OutOfMemory | EnvironmentFault):
                 # it names a recipe's model.revision
                 advice = "" if error.kind is Kind.NO_SUCH_REVISION else error.hint

@@ -35,8 +35,8 @@ def open_run(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) 
     if folder.begun():
         differing = check_same(read_manifest(folder.path), manifest, str(folder.path))
         if manifest.base.sampled:
-            show.note("The base's weights are larger than 2 GiB: they were compared by size and samples, not "
-                      "byte by byte.")
+            show.note("The base's weights are larger than 2 GiB: "
+                      "they were compared by size and samples, not byte by byte.")
         if differing:
             show.note("Not the same as when the run began, so the last bits may differ: "
                       f"{', '.join(differing)}.")
@@ -60,8 +60,8 @@ def advise_to_resume(folder: RunFolder) -> Iterator[None]:
         yield
     except DiskError as error:
         if error.kind is Kind.DISK_FULL and folder.checkpoints().paths():
-            error.reword(hint="Free some space, then run the same command again: it goes on from the last "
-                              "whole checkpoint.")
+            error.reword(hint="Free some space, then run the same command again: "
+                              "it goes on from the last whole checkpoint.")
         raise
 
 
@@ -88,5 +88,5 @@ def warn_of_sharing(recipe: Recipe, show: Show) -> None:
         show.note(f"data.prompt {problem}: an adapter that was trained with it cannot be pushed.")
     if recipe.share.repo and hub_name(recipe.model.base) is None:
         show.note(f"share.repo: the base is {recipe.model.base}, which nobody else can load. Push the run "
-                  f"when it is finished, and name the base's Hub id: tunesmith push RUN {recipe.share.repo} "
-                  "--base ORG/NAME")
+                  "when it is finished, and name the base's Hub id: "
+                  f"tunesmith push RUN {recipe.share.repo} --base ORG/NAME")

@@ -57,8 +57,8 @@ def evaluate(target: str | os.PathLike[str], *, recipe: str | os.PathLike[str] |
     chosen = chosen.model_copy(update={"model": chosen.model.model_copy(update=overridden)})
     if not chosen.data.validation:
         raise DataError("data.validation is 0: nothing is held out to judge on",
-                        "For example: --set data.validation=0.05, if the adapter was not trained on those "
-                        "rows.")
+                        "For example: --set data.validation=0.05, "
+                        "if the adapter was not trained on those rows.")
     _require_unseen(adapter, chosen, show)
     from tunesmith.model.lora import read_adapter_config
 
@@ -125,6 +125,6 @@ def _require_unseen(adapter: AdapterFiles, recipe: Recipe, show: Show) -> None:
     if seen:
         raise DataError(f"{seen} of the {len(judged)} rows to judge on are among those that the run was "
                         "trained on, where a low loss shows nothing",
-                        "Name rows that it has not seen (--set data.validation=FILE), or leave data as the "
-                        "run has it.",
+                        "Name rows that it has not seen (--set data.validation=FILE), "
+                        "or leave data as the run has it.",
                         setting="data.validation")

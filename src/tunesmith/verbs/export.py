@@ -38,8 +38,8 @@ def export(adapter: str | os.PathLike[str], out: str | os.PathLike[str], *, form
         if value not in allowed:
             raise UsageError(f"{name} is {value}: {' or '.join(allowed)}")
     if what == "adapter" and outtype != "f16":
-        raise UsageError(f"--outtype is {outtype}: it is of a model's weights, and --what is adapter, which "
-                         "is in f16")
+        raise UsageError(f"--outtype is {outtype}: it is of a model's weights, and --what is adapter, "
+                         "which is in f16")
     require_choices(device=device)
     target = target.resolve()
     require_free(target)

@@ -50,9 +50,9 @@ def tell_facts(recipe: Recipe, prepared: Prepared, engine: Engine, steps: int, s
         show.note(f"The checkpoint is kept in {base_quantization}; "
                   f"its weights were turned back to {placement.dtype_name}.")
     if WAYS[placement.quantization].quantised and not kept.get(placement.quantization):
-        show.note(f"Nothing of this base is kept in {placement.quantization}: its layers are of kinds that "
-                  "bitsandbytes does not replace. It takes up as much memory as with model.quantization: "
-                  f"{AS_THEY_ARE}.")
+        show.note(f"Nothing of this base is kept in {placement.quantization}: "
+                  "its layers are of kinds that bitsandbytes does not replace. "
+                  f"It takes up as much memory as with model.quantization: {AS_THEY_ARE}.")
     if recipe.train.warmup_steps >= steps:
         show.note(f"train.warmup_steps is {recipe.train.warmup_steps}, the run has {steps}: "
                   "the learning rate never reaches its peak.")

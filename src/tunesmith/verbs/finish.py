@@ -80,7 +80,7 @@ def push_if_asked(recipe: Recipe, folder: RunFolder, result: dict[str, Any], sho
         show.note(f"The run is whole, but was not pushed. {error}")
         visible = "" if recipe.share.private else " --public"
         if not isinstance(error, IntegrityError | UsageError):  # the same command would be refused again
-            show.note(f"Push it with: tunesmith push {shlex.quote(str(folder.path))} "
-                      f"{recipe.share.repo}{visible}")
+            show.note("Push it with: tunesmith push "
+                      f"{shlex.quote(str(folder.path))} {recipe.share.repo}{visible}")
         return result | {"pushed": None}
     return result | {"pushed": {key: done[key] for key in ("repo", "commit", "url", "private", "changed")}}

@@ -64,8 +64,8 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
                     tell_judged_otherwise(folder, chosen, show)
                     return push_if_asked(chosen, folder, with_paths(read_result(folder), folder), show)
                 if not folder.checkpoints().any_whole():
-                    raise IntegrityError(f"{damaged[0]}: damaged, and no whole checkpoint is left to end the "
-                                         "run from again",
+                    raise IntegrityError(f"{damaged[0]}: damaged, "
+                                         "and no whole checkpoint is left to end the run from again",
                                          "Put the file back from a copy, or start another run with --run.")
                 show.note(f"{damaged[0]}: damaged; the run ends again from its newest whole checkpoint.")
             open_run(folder, chosen, prepared, show)

@@ -41,8 +41,8 @@ def local_files(source: str, key: str = "data.source") -> list[Path] | None:
     path = embedded_path or expanded(source)
     if path.is_file():
         if path.suffix not in SUFFIXES:
-            raise DataError(f"{key}: {path}: files end in {', '.join(SUFFIXES)}, this in "
-                            f"{path.suffix or 'nothing'}")
+            raise DataError(f"{key}: {path}: files end in {', '.join(SUFFIXES)}, "
+                            f"this in {path.suffix or 'nothing'}")
         return [path]
     if path.is_dir():
         paths = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in SUFFIXES)

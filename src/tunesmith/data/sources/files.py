@@ -150,10 +150,10 @@ def _values(batch: Any, path: Path, before: int) -> list[dict[str, Any]]:
                 try:
                     value.as_py()
                 except (ValueError, OverflowError, ArithmeticError) as error:
-                    raise DataError(f"{path}, row {row}: the column {on_one_line(name)!r} holds what Python "
-                                    f"cannot: {str(error).splitlines()[0]}",
-                                    "Mend the value (a date beyond the year 9999, say), or "
-                                    "write the column as text.") from None
+                    raise DataError(f"{path}, row {row}: the column {on_one_line(name)!r} holds what "
+                                    f"Python cannot: {str(error).splitlines()[0]}",
+                                    "Mend the value (a date beyond the year 9999, "
+                                    "say), or write the column as text.") from None
         raise
 
 
