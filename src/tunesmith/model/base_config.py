@@ -14,10 +14,8 @@ from tunesmith.model.quantization import AS_THEY_ARE, WAYS, choices
 
 _OTHER_FORMATS = (
     r"weight_scale(_inv|_2)?|.*_scale_inv|input_scale|scales|qweight|qzeros|g_idx|.*_blocks|.*_scales|"
-    r"weight_packed|weight_zero_point|weight_shape"
-)
-#: What ways of keeping weights in few bits put beside a weight: those that are known here, and those of
-#: others.
+    r"weight_packed|weight_zero_point|weight_shape")
+#: Names of the tensors that quantisation formats, those known here and others, put beside a weight.
 QUANTISATION_TENSORS = re.compile(
     r"(^|\.)("
     + "|".join([way.tensors_beside for way in WAYS.values() if way.tensors_beside] + [_OTHER_FORMATS])
@@ -73,11 +71,8 @@ def require_causal(config: Mapping[str, Any], name: str) -> None:
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
-    bidirectional = (
-        kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-        and not config.get("is_decoder")
-        and not config.get("causal")
-    )
+    bidirectional = (kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder")
+                     and not config.get("causal"))
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not bidirectional:
         return
     if bidirectional:

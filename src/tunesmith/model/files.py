@@ -144,10 +144,10 @@ def _local_folder(base: str) -> Path | None:
     if path.is_file():
         raise RecipeError(f"{base} is a file, not the folder of a model", setting="model.base")
     if base.startswith((".", "/", "~", "embedded:")) or base.count("/") > 1 or not base.strip("/"):
-        raise RecipeError(f"{base}: no such folder",
-                          "Give a folder with config.json and safetensors, a Hub id, or "
-                          f"{embedded.BASE_NAME}.",
-                          setting="model.base")
+        raise RecipeError(
+            f"{base}: no such folder",
+            f"Give a folder with config.json and safetensors, a Hub id, or {embedded.BASE_NAME}.",
+            setting="model.base")
     return None
 
 
@@ -184,10 +184,10 @@ def _require_own_files(base: BaseFiles) -> None:
     folder, hint = base.folder, "Copy or download the base again."
     _require_no_links(folder)
     if (folder / "adapter_config.json").exists():
-        raise IntegrityError(f"{folder} also holds an adapter (adapter_config.json), so whether it is meant "
-                             "with or without that is not clear",
-                             "Move the adapter's files to another folder, or merge it first.",
-                             setting="model.base")
+        raise IntegrityError(
+            f"{folder} also holds an adapter (adapter_config.json), so whether it is meant with or without "
+            "that is not clear",
+            "Move the adapter's files to another folder, or merge it first.", setting="model.base")
     named = base.config.get("transformers_weights")
     if named is not None and not _is_own_safetensors(folder, named):
         raise IntegrityError(f"{folder / 'config.json'}: transformers_weights is {named!r}, not a "
@@ -247,15 +247,15 @@ def _check_headers(base: BaseFiles) -> None:
         if not whole or header is None:
             raise IntegrityError(f"{path}: not a whole safetensors file", "Download or copy the base again.")
         if scales and own_quantization(base.config) is None:
-            raise IntegrityError(f"{path}: has {scales[0]}, as weights in few bits do, and config.json does "
-                                 "not say how these are kept",
-                                 "Take a copy of the base with its quantization_config, or the model that it "
-                                 "was made from.")
+            raise IntegrityError(
+                f"{path}: has {scales[0]}, as weights in few bits do, and config.json does not say how "
+                "these are kept",
+                "Take a copy of the base with its quantization_config, or the model that it was made from.")
         if codes and own_quantization(base.config) is None:
-            raise IntegrityError(f"{path}: {codes[0]} is kept in {header[codes[0]]['dtype']}, and "
-                                 "config.json does not say how that becomes a weight",
-                                 "Take a copy of the base with its quantization_config, or the model "
-                                 "that it was made from.")
+            raise IntegrityError(
+                f"{path}: {codes[0]} is kept in {header[codes[0]]['dtype']}, and config.json does not say "
+                "how that becomes a weight",
+                "Take a copy of the base with its quantization_config, or the model that it was made from.")
 
 
 def _is_code(entry: Any) -> bool:

@@ -132,8 +132,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise IntegrityError(f"{path}: cannot be read: {error.strerror}") from None
     if config.get("peft_type") != "LORA":
-        raise IntegrityError(f"{path}: an adapter of the kind {config.get('peft_type')}; only LoRA is "
-                             "supported")
+        raise IntegrityError(
+            f"{path}: an adapter of the kind {config.get('peft_type')}; only LoRA is supported")
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise IntegrityError(f"{path}: made for {config['task_type']}, not for CAUSAL_LM")
     understood(config, path)
@@ -198,8 +198,8 @@ def _tensor_problems(config: Mapping[str, Any], state: Mapping[str, torch.Tensor
         if b_name not in state:
             problems.append(f"{b_name}: missing, though {name} is there")
         elif state[name].ndim < 2 or state[b_name].ndim < 2:
-            problems.append(f"{name}: {list(state[name].shape)} and {list(state[b_name].shape)}: no pair of "
-                            "matrices")
+            problems.append(
+                f"{name}: {list(state[name].shape)} and {list(state[b_name].shape)}: no pair of matrices")
         elif state[name].shape[0] != state[b_name].shape[-1]:
             problems.append(f"{name}: rank {state[name].shape[0]}, but {state[b_name].shape[-1]} in {b_name}")
         elif uniform_rank and state[name].shape[0] != config["r"]:

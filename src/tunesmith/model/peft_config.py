@@ -51,11 +51,10 @@ def _known_init(value: Any) -> Any:
     """Ways to begin that need no data and no long computation; what was learnt is copied over them, or
     (pissa, olora) they split the base's weights as in training.
     """
-    if isinstance(value,
-                  str) and not re.fullmatch(r"gaussian|orthogonal|eva|pissa|pissa_niter_[1-9]\d?|olora",
-                                            value):
-        raise ValueError("true, false, gaussian, orthogonal, eva, pissa, pissa_niter_N (N below 100) or "
-                         "olora")
+    known = r"gaussian|orthogonal|eva|pissa|pissa_niter_[1-9]\d?|olora"
+    if isinstance(value, str) and not re.fullmatch(known, value):
+        raise ValueError(
+            "true, false, gaussian, orthogonal, eva, pissa, pissa_niter_N (N below 100) or olora")
     return value
 
 
@@ -153,8 +152,8 @@ PeftConfig: type[BaseModel] = create_model(
 #: Values with which a setting that is not understood has no effect, besides its own default.
 _NO_EFFECT: tuple[Any, ...] = (None, False, [], {}, "")
 #: Settings of other programs, or of older ones, with what to do about them.
-_HINTS = {"enable_lora": "Old adapters of this kind (MergedLinear) have to be saved again with a current "
-                         "peft."}
+_HINTS = {
+    "enable_lora": "Old adapters of this kind (MergedLinear) have to be saved again with a current peft."}
 
 
 def changes_base(init: Any) -> bool:

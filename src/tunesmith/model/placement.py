@@ -89,10 +89,10 @@ def choose_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
-            raise EnvironmentFault(f"{device}, but torch sees no CUDA GPU here",
-                                   "Set model.device to auto or cpu; `tunesmith doctor` says what this "
-                                   "machine has.",
-                                   setting="model.device")
+            raise EnvironmentFault(
+                f"{device}, but torch sees no CUDA GPU here",
+                "Set model.device to auto or cpu; `tunesmith doctor` says what this machine has.",
+                setting="model.device")
         index = int(device.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
             raise EnvironmentFault(f"{device}, but this machine has {torch.cuda.device_count()} GPUs",

@@ -83,8 +83,8 @@ def read_skeleton(base: BaseFiles, quantization: str | None) -> Skeleton:
         raise
     except Exception as error:  # transformers raises whatever the config lacks
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RecipeError(f"{base.name}: transformers cannot build it from its config.json: "
-                          f"{reason}") from None
+        raise RecipeError(
+            f"{base.name}: transformers cannot build it from its config.json: {reason}") from None
     classes = {torch.nn.Linear: "linear", Conv1D: "conv1d", torch.nn.Embedding: "embedding"}
     kinds = {name: kind for name, module in model.named_modules() for of, kind in classes.items()
              if isinstance(module, of)}

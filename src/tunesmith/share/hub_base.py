@@ -61,9 +61,9 @@ def find_hub_base(name: str, trained_on: str, revision: str | None, *, named: bo
     if trained_weights != hub_weights:
         different = sorted(file for file in trained_weights | hub_weights
                            if trained_weights.get(file) != hub_weights.get(file))
-        raise IntegrityError(f"--base {name}: other weights than those it was trained on, {trained_on} "
-                             f"({different[0]})",
-                             "Name the repository that has these, or publish them.")
+        raise IntegrityError(
+            f"--base {name}: other weights than those it was trained on, {trained_on} ({different[0]})",
+            "Name the repository that has these, or publish them.")
     return HubBase(license_of(info), str(info.sha))
 
 

@@ -73,9 +73,9 @@ def _content(path: Path) -> bytes:
     The files that came with this program are its own, with however many names an installer has given them.
     """
     if os.lstat(path).st_nlink > 1 and path.parent.resolve() != embedded.path_of(embedded.BASE_NAME):
-        raise IntegrityError(f"{path}: has a second name elsewhere (a hard link), so it may be a file of "
-                             "another folder",
-                             "Copy the file itself into its folder, if it may be published.")
+        raise IntegrityError(
+            f"{path}: has a second name elsewhere (a hard link), so it may be a file of another folder",
+            "Copy the file itself into its folder, if it may be published.")
     return read_ordinary(path)
 
 

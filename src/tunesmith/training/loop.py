@@ -100,9 +100,9 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
             notify(f"Step {progress.step}: the gradient overflowed in float16, so the step changed nothing; "
                    "the loss scale is halved.")
         if skipped >= _MOST_SKIPPED:
-            raise DivergedError(f"step {progress.step}: fp16 overflowed in {skipped} steps in a row, so "
-                                "nothing is learnt",
-                                "Set model.dtype to bfloat16 or float32, or lower train.learning_rate.")
+            raise DivergedError(
+                f"step {progress.step}: fp16 overflowed in {skipped} steps in a row, so nothing is learnt",
+                "Set model.dtype to bfloat16 or float32, or lower train.learning_rate.")
         if validation_loss and settings.eval_steps and not last and progress.step % settings.eval_steps == 0:
             engine.training(False)
             record["eval_loss"] = validation = validation_loss()

@@ -141,8 +141,8 @@ class Architecture:
         """Of all that is no linear module of a layer: embeddings, head, norms."""
         norms = [norm for layer in self.layers for norm in layer.norms()]
         norms += [self.final_norm, *([self.embedding_norm] if self.embedding_norm else [])]
-        return self.vocabulary * self.hidden * (1 if self.tied
-                                                else 2) + sum(norm.parameters for norm in norms)
+        tables = 1 if self.tied else 2
+        return self.vocabulary * self.hidden * tables + sum(norm.parameters for norm in norms)
 
 
 @dataclass(frozen=True)

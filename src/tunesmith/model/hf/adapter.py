@@ -38,8 +38,8 @@ def attach(model: torch.nn.Module, settings: LoraSettings, architecture: str,
     names, notes = [name for name in linears if name not in unsupported], []
     targets = resolve_targets(settings.target_modules, architecture, list(linears))
     if settings.target_modules == "auto" and targets == "all-linear":
-        notes.append(f"lora.target_modules: PEFT's table does not name {architecture}, so auto is all linear "
-                     "modules.")
+        notes.append(
+            f"lora.target_modules: PEFT's table does not name {architecture}, so auto is all linear modules.")
     fused = _fused_names(architecture) if settings.dropout else set()
     if targets == "all-linear" and (unsupported or fused or not names):
         if not names:
@@ -209,12 +209,12 @@ def load_adapter(model: torch.nn.Module, folder: Path) -> PeftModel:
 
 def _require_tokens(indices: list[int] | dict[str, list[int]] | None, vocabulary: int, path: Path) -> None:
     """Raise IntegrityError for tokens that the base does not have."""
-    every = [each for part in indices.values()
-             for each in part] if isinstance(indices, dict) else indices or []
+    every = ([each for part in indices.values() for each in part] if isinstance(indices, dict)
+             else indices or [])
     if every and max(every) >= vocabulary:
-        raise IntegrityError(f"{path}: trainable_token_indices has {max(every)}; this base has {vocabulary} "
-                             "tokens",
-                             "Is it an adapter for another base?")
+        raise IntegrityError(
+            f"{path}: trainable_token_indices has {max(every)}; this base has {vocabulary} tokens",
+            "Is it an adapter for another base?")
 
 
 def set_state(model: PeftModel, state: Mapping[str, torch.Tensor]) -> None:

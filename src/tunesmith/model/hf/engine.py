@@ -44,9 +44,8 @@ class HfEngine:
         self.notes = (*notes, *_dropout_note(base_model))
         self._keeps_logits = "logits_to_keep" in inspect.signature(base_model.forward).parameters
         rope = getattr(base_model.config, "rope_parameters", None) or {}
-        self._short_rope_limit = (
-            rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
-        )
+        self._short_rope_limit = (rope["original_max_position_embeddings"]
+                                  if rope.get("rope_type") == "longrope" else None)
 
     @property
     def _base_model(self) -> Any:

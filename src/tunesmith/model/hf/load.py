@@ -48,16 +48,16 @@ def load_frozen(base: BaseFiles, placement: Placement) -> torch.nn.Module:
                           setting="model.base") from None
     except ValueError as error:
         if "dispatched on the CPU or the disk" in str(error):
-            raise OutOfMemory(f"{base.name} in {quantization} does not fit on the GPUs here",
-                              f"Quantise it further (model.quantization: {smallest()}) or choose a smaller "
-                              "base.",
-                              setting="model.base") from None
+            raise OutOfMemory(
+                f"{base.name} in {quantization} does not fit on the GPUs here",
+                f"Quantise it further (model.quantization: {smallest()}) or choose a smaller base.",
+                setting="model.base") from None
         if "Unrecognized" in str(error) or "model_type" in str(error) or "trust_remote_code" in str(error):
-            raise RecipeError(f"{base.name}: transformers {transformers.__version__} has no causal language "
-                              f"model for its architecture ({base.architecture})",
-                              "Code that comes with a model is never run. Choose a base that transformers "
-                              "knows.",
-                              setting="model.base") from None
+            raise RecipeError(
+                f"{base.name}: transformers {transformers.__version__} has no causal language model for its "
+                f"architecture ({base.architecture})",
+                "Code that comes with a model is never run. Choose a base that transformers knows.",
+                setting="model.base") from None
         raise IntegrityError(f"{base.name} cannot be loaded: {str(error).splitlines()[0]}",
                              setting="model.base") from None
     except ImportError as error:

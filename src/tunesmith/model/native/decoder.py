@@ -140,8 +140,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(layer, self.heads, architecture.residual_scale, read)
                                     for layer in architecture.layers)
         self.final_norm = read.norm(architecture.final_norm)
-        slopes = torch.tensor(alibi_slopes(self.heads.queries),
-                              device=read.device) if architecture.alibi else None
+        slopes = (torch.tensor(alibi_slopes(self.heads.queries), device=read.device) if architecture.alibi
+                  else None)
         self.register_buffer("slopes", slopes, persistent=False)
         self.ropes = nn.ModuleDict({name: rope_table(rope, config, self.heads.width, read.device)
                                     for name, rope in (architecture.ropes or {}).items()})

@@ -46,9 +46,8 @@ class _HeadLoss(torch.autograd.Function):
             if d_hidden_LC is None:
                 nats_L[here] = cross_entropy(logits, targets_L[here], None)
                 continue
-            d_logits = (
-                logits if logits.dtype == hidden_LC.dtype else torch.empty_like(logits, dtype=hidden_LC.dtype)
-            )
+            d_logits = (logits if logits.dtype == hidden_LC.dtype
+                        else torch.empty_like(logits, dtype=hidden_LC.dtype))
             nats_L[here] = cross_entropy(logits, targets_L[here], d_logits)
             torch.mm(d_logits, weight_VC, out=d_hidden_LC[here])
         ctx.save_for_backward(d_hidden_LC)

@@ -60,11 +60,8 @@ class Nf4(Way):
             if isinstance(layer, kind):
                 layer.support_avx512bf16_for_cpu = False
                 state = layer.weight.quant_state
-                if (
-                    state is not None
-                    and layer.weight.device.type == "cpu"
-                    and layer.in_features % state.blocksize
-                ):
+                if (state is not None and layer.weight.device.type == "cpu"
+                        and layer.in_features % state.blocksize):
                     layer.forward = functools.partial(_as_one_row, layer)
 
     def is_whole(self, layer: torch.nn.Module) -> bool | None:

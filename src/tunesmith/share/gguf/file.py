@@ -69,9 +69,9 @@ class Entry:
         if not torch.isfinite(values).all():
             if torch.isfinite(chunk).all():
                 largest = chunk.abs().max().item()
-                raise IntegrityError(f"{self.name}: a weight of {largest:.3g} is beyond what f16 holds "
-                                     "(65504)",
-                                     "Take q8_0, which has a scale for every 32 weights.")
+                raise IntegrityError(
+                    f"{self.name}: a weight of {largest:.3g} is beyond what f16 holds (65504)",
+                    "Take q8_0, which has a scale for every 32 weights.")
             raise IntegrityError(f"{self.name}: NaN or infinite")
         array = values.contiguous().numpy()
         return gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0) if self.kind == "q8_0" else array

@@ -95,8 +95,8 @@ class Layout:
         known_name = next(filter(None, (self._names.get_name(key=each, try_suffixes=(".weight", ".bias"))
                                         for each in tries)), None)
         if known_name is None:
-            raise IntegrityError(f"{self.base.name}: the tensor {name} has no place in a GGUF of "
-                                 f"{self.architecture}")
+            raise IntegrityError(
+                f"{self.base.name}: the tensor {name} has no place in a GGUF of {self.architecture}")
         return str(known_name)
 
     def rows(self, name: str) -> torch.Tensor | None:

@@ -103,6 +103,6 @@ def _scaled(config: Any) -> tuple[torch.Tensor, float]:
     try:
         inverse_D2, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     except (KeyError, TypeError, ValueError) as error:
-        raise RecipeError(f"config.json asks for the RoPE scaling {kind!r} without a usable "
-                          f"{error}") from None
+        raise RecipeError(
+            f"config.json asks for the RoPE scaling {kind!r} without a usable {error}") from None
     return inverse_D2, float(factor)

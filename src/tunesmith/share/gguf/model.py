@@ -64,8 +64,8 @@ def write_model_gguf(checkpoint: Path, out: Path, outtype: str = "f16", progress
         size = write_file(out, layout.architecture, fill, entries, progress)
     wide = [entry for entry in entries if outtype == "q8_0" and entry.kind == "f16"]
     if wide:
-        notes.append(f"{len(wide)} tensors are f16: their rows do not divide into the blocks of 32 that q8_0 "
-                     "has")
+        notes.append(
+            f"{len(wide)} tensors are f16: their rows do not divide into the blocks of 32 that q8_0 has")
     return {"path": str(out), "name": name or base.folder.name, "architecture": layout.architecture,
             "outtype": outtype, "tensors": len(entries), "bytes": size,
             "tokenizer": vocabulary.pre or vocabulary.model, "notes": notes + vocabulary.notes}
@@ -143,6 +143,6 @@ class _Tensors:
             if shape != expected[name]:
                 problems.append(f"{name}: {list(shape)}, its config.json calls for {list(expected[name])}")
         if problems:
-            raise IntegrityError(f"{self.base.name}: is not the checkpoint of its config.json:\n  "
-                                 f"{listing(sorted(problems))}",
-                                 "Copy, download or merge it again.")
+            raise IntegrityError(
+                f"{self.base.name}: is not the checkpoint of its config.json:\n  {listing(sorted(problems))}",
+                "Copy, download or merge it again.")

@@ -106,8 +106,8 @@ def read_vocabulary(base: BaseFiles, rows: int) -> Vocabulary:
     tokenizer_json = json.loads(backend.to_str())
     model = tokenizer_json["model"]
     if model["type"] != "BPE":
-        raise _refused(base, f"its kind is {model['type']}; llama.cpp's tokenizers for these families are "
-                       "BPE")
+        raise _refused(
+            base, f"its kind is {model['type']}; llama.cpp's tokenizers for these families are BPE")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise _refused(base, f"its {key} is {model[key]!r}")
@@ -134,10 +134,10 @@ def read_vocabulary(base: BaseFiles, rows: int) -> Vocabulary:
 
 
 def _refused(base: BaseFiles, reason: str) -> RecipeError:
-    return RecipeError(f"{base.name}: its tokenizer cannot be written as GGUF: {reason}",
-                       "Known are byte-level BPE as in GPT-2, BLOOM, Qwen 2 / 3, Llama 3 and SmolLM, and "
-                       "SentencePiece's BPE as in Llama 2 and Mistral 7B. The PEFT adapter works without "
-                       "GGUF.")
+    return RecipeError(
+        f"{base.name}: its tokenizer cannot be written as GGUF: {reason}",
+        "Known are byte-level BPE as in GPT-2, BLOOM, Qwen 2 / 3, Llama 3 and SmolLM, and SentencePiece's "
+        "BPE as in Llama 2 and Mistral 7B. The PEFT adapter works without GGUF.")
 
 
 def _named(step: dict[str, Any] | None) -> str:
@@ -150,9 +150,9 @@ def _tokens(base: BaseFiles, tokenizer_json: dict[str, Any], rows: int) -> tuple
     for token in tokenizer_json.get("added_tokens", []):
         texts[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
     if max(texts) >= rows:
-        raise IntegrityError(f"{base.name}: its tokenizer has the id {max(texts)}, its embedding only {rows} "
-                             "rows",
-                             "Resize the model's embedding to its tokenizer first.")
+        raise IntegrityError(
+            f"{base.name}: its tokenizer has the id {max(texts)}, its embedding only {rows} rows",
+            "Resize the model's embedding to its tokenizer first.")
     filled = [texts.get(number, (f"[PAD{number}]", UNUSED)) for number in range(rows)]
     seen: dict[str, int] = {}
     for number, (text, _) in enumerate(filled):
@@ -180,8 +180,8 @@ def _special(base: BaseFiles, tokenizer: Any, tokenizer_json: dict[str, Any], ro
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else base.config.get("bos_token_id")
     beyond = next((token for token in (*stops, bos) if token is not None and not 0 <= token < rows), None)
     if beyond is not None:
-        raise IntegrityError(f"{base.name}: its special token {beyond} is none of the {rows} of its "
-                             "embedding")
+        raise IntegrityError(
+            f"{base.name}: its special token {beyond} is none of the {rows} of its embedding")
     unk_text = tokenizer_json["model"].get("unk_token")
     unk = tokenizer_json["model"]["vocab"].get(unk_text) if unk_text else tokenizer.unk_token_id
     template = tokenizer.chat_template
@@ -199,8 +199,8 @@ def _ends(base: BaseFiles, tokenizer: Any, vocabulary: Vocabulary) -> None:
     place = next((i for i in range(len(whole)) if whole[i:i + len(plain)] == plain), None)
     prefix_ids, suffix_ids = ([], []) if place is None else (whole[:place], whole[place + len(plain):])
     if place is None or len(prefix_ids) > 1 or suffix_ids not in ([], [vocabulary.eos]):
-        raise _refused(base, "around a text it puts other tokens than one in front and its end token: "
-                       f"{whole}")
+        raise _refused(
+            base, f"around a text it puts other tokens than one in front and its end token: {whole}")
     if prefix_ids:
         vocabulary.add_bos, vocabulary.bos = True, prefix_ids[0]
     vocabulary.add_eos = bool(suffix_ids)
@@ -236,8 +236,8 @@ def _byte_level(base: BaseFiles, tokenizer_json: dict[str, Any], steps: list[tup
     if normalizer is not None:
         if normalizer["type"] != "NFC":
             raise _refused(base, f"its normalizer is {_named(normalizer)}")
-        vocabulary.notes.append("llama.cpp does not bring text into Unicode's form NFC first, as "
-                                "transformers does: give it NFC")
+        vocabulary.notes.append(
+            "llama.cpp does not bring text into Unicode's form NFC first, as transformers does: give it NFC")
     vocabulary.pre, vocabulary.merges = pre, [" ".join(merge) for merge in merges]
 
 
@@ -280,10 +280,10 @@ def _space_prefix(base: BaseFiles, tokenizer_json: dict[str, Any], vocabulary: V
             and not pre["split"]):
         if pre["prepend_scheme"] == "never":
             return False
-        vocabulary.notes.append("in front of a text that begins with a space llama.cpp puts another one, "
-                                "transformers does not")
+        vocabulary.notes.append(
+            "in front of a text that begins with a space llama.cpp puts another one, transformers does not")
         if pre["prepend_scheme"] == "first":
-            vocabulary.notes.append("behind a special token inside a text llama.cpp puts a space, "
-                                    "transformers does not")
+            vocabulary.notes.append(
+                "behind a special token inside a text llama.cpp puts a space, transformers does not")
         return True
     raise _refused(base, f"its normalizer is {_named(normalizer)}, its pre-tokenizer {_named(pre)}")

@@ -42,8 +42,8 @@ def _nf4_kernel(packed, code_16, q, code_256, nested, offset, out, count, size, 
     inside = block * _BLOCK < count
     # An index of unsigned bytes would be taken as signed, so all are widened first.
     level = tl.load(q + block, mask=inside, other=0).to(tl.int32)
-    absmax = tl.load(code_256 + level) * tl.load(nested + block // _NESTED, mask=inside,
-                                                 other=0.0) + tl.load(offset)
+    absmax = (tl.load(code_256 + level) * tl.load(nested + block // _NESTED, mask=inside, other=0.0)
+              + tl.load(offset))
     byte = block[:, None] * (_BLOCK // 2) + tl.arange(0, _BLOCK // 2)[None, :]
     pair = tl.load(packed + byte, mask=byte < size, other=0).to(tl.int32)
     first = tl.load(code_16 + (pair >> 4)) * absmax[:, None]

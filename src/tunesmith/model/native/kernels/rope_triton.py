@@ -24,9 +24,8 @@ def _rotate_kernel(x, source, cos, sin, token_stride, head_stride, source_token_
     if INVERSE:
         s = -s
     inside = (head < heads)[:, None] & (pair < half)[None, :]
-    origin = (
-        source + token * source_token_stride + head.to(tl.int64)[:, None] * source_head_stride + pair[None, :]
-    )
+    origin = (source + token * source_token_stride + head.to(tl.int64)[:, None] * source_head_stride
+              + pair[None, :])
     left = tl.load(origin, mask=inside, other=0.0).to(tl.float32)
     right = tl.load(origin + half, mask=inside, other=0.0).to(tl.float32)
     where = x + token * token_stride + head.to(tl.int64)[:, None] * head_stride + pair[None, :]
