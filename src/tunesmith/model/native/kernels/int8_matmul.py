@@ -49,9 +49,9 @@ def int8_product(a_NK: torch.Tensor, scale_N: torch.Tensor, b_MK: torch.Tensor, 
                  b_MR: torch.Tensor | None = None) -> torch.Tensor:
     """(a b^T) scale_N scale_M + bias + xa b_MR^T [N, M] in `dtype`, rounded once; a b^T is exact, in int32.
 
-    No scale_M: ones. a and b are int8, the scales fp32, low_NR and b_MR both in one dtype; all contiguous,
+    No scale_M: ones. a and b are int8, the scales fp32, xa_NR and b_MR both in one dtype; all contiguous,
     but b_MR may also be a transposed view of what is. Raises ValueError when K is no multiple of 16, and when
-    low_NR and b_MR do not fit.
+    xa_NR and b_MR do not fit.
     """
     if a_NK.shape[1] != b_MK.shape[1] or a_NK.shape[1] % MULTIPLE:
         raise ValueError(f"an int8 product needs two equal widths, a multiple of {MULTIPLE}: "
