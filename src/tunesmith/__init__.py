@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tunesmith.verbs.export import export
     from tunesmith.verbs.generate import generate
     from tunesmith.verbs.init import init
+    from tunesmith.verbs.inspect import inspect
     from tunesmith.verbs.merge import merge
     from tunesmith.verbs.plan import plan
     from tunesmith.verbs.pull import pull
@@ -34,6 +35,7 @@ __all__ = [
     "export",
     "generate",
     "init",
+    "inspect",
     "merge",
     "plan",
     "pull",

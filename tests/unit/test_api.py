@@ -9,8 +9,8 @@ import pytest
 
 import tunesmith
 
-VERBS = ["demo", "doctor", "evaluate", "export", "generate", "init", "merge", "plan", "pull", "push", "train",
-         "verify"]
+VERBS = ["demo", "doctor", "evaluate", "export", "generate", "init", "inspect", "merge", "plan", "pull",
+         "push", "train", "verify"]
 
 
 def test_the_public_api_is_the_verbs() -> None:

@@ -25,7 +25,7 @@ from tunesmith.os_errors import explained_os_error
 from tunesmith.visible import json_visible, on_one_line, visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import Progress
 
     from tunesmith.verbs.show import RunFacts
@@ -146,9 +146,9 @@ class Terminal:
             self._progress = None
 
 
-def run_verb(call: Callable[[Terminal], dict[str, Any]], to_text: Callable[[dict[str, Any]], str], *,
-             as_json: bool, quiet: bool, exit_code: Callable[[dict[str, Any]], int] = lambda result: 0,
-             raw: bool = False) -> None:
+def run_verb(call: Callable[[Terminal], dict[str, Any]],
+             to_text: Callable[[dict[str, Any]], str | RenderableType], *, as_json: bool, quiet: bool,
+             exit_code: Callable[[dict[str, Any]], int] = lambda result: 0, raw: bool = False) -> None:
     """Call a verb, print what it returns (as JSON, or as `to_text` words it), and end with its exit code.
 
     An expected failure ends with its own code and no traceback; anything else is a bug of ours and shows one.
@@ -184,11 +184,16 @@ def _json(value: dict[str, Any]) -> str:
     return json_visible(json.dumps(value, ensure_ascii=plain))
 
 
-def _out(text: str, *, raw: bool = False) -> None:
+def _out(text: str | RenderableType, *, raw: bool = False) -> None:
     """Print the result. raw: an answer, which goes as it is unless a terminal would act on it."""
     if sys.stdout is None:  # closed by whoever started us
         return
     try:
+        if not isinstance(text, str):
+            from rich.console import Console
+
+            Console(highlight=False, markup=False, emoji=False).print(text)
+            return
         print(text if raw and not sys.stdout.isatty() else visible(text), flush=True)
     except BrokenPipeError:
         raise

@@ -15,6 +15,7 @@ from tunesmith.cli import (
     export,
     generate,
     init,
+    inspect,
     merge,
     plan,
     pull,
@@ -30,7 +31,8 @@ app = typer.Typer(
     help="Fine-tune a language model with LoRA on a frozen, quantised base, and see whether it helped.",
     epilog="Exit codes: 0 done, 1 a bug of ours, 2 usage, 3 recipe, 4 data, 5 environment, 6 memory, 7 disk, "
            "8 network, 9 integrity, 130/143 stopped by a signal after saving.")
-for module in (demo, init, plan, train, evaluate, generate, merge, export, push, pull, verify, doctor):
+for module in (demo, init, plan, inspect, train, evaluate, generate, merge, export, push, pull, verify,
+               doctor):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 
 

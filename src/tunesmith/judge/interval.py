@@ -70,3 +70,13 @@ def t_quantile(p: float, degrees_of_freedom: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if upper_tail(middle) > 1 - p else (low, middle)
     return (low + high) / 2
+
+
+def half_width(count: int) -> float | None:
+    """How far the interval of so many values reaches to each side where they are not skewed, in their
+    standard deviations; None for fewer than `FEWEST`.
+    """
+    if count < FEWEST:
+        return None
+    level = next(level for most, level in _LEVELS if count <= most)
+    return t_quantile((1 + level) / 2, count - 1) / math.sqrt(count)

@@ -9,18 +9,8 @@ import struct
 
 from tunesmith.errors import IntegrityError
 from tunesmith.paths import expanded
+from tunesmith.secrets import secrets_in
 
-_SECRETS = {
-    "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
-    "an OpenAI or Anthropic key": r"sk-(?:ant-|proj-)?[A-Za-z0-9_-]{24,}",
-    "a GitHub token": r"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{40,}",
-    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a Slack token": r"xox[abprs]-[A-Za-z0-9-]{10,}",
-    "a Google key": r"AIza[A-Za-z0-9_-]{35}",
-    "a key or password": r"(?i)(?:api[_-]?key|access[_-]?key|secret|passwd|password)['\"]?\s*[:=]\s*['\"]?"
-                         r"[A-Za-z0-9+/_-]{20,}",
-    "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
-}
 _PATHS = re.compile(
     r"(?:/home/|/Users/|/root/|/mnt/|/tmp/|/private/var/|[A-Za-z]:\\Users\\|file:///?|~/)[\w.-][^\s\"'`,)]*"
 )
@@ -57,7 +47,7 @@ def problems(name: str, content: bytes) -> list[str]:
 
 
 def _in_text(text: str, *, vocabulary: bool) -> list[str]:
-    reasons = [f"holds {what}" for what, pattern in _SECRETS.items() if re.search(pattern, text)]
+    reasons = [f"holds {what}" for what in secrets_in(text)]
     if (token := _own_token()) and token in text:
         reasons.append("holds your Hub token")
     places = [place for place in _own_places() if place in text]

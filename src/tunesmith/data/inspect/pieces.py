@@ -1,0 +1,29 @@
+"""The text of each token, so that all of them together are the text of the row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+#: Tokens before the one that is looked at that are decoded with it.
+_BEFORE = 8
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """For each token what it adds to the text. Of a character that several tokens make, the last has it."""
+    found: list[str] = []
+    start = done = 0  # of what is decoded, and of what was given out
+    for end in range(1, len(ids) + 1):
+        before = _decode(tokenizer, ids[start:done])
+        now = _decode(tokenizer, ids[start:end])
+        if now.endswith("�") and end < len(ids) and end - done < _BEFORE:
+            found.append("")
+            continue
+        found.append(now[len(before):] if now.startswith(before) else now)
+        done = end
+        start = max(0, done - _BEFORE)
+    return found
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

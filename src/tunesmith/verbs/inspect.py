@@ -1,0 +1,138 @@
+"""`tunesmith inspect`: the data as the model will see it, and what is wrong with it, before weights are
+loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.data.dataset import read_text
+from tunesmith.data.tokenize import Rules
+from tunesmith.errors import UsageError
+from tunesmith.model.files import BaseFiles, locate_tokenizer, read_config
+from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.rundir.ordinary import read_json_object
+from tunesmith.verbs.show import Show, Silent
+
+if TYPE_CHECKING:
+    from tunesmith.data.inspect import Facts, SeenRow, SeenRows
+
+#: Rows on the page: the first ones, and then those that findings name; and between two words of progress.
+_PAGE_ROWS, _PAGE_MOST, _TOLD_EVERY = 200, 500, 5000
+
+
+def inspect(recipe: str | os.PathLike[str], html: str | os.PathLike[str] | None = None, rows: int = 0,
+            overrides: Sequence[str] = (), show: Show | None = None) -> dict[str, Any]:
+    """Audit a recipe's data with the base's tokenizer; weights are not needed.
+
+    html: a file to write a page to that shows hundreds of rows. rows: how many of the first rows are returned
+    as the model will see them. Returns rows (all of them), held_out (how many of these), tokens, loss_tokens,
+    lengths (quantiles, before anything is cut), lost_tokens (what data.max_length costs), histogram, findings
+    (worst first: kind, severity, count, rows, message, advice), examples (where rows > 0: place, held_out,
+    ids, pieces, loss_mask), and html (the page's path). Raises RecipeError, DataError (a source that cannot
+    be read), NetworkError, IntegrityError, DiskError.
+    """
+    show = show or Silent()
+    chosen = load_recipe(os.fspath(recipe), overrides)
+    page = None if html is None else _page_path(html)
+    show.stage("reading the data")
+    text = read_text(chosen.data, show.note)
+    base = _tokenizer_files(chosen, show)
+    from tunesmith.data.inspect import SeenRows, audit
+    from tunesmith.model.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(base)
+    facts = facts_of(chosen, base, tokenizer, repeated=text.repeated)
+    seen = SeenRows(text, tokenizer, facts.rules)
+
+    def on_row(done: int) -> None:
+        if done % _TOLD_EVERY == 0:
+            show.stage(f"looking at the rows: {done:,} of {len(seen):,}")
+
+    show.stage("looking at the rows")
+    found = audit(seen, facts, show_rows=max(rows, _PAGE_ROWS if page else 0), on_row=on_row)
+    result = {**found.counts, "max_length": facts.rules.max_length,
+              "findings": [finding.as_dict() for finding in found.findings]}
+    if rows:
+        result["examples"] = _examples(found.shown[:rows], tokenizer)
+    if page is not None:
+        show.stage("writing the page")
+        _write_page(page, chosen, result, found.shown, _named_rows(seen, found.findings, found.shown),
+                    tokenizer)
+        result["html"] = str(page)
+    return result
+
+
+def _page_path(html: str | os.PathLike[str]) -> Path:
+    path = Path(html)
+    if path.is_dir():
+        raise UsageError(f"--html: {path} is a folder", f"Name a file: --html {path / 'inspect.html'}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--html: {path.parent}: no such folder", f"Make it first: mkdir -p {path.parent}")
+    return path
+
+
+def _tokenizer_files(recipe: Recipe, show: Show) -> BaseFiles:
+    """The base without its weights."""
+    base = recipe.model
+    folder = locate_tokenizer(base.base, base.revision, show.note)
+    return BaseFiles(base.base, base.revision, folder, read_config(folder))
+
+
+def facts_of(recipe: Recipe, base: BaseFiles, tokenizer: Any, *, repeated: int = 0) -> Facts:
+    """What the checks know besides the rows."""
+    from tunesmith.data.inspect import Facts
+
+    data = recipe.data
+    rules = Rules(data.loss_on, data.append_eos, data.max_length, data.overlong)
+    config = base.config.get("text_config") if isinstance(base.config.get("text_config"),
+                                                          dict) else base.config
+    vocabulary = config.get("vocab_size") if isinstance(config, dict) else None
+    return Facts(tokenizer=tokenizer, rules=rules, prompt_template=data.prompt,
+                 completion_template=data.completion or "", conversations=data.messages is not None,
+                 stop_ids=_stop_ids(base, tokenizer),
+                 embedding_rows=vocabulary if isinstance(vocabulary, int) else None, half_width=_half_width,
+                 repeated=repeated)
+
+
+def _half_width(count: int) -> float | None:
+    """The judge's, which brings torch along: imported where few rows are held out, and so asked for."""
+    from tunesmith.judge.interval import half_width
+
+    return half_width(count)
+
+
+def _stop_ids(base: BaseFiles, tokenizer: Any) -> frozenset[int]:
+    """The tokens at which generation stops."""
+    path = base.folder / "generation_config.json"
+    ends = (read_json_object(path, infinite=True) if path.exists() else base.config).get("eos_token_id")
+    found = ends if isinstance(ends, list) else [ends]
+    return frozenset(token for token in [*found, tokenizer.eos_token_id] if isinstance(token, int))
+
+
+def _examples(shown: Sequence[SeenRow], tokenizer: Any) -> list[dict[str, Any]]:
+    from tunesmith.data.inspect import pieces
+
+    return [{"place": row.place, "held_out": row.held_out, "ids": list(tokens.ids),
+             "pieces": pieces(tokenizer, tokens.ids), "loss_mask": list(tokens.loss_mask)}
+            for row in shown for tokens in row.tokens]
+
+
+def _named_rows(seen: SeenRows, findings: Sequence[Any], shown: Sequence[SeenRow]) -> list[SeenRow]:
+    """The rows that findings name and that are not among those that are shown anyway."""
+    have = {row.index for row in shown}
+    wanted = [index for finding in findings for index in finding.indices if index not in have]
+    return list(seen.at(wanted[:_PAGE_MOST - len(have)]))
+
+
+def _write_page(path: Path, recipe: Recipe, result: dict[str, Any], shown: Sequence[SeenRow],
+                named: Sequence[SeenRow], tokenizer: Any) -> None:
+    from tunesmith.data.inspect.page import render_page
+    from tunesmith.rundir import write_atomically
+
+    write_atomically(path, render_page(
+        {"base": recipe.model.base, "source": recipe.data.source, "loss_on": recipe.data.loss_on}, result,
+        [*named, *shown], tokenizer))
