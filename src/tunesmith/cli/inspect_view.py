@@ -75,7 +75,7 @@ def _example(example: dict[str, Any], coloured: bool) -> RenderResult:
 
     side = ", held out" if example["held_out"] else ""
     learnt = sum(example["loss_mask"])
-    yield Text(f"\n  {on_one_line(example['place'])}{side}: {len(example['ids']):,} tokens, {learnt:,} bear "
+    yield Text(f"\n  {_place(example['place'])}{side}: {len(example['ids']):,} tokens, {learnt:,} bear "
                "loss")
     text, inside = Text(), False
     for number, (piece, loss) in enumerate(zip(example["pieces"], example["loss_mask"], strict=True)):
@@ -104,8 +104,14 @@ def _finding(finding: dict[str, Any]) -> RenderResult:
     table.add_column(overflow="fold")
     text = Text(f"{finding['kind']}: {on_one_line(finding['message'], 600)}.")
     if finding["rows"]:
-        places = ", ".join(on_one_line(place, 80) for place in finding["rows"][:3])
+        places = ", ".join(_place(place) for place in finding["rows"][:3])
         text.append(f"\n{places}{', ...' if finding['count'] > 3 else ''}", "dim")
     text.append(f"\n{on_one_line(finding['advice'], 600)}\n")
     table.add_row(Text(f"  {finding['severity']}", _COLOURS[finding["severity"]]), text)
     yield table
+
+
+def _place(place: str) -> str:
+    """A row's place as short as it can be said from here."""
+    path, comma, rest = place.rpartition(", ")
+    return on_one_line(f"{relative(path)}{comma}{rest}" if comma else place, 100)

@@ -51,15 +51,16 @@ def histogram(lengths: np.ndarray) -> list[dict[str, int | None]]:
     if not len(lengths):
         return []
     most = int(np.percentile(lengths, 99, method="inverted_cdf"))
-    longest = int(lengths.max())
+    shortest, longest = int(lengths.min()), int(lengths.max())
     reach = longest if longest <= 1.5 * most else most
-    width = _round_up((reach + 1) / _BARS)
-    count = reach // width + 1
-    bars = np.bincount(np.minimum(lengths // width, count), minlength=count + 1)
-    result: list[dict[str, int | None]] = [{"from": number * width, "to": (number + 1) * width - 1,
-                                            "rows": int(bars[number])} for number in range(count)]
+    width = _round_up((reach - shortest + 1) / _BARS)
+    first, count = shortest // width, reach // width - shortest // width + 1
+    bars = np.bincount(np.minimum(lengths // width - first, count), minlength=count + 1)
+    result: list[dict[str, int | None]] = [
+        {"from": (first + number) * width, "to": (first + number + 1) * width - 1, "rows": int(bars[number])}
+        for number in range(count)]
     if bars[count]:
-        result.append({"from": count * width, "to": None, "rows": int(bars[count])})
+        result.append({"from": (first + count) * width, "to": None, "rows": int(bars[count])})
     return result
 
 

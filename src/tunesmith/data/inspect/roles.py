@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 
 from tunesmith.data.inspect.finding import Check, Finding, Places, rows_phrase
 from tunesmith.data.inspect.seen import Facts, SeenRow, Turn
 
+_SYSTEM = ("system", "developer")
+
 
 def out_of_order(turns: tuple[Turn, ...]) -> str | None:
     """What is wrong with the order of these turns, if anything."""
-    rest = [turn for turn in turns if turn.role not in ("system", "developer")]
-    if any(turn.role in ("system", "developer")
-           for turn in turns[1:]) and turns[1].role not in ("developer",):
-        return "a system turn is not the first"
+    rest = list(dropwhile(lambda turn: turn.role in _SYSTEM, turns))
+    if any(turn.role in _SYSTEM for turn in rest):
+        return "a system turn stands after others"
     if not rest:
         return "there is neither user nor assistant"
     if all(turn.role != "user" for turn in rest):
