@@ -53,13 +53,13 @@ def test_folder_and_glob(tmp_path: Path) -> None:
     ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', "a.jsonl, line 2: not UTF-8"),
     ("a.jsonl", "\n \n", "empty"),
     ("a.json", '[{"a": 1},\n {"a": }]', "a.json, line 2: broken JSON"),
-    ("a.json", '{"a": 1}', "one list of objects"),
+    ("a.json", '"text"', "a list of objects, or an object"),
     ("a.json", "[]", "no rows"),
     ("a.json", "[" * 100_000, "nested too deep"),
     ("a.csv", "a,b\n1,2\n3\n", "a.csv, line 3: 1 fields"),
     ("a.csv", 'a\n"unclosed\n', "broken CSV"),
     ("a.parquet", "not parquet", "parquet"),
-    ("a.txt", "text", "files end in"),
+    ("a.doc", "text", "files end in"),
 ])
 def test_broken_files_name_the_line(tmp_path: Path, name: str, content: str | bytes, said: str) -> None:
     with pytest.raises(DataError) as caught:

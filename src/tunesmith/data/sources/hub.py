@@ -6,25 +6,31 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from tunesmith.data.rows import Row
+from tunesmith.data.sources.reading import Reading
+from tunesmith.data.sources.source import Source
 from tunesmith.errors import DataError, Kind, TunesmithError
 from tunesmith.hub import call, download, parse_hub_id
 from tunesmith.hub.client import Tell, quiet_datasets, without_network
 from tunesmith.hub.download import current_commit
-from tunesmith.hub.failures import explained, raised_by_us, redacted, underlying_failure
+from tunesmith.hub.failures import behind, explained, raised_by_us, redacted
+from tunesmith.visible import on_one_line
 
 #: What `datasets` lets through of its readers' failures on broken data, beside its own class and pyarrow's.
 _BROKEN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OSError, EOFError,
            yaml.YAMLError, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error)
 
 
-def read_hub(source: str, split: str, key: str, tell: Tell) -> list[Row]:
-    """All rows of one split of a Hub data set. tell: receives what is waited for.
+def open_hub(source: str, split: str, key: str, tell: Tell, reading: Reading) -> Source:
+    """One split of a Hub data set, or what `data.split` makes of its splits. tell: receives what is waited
+    for.
 
     Raises DataError, NetworkError when the Hub cannot be reached, DiskError when its cache is full,
     IntegrityError when a file arrives damaged, twice.
@@ -33,13 +39,26 @@ def read_hub(source: str, split: str, key: str, tell: Tell) -> list[Row]:
     if hub_id is None or hub_id.revision is not None:
         raise _no_such(source, key)
     with quiet_datasets() as datasets:
-        table = _load(datasets, source, split, key, tell)
+        table, files = _load(datasets, _Wanted(source, reading.name, split), key, tell)
+
+    def rows() -> Iterator[Row]:
         try:
-            return [Row(dict(value), f"{source}, row {number}")
-                    for number, value in enumerate(table, start=1)]
+            for number, value in enumerate(table, start=1):
+                yield Row(dict(value), f"{source}, row {number}")
         except (ValueError, OverflowError) as error:
             raise DataError(f"{key}: {source}: a row holds what Python cannot: "
                             f"{str(error).splitlines()[0]}") from None
+
+    return Source(source, [f"{source}/{file}" for file in files], rows, reading.bad, tell, key)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be read of a data set. name: its configuration."""
+
+    source: str
+    name: str | None
+    split: str
 
 
 def _no_such(source: str, key: str) -> DataError:
@@ -47,8 +66,9 @@ def _no_such(source: str, key: str) -> DataError:
                      "Check the name; a private or gated one needs `hf auth login`.")
 
 
-def _load(datasets: Any, source: str, split: str, key: str, tell: Tell) -> Any:
+def _load(datasets: Any, wanted: _Wanted, key: str, tell: Tell) -> tuple[Any, list[str]]:
     """The split, once its files are in the client's cache and checked; `datasets` reads them from there."""
+    source = wanted.source
 
     def explain(error: Exception, what: str) -> TunesmithError:
         failure = explained(error, what)
@@ -59,20 +79,37 @@ def _load(datasets: Any, source: str, split: str, key: str, tell: Tell) -> Any:
     def ask(action: Callable[[], Any]) -> Any:
         return call(source, lambda: _read(action, datasets, source, key), tell, explain=explain)
 
+    def load() -> Any:
+        return ask(lambda: datasets.load_dataset(source, wanted.name, split=wanted.split))
+
     _, by_hub = current_commit(source, None, tell, kind="dataset", explain=explain)
-    if not by_hub:
-        with without_network(datasets):
-            builder = ask(lambda: datasets.load_dataset_builder(source))
-            _require_split(builder, split, source)
-            return ask(lambda: datasets.load_dataset(source, split=split))
-    builder = ask(lambda: datasets.load_dataset_builder(source))
-    names = _require_split(builder, split, source)
-    prefix = f"hf://datasets/{source}@"
-    files = [str(file).removeprefix(prefix).partition("/") for name in names
-             for file in (builder.config.data_files or {}).get(name) or [] if str(file).startswith(prefix)]
+    with nullcontext() if by_hub else without_network(datasets):
+        builder = ask(lambda: _builder(datasets, wanted, key))
+        names = _require_split(builder, wanted.split, source)
+        prefix = f"hf://datasets/{source}@"
+        files = [str(file).removeprefix(prefix).partition("/") for name in names
+                 for file in (builder.config.data_files or {}).get(name) or []
+                 if str(file).startswith(prefix)]
+        paths = [path for _, _, path in files]
+        if not by_hub:
+            return load(), paths
     if files:
-        download(source, files[0][0], [name for _, _, name in files], tell, kind="dataset", explain=explain)
-    return ask(lambda: datasets.load_dataset(source, split=split))
+        download(source, files[0][0], paths, tell, kind="dataset", explain=explain)
+    return load(), paths
+
+
+def _builder(datasets: Any, wanted: _Wanted, key: str) -> Any:
+    """The builder of the configuration. Raises DataError where it is not named, or is not there."""
+    names = datasets.get_dataset_config_names(wanted.source)
+    usual = datasets.get_dataset_default_config_name(wanted.source)
+    shown = ", ".join(on_one_line(str(name), 40) for name in names[:40])
+    if wanted.name is None and usual is None and len(names) > 1:
+        raise DataError(f"{key}: {wanted.source} has several configurations: {shown}",
+                        f"Say which one: --set data.name='{names[0]}'", setting="data.name")
+    if wanted.name is not None and names and wanted.name not in names:
+        raise DataError(f"{key}: {wanted.source} has no configuration {wanted.name!r}", f"It has {shown}.",
+                        setting="data.name")
+    return datasets.load_dataset_builder(wanted.source, wanted.name)
 
 
 def _read(action: Callable[[], Any], datasets: Any, source: str, key: str) -> Any:
@@ -84,7 +121,7 @@ def _read(action: Callable[[], Any], datasets: Any, source: str, key: str) -> An
     except (datasets.exceptions.DatasetsError, ArrowException, *_BROKEN) as error:
         if raised_by_us(error):
             raise
-        if (cause := underlying_failure(error)) is not None:
+        if (cause := behind(error)) is not None:
             raise cause from None
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             raise _no_such(source, key) from None
