@@ -14,7 +14,7 @@ from typing import Any
 from tunesmith.data.rows import Row
 from tunesmith.data.shape_templates import data_settings, needs_chat_template
 from tunesmith.data.shapes import LOOKED_AT, Shape, recognise
-from tunesmith.data.sources import read_source
+from tunesmith.data.sources import open_sources
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.verbs.lengths import Base, Lengths, estimated_lengths, token_lengths
@@ -85,7 +85,7 @@ def scan(source: str, show: Show) -> Scan:
 
 
 def _rows(source: str, show: Show) -> Iterator[Row]:
-    return iter(read_source(source, "train", "--data", show.note))
+    return open_sources(source, "train", "--data", show.note).rows()
 
 
 def _text(row: Row, names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from tunesmith.errors import DataError, Kind, TunesmithError
 from tunesmith.hub import call, download, parse_hub_id
 from tunesmith.hub.client import Tell, quiet_datasets, without_network
 from tunesmith.hub.download import current_commit
-from tunesmith.hub.failures import behind, explained, raised_by_us, redacted
+from tunesmith.hub.failures import explained, raised_by_us, redacted, underlying_failure
 from tunesmith.visible import on_one_line
 
 #: What `datasets` lets through of its readers' failures on broken data, beside its own class and pyarrow's.
@@ -121,7 +121,7 @@ def _read(action: Callable[[], Any], datasets: Any, source: str, key: str) -> An
     except (datasets.exceptions.DatasetsError, ArrowException, *_BROKEN) as error:
         if raised_by_us(error):
             raise
-        if (cause := behind(error)) is not None:
+        if (cause := underlying_failure(error)) is not None:
             raise cause from None
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             raise _no_such(source, key) from None
