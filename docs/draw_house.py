@@ -15,9 +15,9 @@ import grimp
 
 OUT = Path(__file__).resolve().parent / "images" / "house.svg"
 #: From the bottom of the house to its top.
-ORDER = ["errors", "interrupts", "os_errors", "wordings", "paths", "visible", "secrets", "recipe", "rundir", "hub",
-         "embedded", "data", "planning", "model.families", "model.quantization", "model", "training", "serve",
-         "share", "judge", "verbs", "cli"]
+ORDER = ["errors", "interrupts", "os_errors", "wordings", "paths", "visible", "secrets", "recipe", "rundir",
+         "hub", "embedded", "data", "planning", "model.families", "model.quantization", "model", "training",
+         "serve", "share", "judge", "verbs", "cli"]
 CELL, LEFT, TOP = 26, 150, 130
 
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith import embedded
-from tunesmith.data.render import TemplateRefused, TemplateRenderer, TemplateUnbounded
+from tunesmith.data.chat.render import TemplateRefused, TemplateRenderer, TemplateUnbounded
+from tunesmith.data.examples import Form, make_examples
 from tunesmith.data.sources.files import read_files
-from tunesmith.data.template import make_examples
 from tunesmith.errors import DataError, RecipeError, TunesmithError
 from tunesmith.recipe import dump, parse_recipe
 
@@ -80,7 +80,7 @@ NEVER = {
 @pytest.mark.parametrize("name", NEVER)
 def test_a_template_that_never_ends_is_stopped(renderer: TemplateRenderer, name: str,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.data.render._LONGEST_S", 1.5)
+    monkeypatch.setattr("tunesmith.data.chat.render._LONGEST_S", 1.5)
     began = time.monotonic()
     with pytest.raises((TemplateUnbounded, TemplateRefused)):
         render(renderer, NEVER[name])
@@ -117,9 +117,9 @@ def test_a_row_s_template_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from tunesmith.data.rows import Row
     from tunesmith.data.tokenize import Encoder, Rules
 
-    monkeypatch.setattr("tunesmith.data.render._LONGEST_S", 1.0)
-    examples = make_examples([Row({"m": [dict(turn) for turn in TURNS]}, "chats.jsonl, line 7")], prompt="",
-                             completion=None, messages="m")
+    monkeypatch.setattr("tunesmith.data.chat.render._LONGEST_S", 1.0)
+    row = Row({"m": [dict(turn) for turn in TURNS]}, "chats.jsonl, line 7")
+    examples = make_examples([row], Form(messages="m"))
     encoder = Encoder(tokenizer("{{ 'x' * 1000000000000 }}"), Rules("completion", True, 64, "error"))
     with pytest.raises(DataError, match="line 7: the chat template"):
         encoder.encode(examples[0])
@@ -170,9 +170,9 @@ def test_rows_that_cannot_be_read_are_named(tmp_path: Path, name: str, text: str
 def test_a_number_that_is_none_is_no_text(tmp_path: Path, value: str) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"q": {value}, "a": "x"}}\n')
     rows = read_files([tmp_path / "a.jsonl"])
-    make_examples(rows, prompt="", completion="{a}", messages=None)
+    make_examples(rows, Form("", "{a}"))
     with pytest.raises(DataError, match='line 1: the column "q" is'):
-        make_examples(rows, prompt="{q}", completion="{a}", messages=None)
+        make_examples(rows, Form("{q}", "{a}"))
 
 
 @given(st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.parquet"]), st.binary(max_size=60) | st.text(
@@ -182,7 +182,7 @@ def test_any_bytes_are_rows_or_are_refused(tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(content)
     try:
-        make_examples(read_files([path]), prompt="{a}", completion="{b}", messages=None)
+        make_examples(read_files([path]), Form("{a}", "{b}"))
     except TunesmithError as error:
         assert error.exit_code == 4
 

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunesmith.data.examples import Example, Form, make_examples
 from tunesmith.data.rows import Row
 from tunesmith.data.sources import read_source
 from tunesmith.data.split import hold_out
-from tunesmith.data.template import Example, Template, make_examples
+from tunesmith.data.template import Template
 from tunesmith.errors import DataError, RecipeError
 
 VALUES = [{"quote": "a \u2028 b", "tags": ["x", "y"], "n": 1}, {"quote": "c, \"d\"\ne", "tags": [], "n": 2}]
@@ -96,27 +97,30 @@ def test_missing_column_and_null_name_row_and_fix() -> None:
     rows = [Row({"quote": "q", "tags": ["t"]}, "quotes.jsonl, line 1"),
             Row({"quote": "q", "tags": None}, "quotes.jsonl, line 2")]
     with pytest.raises(DataError) as caught:
-        make_examples(rows, prompt="{quote}", completion="{tag}", messages=None)
+        make_examples(rows, Form("{quote}", "{tag}", None))
     assert 'quotes.jsonl, line 1: no column "tag" (columns: quote, tags). The template is "{tag}".' in str(
         caught.value
     )
     assert "--set data.completion='{tags}'" in str(caught.value)
     with pytest.raises(DataError, match='line 2: the column "tags" is null'):
-        make_examples(rows, prompt="{quote}", completion="{tags}", messages=None)
+        make_examples(rows, Form("{quote}", "{tags}", None))
 
 
 @pytest.mark.parametrize("value",
-                         [float("nan"), [float("inf")], ["a", {"b": [1.0, float("-inf")]}], ["a", None]])
+                         [float("nan"), [float("inf")], ["a", {"b": [1.0, float("-inf")]}]])
 def test_numbers_that_are_none_never_become_text(value: Any) -> None:
     with pytest.raises(DataError, match=r'line 1: the column "tags" (is|holds) (nan|-?inf|null)'):
-        make_examples([Row({"tags": value}, "line 1")], prompt="", completion="{tags}", messages=None)
+        make_examples([Row({"tags": value}, "line 1")], Form("", "{tags}", None))
 
 
 def test_both_chat_forms_give_the_same_messages() -> None:
     a = Row({"m": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}, "a")
     b = Row({"m": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]}, "b")
-    one, two = make_examples([a, b], prompt="", completion=None, messages="m")
-    assert one.messages == two.messages == (("user", "hi"), ("assistant", "yo"))
+    one, two = make_examples([a, b], Form("", None, "m"))
+    assert one.conversation
+    assert one.conversation == two.conversation
+    assert one.conversation.messages == ({"role": "user", "content": "hi"},
+                                         {"role": "assistant", "content": "yo"})
     assert one.content_hash == two.content_hash
 
 
@@ -124,7 +128,7 @@ def test_both_chat_forms_give_the_same_messages() -> None:
                                    [{"from": "alien", "value": "x"}], [{"role": "user", "content": None}]])
 def test_broken_chats(value: object) -> None:
     with pytest.raises(DataError, match="here"):
-        make_examples([Row({"m": value}, "here")], prompt="", completion=None, messages="m")
+        make_examples([Row({"m": value}, "here")], Form("", None, "m"))
 
 
 def example(text: str, place: str = "p") -> Example:
@@ -138,15 +142,17 @@ def test_split_is_by_content_alone(texts: list[str], amount: float, rng: object)
     try:
         train, held = hold_out(examples, amount)
     except DataError:
-        assert (
-            len(set(texts)) <= amount or len(set(texts)) == 1 or amount >= 0.5 or len(set(texts)) < len(texts)
-        )
+        assert len(set(texts)) == 1 or amount >= len(texts) or round(amount * len(texts)) >= len(texts)
         return
     assert sorted(e.prompt for e in train + held) == sorted(texts)
     assert not {e.content_hash for e in train} & {e.content_hash for e in held}
     count = max(1, round(amount * len(texts))) if amount < 1 else amount
-    largest = max(texts.count(text) for text in texts)
-    assert count <= len(held) < count + largest
+    sizes = {text: texts.count(text) for text in texts}
+    assert held
+    assert len(held) <= max(count, min(sizes.values()))
+    for text in {e.prompt for e in train}:  # each of them would have been too much when its turn came
+        before = [e for e in held if example(e.prompt).content_hash < example(text).content_hash]
+        assert len(before) + sizes[text] > count
     shuffled = examples[:]
     rng.shuffle(shuffled)  # type: ignore[attr-defined]
     again = hold_out(shuffled, amount)[1]

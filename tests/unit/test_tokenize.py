@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tunesmith import embedded
 from tunesmith.data import tokenize
+from tunesmith.data.chat import conversation_of
 from tunesmith.data.dataset import TextSet, tokenize_text
-from tunesmith.data.template import Example
+from tunesmith.data.examples import Example
+from tunesmith.data.rows import Row
 from tunesmith.data.tokenize import Encoder, Rules
 from tunesmith.errors import DataError, RecipeError
 
@@ -36,6 +39,17 @@ def plain(prompt: str, completion: str) -> Example:
     return Example(prompt, completion, None, "rows.jsonl, line 3")
 
 
+def chat(*turns: tuple[str, str]) -> Example:
+    row = Row({"m": [{"role": role, "content": text} for role, text in turns]}, "p")
+    return Example("", "", conversation_of(row, "m"), "p")
+
+
+def only(encoder: Encoder, example: Example) -> tuple[Any, bool]:
+    """The one row of an example."""
+    (made,) = encoder.encode(example)
+    return made
+
+
 def learnt_text(tokenizer: Any, row: Any) -> str:
     return tokenizer.decode([i for i, loss_mask in zip(row.ids, row.loss_mask, strict=True) if loss_mask])
 
@@ -44,7 +58,7 @@ def learnt_text(tokenizer: Any, row: Any) -> str:
 @given(prompt=st.text(max_size=30), completion=st.text(min_size=1, max_size=30))
 def test_the_mask_ends_exactly_where_the_prompt_does(sprout: Any, prompt: str, completion: str) -> None:
     encoder = Encoder(sprout, rules())
-    row, overlong = encoder.encode(plain(prompt, completion))
+    row, overlong = only(encoder, plain(prompt, completion))
     assert not overlong
     prompt_ids = encoder.prompt_ids(prompt)
     assert row.ids[: len(prompt_ids)] == prompt_ids == row.prompt_ids
@@ -60,7 +74,7 @@ def test_the_notebook_s_setting_tokenizes_in_one_piece(assets: Path) -> None:
     encoder = Encoder(tokenizer, rules("all", append_eos=False))
     for line in (assets / "english_quotes" / "heldout.jsonl").read_text().splitlines()[:50]:
         values = json.loads(line)
-        row, _ = encoder.encode(plain(values["quote"] + " ->: ", str(values["tags"])))
+        row, _ = only(encoder, plain(values["quote"] + " ->: ", str(values["tags"])))
         assert row.ids == tokenizer(values["quote"] + " ->: " + str(values["tags"]))["input_ids"]
         assert row.loss_mask == [False] + [True] * (len(row.ids) - 1)
 
@@ -93,9 +107,8 @@ def encoder_of(tokenizer: Any, loss_on: str, append_eos: bool) -> Encoder:
 def test_many_at_once_are_the_same_as_one_by_one(chat_tokenizer: Any, texts: list[tuple[str, str]],
                                                  chats: int, loss_on: str, append_eos: bool,
                                                  at_once: int) -> None:
-    turns = (("user", "hi"), ("assistant", "yo"))
-    examples = [Example(*pair, None, f"line {i}")
-                for i, pair in enumerate(texts)] + [Example("", "", turns, "c")] * chats
+    examples = [Example(*pair, None, f"line {i}") for i, pair in enumerate(texts)]
+    examples += [chat(("user", "hi"), ("assistant", "yo"))] * chats
     encoder = encoder_of(chat_tokenizer, loss_on, append_eos)
     one_by_one = [encoder.encode(example) for example in examples]
     with pytest.MonkeyPatch.context() as patch:
@@ -105,7 +118,7 @@ def test_many_at_once_are_the_same_as_one_by_one(chat_tokenizer: Any, texts: lis
 
 def test_the_first_bad_row_is_the_one_that_is_named(chat_tokenizer: Any) -> None:
     rows = [plain("a ", "b"), Example("long " * 50, "x", None, "line 4"),
-            Example("", "", (("user", "hi"),), "line 5"), plain("a", "")]
+            replace(chat(("user", "hi")), place="line 5"), plain("a", "")]
     with pytest.raises(DataError, match="line 4: longer"):
         tokenize_text(TextSet(rows, [], 0), chat_tokenizer, rules(max_length=20))
     with pytest.raises(DataError, match="line 5: no message of the assistant"):
@@ -170,20 +183,20 @@ def chat_tokenizer(sprout: Any) -> Any:
 def test_chat_learns_the_assistant_alone(chat_tokenizer: Any) -> None:
     turns = (("system", "be brief"), ("user", "hi"), ("assistant", "yo"), ("user", "bye"),
              ("assistant", "so long"))
-    row, _ = Encoder(chat_tokenizer, rules()).encode(Example("", "", turns, "p"))
-    assert learnt_text(chat_tokenizer, row) == "yo<|im_end|>\nso long<|im_end|>\n"
+    row, _ = only(Encoder(chat_tokenizer, rules()), chat(*turns))
+    assert learnt_text(chat_tokenizer, row) == "yo<|im_end|>so long<|im_end|>"
     assert row.reference == "so long"
     assert chat_tokenizer.decode(row.prompt_ids).endswith("<|im_start|>assistant\n")
     assert row.ids[: len(row.prompt_ids)] == row.prompt_ids
-    everything, _ = Encoder(chat_tokenizer, rules("all")).encode(Example("", "", turns, "p"))
+    everything, _ = only(Encoder(chat_tokenizer, rules("all")), chat(*turns))
     assert all(everything.loss_mask[1:])
 
 
 def test_chat_without_a_template_or_an_answer(sprout: Any, chat_tokenizer: Any) -> None:
     with pytest.raises(RecipeError, match="no chat template"):
-        Encoder(sprout, rules()).encode(Example("", "", (("user", "hi"), ("assistant", "yo")), "p"))
-    with pytest.raises(DataError, match="nothing to learn"):
-        Encoder(chat_tokenizer, rules()).encode(Example("", "", (("user", "hi"),), "p"))
+        Encoder(sprout, rules()).encode(chat(("user", "hi"), ("assistant", "yo")))
+    with pytest.raises(DataError, match="no message of the assistant to learn"):
+        Encoder(chat_tokenizer, rules()).encode(chat(("user", "hi")))
 
 
 def test_chat_template_that_refuses_or_rewrites(chat_tokenizer: Any) -> None:
@@ -192,12 +205,12 @@ def test_chat_template_that_refuses_or_rewrites(chat_tokenizer: Any) -> None:
     refusing = copy.deepcopy(chat_tokenizer)
     refusing.chat_template = "{{ raise_exception('no system role') }}"
     with pytest.raises(DataError, match="no system role"):
-        Encoder(refusing, rules()).encode(Example("", "", (("user", "hi"), ("assistant", "yo")), "p"))
+        Encoder(refusing, rules()).encode(chat(("user", "hi"), ("assistant", "yo")))
     rewriting = copy.deepcopy(chat_tokenizer)
     rewriting.chat_template = "{{ messages | length }}" + CHATML
     with pytest.raises(DataError, match="differently"):
         Encoder(rewriting, rules()).encode(
-            Example("", "", (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")), "p"))
+            chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
 
 
 def test_real_conversations(assets: Path, chat_tokenizer: Any, tmp_path: Path) -> None:
@@ -210,8 +223,6 @@ data: {{source: {assets}/chat/sharegpt_500.json, messages: conversations, max_le
        validation: 0.1}}""")
     text = read_text(recipe.data)
     assert len(text.train) + len(text.validation) == 500
-    usable = [e for e in text.train if any(role == "assistant" for role, _ in e.messages or ())][:20]
+    usable = [e for e in text.train if e.conversation and any(e.conversation.answers)][:20]
     for row in tokenize_text(TextSet(usable, [], 0), chat_tokenizer, rules(max_length=100_000)).train:
-        answers = [turn for turn in usable[0].messages or () if turn[0] == "assistant"]
-        assert answers
         assert 0 < row.loss_tokens < len(row.ids)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
+from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.examples import Example, ExampleMaker, Form
 from tunesmith.data.sources import read_source
 from tunesmith.data.split import hold_out
-from tunesmith.data.template import Example, make_examples
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.errors import DataError
 from tunesmith.hub.client import Tell, quiet
@@ -28,16 +31,30 @@ class DataSettings(Protocol):
     @property
     def messages(self) -> str | None: ...  # noqa: D102
     @property
+    def tools(self) -> str | None: ...  # noqa: D102
+    @property
+    def chat(self) -> Any: ...  # noqa: D102
+    @property
     def validation(self) -> float | int | str: ...  # noqa: D102
+
+
+def form_of(settings: DataSettings) -> Form:
+    """How a data section makes examples of rows."""
+    chat = settings.chat.model_dump(exclude_none=True) if settings.chat is not None else None
+    return Form(settings.prompt, settings.completion, settings.messages, settings.tools, chat)
 
 
 @dataclass(frozen=True)
 class TextSet:
-    """Training and validation examples; `repeated` were dropped, as they stand in both sources."""
+    """Training and validation examples; `repeated` were dropped, as they stand in both sources.
+
+    written: how columns that are no text were written, by column and form, with how many rows.
+    """
 
     train: list[Example]
     validation: list[Example]
     repeated: int
+    written: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def content_hash(self) -> str:
@@ -55,12 +72,20 @@ class Dataset:
     """The token rows of a run.
 
     counts: train rows, validation rows, those truncated, dropped for their length, dropped as repeated, and
-    the tokens.
+    the tokens. remarks: what is to be said of conversations. special: rows whose text holds a special token's
+    text, which was taken as text.
     """
 
     train: list[TokenRow]
     validation: list[TokenRow]
     counts: dict[str, int] = field(default_factory=dict)
+    remarks: ChatRemarks = field(default_factory=ChatRemarks)
+    special: int = 0
+
+    @property
+    def conversations(self) -> bool:
+        """Whether the rows are conversations."""
+        return bool(self.remarks.settings)
 
 
 def read_text(settings: DataSettings, tell: Tell = quiet) -> TextSet:
@@ -68,22 +93,22 @@ def read_text(settings: DataSettings, tell: Tell = quiet) -> TextSet:
 
     Raises DataError (file, line, column), RecipeError (template) or NetworkError.
     """
+    maker = ExampleMaker(form_of(settings))
+
     def examples(source: str, key: str) -> list[Example]:
-        rows = read_source(source, settings.split, key, tell)
-        return make_examples(rows, prompt=settings.prompt, completion=settings.completion,
-                             messages=settings.messages)
+        return [maker.make(row) for row in read_source(source, settings.split, key, tell)]
 
     all_examples = examples(settings.source, "data.source")
     if not isinstance(settings.validation, str):
         train, validation = hold_out(all_examples, settings.validation)
-        return TextSet(train, validation, 0)
+        return TextSet(train, validation, 0, maker.written)
     validation = examples(settings.validation, "data.validation")
     seen = {example.content_hash for example in validation}
     train = [example for example in all_examples if example.content_hash not in seen]
     if not train:
         raise DataError("every row also stands in data.validation, so none is left to learn from",
                         setting="data.source")
-    return TextSet(train, validation, len(all_examples) - len(train))
+    return TextSet(train, validation, len(all_examples) - len(train), maker.written)
 
 
 def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules, *, training: bool = True) -> Dataset:
@@ -104,19 +129,23 @@ def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules, *, training: bool
                         "Raise data.max_length, or set data.overlong to truncate.", setting="data.max_length")
     counts |= {"train": len(train), "validation": len(validation),
                "tokens": sum(len(row.ids) for row in train)}
-    return Dataset(train, validation, counts)
+    special = 0
+    if not rules.special_tokens:
+        looked_at = [*text.train, *text.validation] if training else text.validation
+        special = sum(any(map(encoder.plain.holds_special, example.texts())) for example in looked_at)
+    return Dataset(train, validation, counts, encoder.chat.remarks, special)
 
 
 def _encode_all(examples: list[Example], encoder: Encoder, counts: dict[str, int]) -> list[TokenRow]:
     rules, rows = encoder.rules, []
-    for row, overlong in encoder.encode_all(examples):
+    for row, overlong in chain.from_iterable(encoder.encode_all(examples)):
         if overlong and rules.overlong == "error":
             raise DataError(f"{row.place}: longer than data.max_length, {rules.max_length} tokens",
-                            "Raise data.max_length, or set data.overlong to truncate or drop.")
+                            "Raise data.max_length, or set data.overlong to truncate, drop or split.")
         if overlong and rules.overlong == "drop":
             counts["dropped"] += 1
             continue
-        counts["truncated"] += overlong
+        counts["truncated"] += overlong and rules.overlong == "truncate"
         if not row.loss_tokens:
             reason = (f"its prompt alone fills data.max_length, {rules.max_length} tokens" if overlong
                       else "the completion is empty" if rules.loss_on == "completion"

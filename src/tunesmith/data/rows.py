@@ -8,7 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One record: its columns, and its place in words for errors ("quotes.jsonl, line 212")."""
+    """One record: its columns, and its place in words for errors ("quotes.jsonl, line 212").
+
+    from_arrow: whether it came from a table with one schema for all rows, in which an object has the keys of
+    every other object of its column, as nulls.
+    """
 
     values: dict[str, Any]
     place: str
+    from_arrow: bool = False

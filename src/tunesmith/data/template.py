@@ -1,52 +1,61 @@
-"""Rows to examples: fill prompt and completion from columns, or read a column of chat messages."""
+"""Texts made of a row's columns: `{column}` in braces, or Jinja where a part is to be left out."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Protocol
 
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.visible import on_one_line
 
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-
-#: The names that speakers have in the from/value form (ShareGPT's), and what chat templates call them.
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
-          "bard": "assistant", "model": "assistant", "assistant": "assistant", "system": "system",
-          "tool": "tool", "function": "tool", "observation": "tool"}
+#: What makes a text a Jinja template: a statement, a comment, or an expression with blanks inside its braces.
+_JINJA = re.compile(r"\{%|\{#|\{\{\s+[^{}]+\s+\}\}")
+_JOIN = re.compile(r"join\((?P<quote>['\"])(?P<word>.*)(?P=quote)\)")
 
 
-@dataclass(frozen=True)
-class Example:
-    """What a row says to the model: prompt and completion, or the messages of a chat (both texts empty)."""
+class Text(Protocol):
+    """A text with columns. key: of the recipe. written: how columns that are no text were written, by column
+    and form.
+    """
 
-    prompt: str
-    completion: str
-    messages: tuple[tuple[str, str], ...] | None
-    place: str
+    text: str
+    key: str
+    written: Counter[tuple[str, str]]
 
     @property
-    def content_hash(self) -> str:
-        """SHA-256 of the content alone: equal for equal examples wherever they stand."""
-        content = [self.prompt, self.completion, self.messages]
-        text = json.dumps(content, ensure_ascii=False)
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    def columns(self) -> list[str]:
+        """The columns that it names."""
+        ...
+
+    def fill(self, row: Row) -> str:
+        """The text for a row. Raises DataError."""
+        ...
+
+
+def text_of(text: str, key: str) -> Text:
+    """A text of the recipe, with columns in braces or as Jinja. Raises RecipeError where it is neither."""
+    return JinjaTemplate(text, key) if _JINJA.search(text) else Template(text, key)
 
 
 class Template:
     """A text with columns in braces; `{{` and `}}` are the braces themselves.
 
-    Raises RecipeError for unbalanced or empty braces.
+    `{a.b}` is the key b of an object in column a. `{a|json}`, `{a|python}` and `{a|join(', ')}` choose how a
+    value that is no text is written: as JSON, as Python's repr, or a list's items joined by a word. Raises
+    RecipeError for unbalanced or empty braces.
     """
 
     def __init__(self, text: str, key: str) -> None:
         self.text, self.key = text, key
+        self.written: Counter[tuple[str, str]] = Counter()
         self._parts: list[tuple[bool, str]] = []  # (is a column, its name or the literal text)
         position = 0
         for match in _PIECE.finditer(text):
@@ -65,12 +74,36 @@ class Template:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that the template names."""
-        return [part for is_column, part in self._parts if is_column]
+        """The columns that the template names, without the form that it chooses for them."""
+        return [part.partition("|")[0] for is_column, part in self._parts if is_column]
 
     def fill(self, row: Row) -> str:
-        """The text for a row. A list prints as Python prints it: `['a', 'b']`. Raises DataError."""
-        return "".join(_value(row, part, self) if is_column else part for is_column, part in self._parts)
+        """The text for a row. Raises DataError."""
+        return "".join(self._value(row, part) if is_column else part for is_column, part in self._parts)
+
+    def only_column(self) -> str | None:
+        """The column where the text is one and nothing else."""
+        parts = [part for part in self._parts if part[1]]
+        return parts[0][1] if len(parts) == 1 and parts[0][0] else None
+
+    def _value(self, row: Row, name: str) -> str:
+        if name in row.values:
+            column, form = name, ""
+        else:
+            column, _, form = name.partition("|")
+        value = _looked_up(row, column.strip(), self)
+        if value is None:
+            raise DataError(f'{row.place}: the column "{column}" is null', "Fill it in or remove the row.")
+        if isinstance(value, str):
+            return value
+        if bad := _not_a_number(value):
+            holds = "is" if isinstance(value, float) else "holds"
+            raise DataError(f'{row.place}: the column "{column}" {holds} {bad}',
+                            "Fill it in or remove the row.")
+        text, written_as = _written(value, form.strip(), f"{row.place}: {self.key}: {{{name}}}")
+        if not form.strip() and isinstance(value, list | dict | bool):
+            self.written[column, written_as] += 1
+        return text
 
 
 def columns_of(row: Row) -> str:
@@ -79,78 +112,104 @@ def columns_of(row: Row) -> str:
     return ", ".join(shown[:40] + ([f"... {len(shown) - 40} more"] if len(shown) > 40 else []))
 
 
-def _value(row: Row, column: str, template: Template) -> str:
-    if column not in row.values:
-        close = difflib.get_close_matches(column, list(row.values), n=1)
-        meant = template.text.replace("{" + column + "}", "{" + close[0] + "}") if close else "..."
-        raise DataError(
-            f'{row.place}: no column "{column}" (columns: {columns_of(row)}). The template is '
-            f'"{template.text}".',
-            f"Change {template.key} in the recipe, or: --set {template.key}='{meant}'")
-    value = row.values[column]
-    if value is None:
-        raise DataError(f'{row.place}: the column "{column}" is null', "Fill it in or remove the row.")
-    if empty_value := _no_text(value):
-        holds = "is" if isinstance(value, float) else "holds"
-        raise DataError(f'{row.place}: the column "{column}" {holds} {empty_value}',
-                        "Fill it in or remove the row.")
-    return value if isinstance(value, str) else str(value)
+def _looked_up(row: Row, column: str, template: Text) -> Any:
+    """The value of a column, or of a key of an object in one."""
+    if column in row.values:
+        return row.values[column]
+    value: Any = row.values
+    for part in column.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise _no_column(row, column, template)
+        value = value[part]
+    return value
 
 
-def _no_text(value: Any) -> str | None:
-    """null, nan or inf if a value is or holds one: as text it would say `None` or `nan`."""
-    if value is None:
-        return "null"
+def _no_column(row: Row, column: str, template: Text) -> DataError:
+    close = difflib.get_close_matches(column, list(row.values), n=1)
+    meant = template.text.replace("{" + column + "}", "{" + close[0] + "}") if close else "..."
+    return DataError(f'{row.place}: no column "{column}" (columns: {columns_of(row)}). The template is '
+                     f'"{template.text}".',
+                     f"Change {template.key} in the recipe, or: --set {template.key}='{meant}'")
+
+
+def _not_a_number(value: Any) -> str | None:
+    """nan or inf if a value is or holds one, which JSON has no word for."""
     if isinstance(value, float):
         return None if math.isfinite(value) else str(value)
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return next((empty_value for item in inside if (empty_value := _no_text(item))), None)
+    return next((bad for item in inside if (bad := _not_a_number(item))), None)
 
 
-def _messages(row: Row, column: str) -> tuple[tuple[str, str], ...]:
-    if column not in row.values:
-        raise DataError(f'{row.place}: no column "{column}" (columns: {columns_of(row)})',
-                        "Change data.messages in the recipe.")
-    value = row.values[column]
-    if not isinstance(value, list) or not value:
-        raise DataError(f'{row.place}: "{column}" is '
-                        f'{"an empty list" if value == [] else type(value).__name__}, '
-                        "not a list of messages")
-    return tuple(_message(item, number, column, row.place) for number, item in enumerate(value, start=1))
+def _written(value: Any, form: str, where: str) -> tuple[str, str]:
+    """(a value that is no text, as text; in which form)."""
+    if match := _JOIN.fullmatch(form):
+        if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in value):
+            raise DataError(f"{where}: join needs a list of texts or numbers, this is {type(value).__name__}")
+        return match["word"].join(map(str, value)), "joined"
+    if form not in ("", "json", "python"):
+        raise RecipeError(f"{where}: {form!r} is no form of a value",
+                          "Known: {column|json}, {column|python}, {column|join(', ')}.")
+    plain_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if form == "python" or (form == "" and (plain_list or not isinstance(value, list | dict | bool))):
+        return str(value), "as Python writes it"
+    return json.dumps(value, ensure_ascii=False, default=str), "as JSON"
 
 
-def _message(item: Any, number: int, column: str, place: str) -> tuple[str, str]:
-    where = f'{place}: "{column}", message {number}'
-    if not isinstance(item, dict):
-        raise DataError(f"{where}: {type(item).__name__}, not an object")
-    speaker, text = ((item.get("role"), item.get("content")) if "role" in item
-                     else (item.get("from"), item.get("value")))
-    if speaker is None:
-        keys = ", ".join(on_one_line(str(key), 60) for key in item)
-        raise DataError(f"{where}: has neither role/content nor from/value (keys: {keys})")
-    if not isinstance(text, str):
-        raise DataError(f"{where}: its text is {'null' if text is None else type(text).__name__}, "
-                        "not a string")
-    role = _ROLES.get(str(speaker).lower())
-    if role is None:
-        raise DataError(f"{where}: unknown speaker {on_one_line(repr(speaker))}",
-                        f"Known: {', '.join(_ROLES)}.")
-    return role, text
+class JinjaTemplate:
+    """A text in Jinja, whose variables are the row's columns. It runs sandboxed; a column that is missing is
+    an error, one that is null is empty.
+    """
+
+    def __init__(self, text: str, key: str) -> None:
+        self.text, self.key = text, key
+        self.written: Counter[tuple[str, str]] = Counter()
+        self._compiled  # noqa: B018  so that a mistake is told before a row is read
+
+    @cached_property
+    def _compiled(self) -> Any:
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined,
+                                                    keep_trailing_newline=True, finalize=_as_text)
+        environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+        try:
+            return environment.from_string(self.text)
+        except jinja2.TemplateSyntaxError as error:
+            raise RecipeError(f"line {error.lineno}: {error.message}",
+                              "It is taken for Jinja, because of {% or {{ with blanks: see docs/recipe.md.",
+                              setting=self.key) from None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the template names."""
+        from jinja2 import Environment, meta
+
+        return sorted(meta.find_undeclared_variables(Environment().parse(self.text)))
+
+    def fill(self, row: Row) -> str:
+        """The text for a row. Raises DataError."""
+        import jinja2
+
+        try:
+            return str(self._compiled.render(row.values))
+        except jinja2.UndefinedError:
+            missing = next((name for name in self.columns if name not in row.values), None)
+            if missing is not None:
+                raise _no_column(row, missing, self) from None
+            raise DataError(f"{row.place}: {self.key}: a value that the template asks for is not "
+                            "there") from None
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError,
+                RecursionError) as error:
+            raise DataError(f"{row.place}: {self.key}: {on_one_line(str(error))}",
+                            "The template fails on this row.") from None
 
 
-def make_examples(rows: list[Row], *, prompt: str, completion: str | None,
-                  messages: str | None) -> list[Example]:
-    """Every row as an example. Raises DataError for the first that does not fit, RecipeError (templates)."""
-    if messages is not None:
-        examples = [Example("", "", _messages(row, messages), row.place) for row in rows]
-    else:
-        before, after = Template(prompt, "data.prompt"), Template(completion or "", "data.completion")
-        examples = [Example(before.fill(row), after.fill(row), None, row.place) for row in rows]
-    for example in examples:
-        for text in (example.prompt, example.completion, *(text for _, text in example.messages or ())):
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise DataError(f"{example.place}: half of a surrogate pair (a cut emoji, say) is no text",
-                                "Mend or remove the row.") from None
-    return examples
+def _as_text(value: Any) -> Any:
+    """What Jinja puts into the text for a value: nothing for null, JSON for what is no text."""
+    if value is None:
+        return ""
+    if isinstance(value,
+                  bool | dict) or (isinstance(value, list) and not all(isinstance(x, str) for x in value)):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value

@@ -1,19 +1,20 @@
 """Examples to token rows: which tokens there are, and exactly which of them bear loss (the loss mask).
 
-The prompt's tokens are always those that generation will send: a completion never melts into the prompt's
-last token. Only the notebook's own setting (`loss_on: all`, `append_eos: false`) tokenizes the text in one
-piece, as it does.
+The prompt's tokens are always those that generation will send: no token spans the boundary between prompt and
+completion. Only the notebook's own setting (`loss_on: all`, `append_eos: false`) tokenizes the text in one
+piece, as it does. A conversation may become several rows: see `chat.answers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from tunesmith.data.render import TemplateRefused, TemplateRenderer, TemplateUnbounded
-from tunesmith.data.template import Example
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.data.chat.answers import ChatEncoder, ChatRow
+from tunesmith.data.chat.plain import PlainTokens
+from tunesmith.data.examples import Example
+from tunesmith.errors import RecipeError
 
 #: How many examples are tokenized in one call: so many that the call costs little, and few enough to fit.
 _AT_ONCE = 512
@@ -43,12 +44,50 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class Rules:
-    """How examples become tokens: the recipe's data section, without its sources."""
+    """How examples become tokens: the recipe's data section, without its sources.
+
+    stride: with `overlong: split`, by how many tokens a window overlaps the one before. special_tokens:
+    whether special tokens in the text of rows are taken as such. stop_ids: the tokens on which generation
+    stops; none for the tokenizer's end token alone.
+    """
 
     loss_on: str
     append_eos: bool
     max_length: int
     overlong: str
+    stride: int = 0
+    special_tokens: bool = False
+    answers: str = "all"
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    stop_ids: tuple[int, ...] = ()
+
+
+class LengthSettings(Protocol):
+    """What is read of the recipe's data section."""
+
+    @property
+    def loss_on(self) -> str: ...  # noqa: D102
+    @property
+    def append_eos(self) -> bool: ...  # noqa: D102
+    @property
+    def max_length(self) -> int: ...  # noqa: D102
+    @property
+    def overlong(self) -> str: ...  # noqa: D102
+    @property
+    def stride(self) -> int: ...  # noqa: D102
+    @property
+    def special_tokens(self) -> bool: ...  # noqa: D102
+    @property
+    def answers(self) -> str: ...  # noqa: D102
+    @property
+    def template_kwargs(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+def rules_of(settings: LengthSettings, stop_ids: tuple[int, ...]) -> Rules:
+    """The rules of a data section, for a base whose generation stops on these tokens."""
+    return Rules(settings.loss_on, settings.append_eos, settings.max_length, settings.overlong,
+                 settings.stride, settings.special_tokens, settings.answers, settings.template_kwargs,
+                 stop_ids)
 
 
 class Encoder:
@@ -59,121 +98,87 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, rules: Rules) -> None:
         self.tokenizer, self.rules = tokenizer, rules
-        self._cache: dict[str, list[int]] = {}
-        self._renderer = TemplateRenderer(tokenizer)
         self.eos: int | None = tokenizer.eos_token_id
         if rules.append_eos and self.eos is None:
             raise RecipeError("this base's tokenizer has no end token",
                               "Set data.append_eos to false; its answers will then not end by themselves.",
                               setting="data.append_eos")
-        plain, special = self._token_ids("a"), list(tokenizer("a")["input_ids"])
-        starts = [i for i in range(len(special)) if special[i:i + len(plain)] == plain]
-        self.beginning: list[int] = special[:starts[0]] if starts else []
+        self.plain = PlainTokens(tokenizer, special_tokens=rules.special_tokens)
+        stops = rules.stop_ids or (() if self.eos is None else (self.eos,))
+        self.chat = ChatEncoder(tokenizer, self.plain, stop_ids=stops, append_eos=rules.append_eos,
+                                last_only=rules.answers == "last", kwargs=rules.template_kwargs)
 
-    def _token_ids(self, text: str) -> list[int]:
-        if text in self._cache:
-            return list(self._cache[text])
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _tokenize_ahead(self, texts: list[str]) -> None:
-        """Tokenize texts in one call, on every core, for `_token_ids` to give when it is asked for them."""
-        if texts_left := [text for text in dict.fromkeys(texts) if text not in self._cache]:
-            encoded = self.tokenizer(texts_left, add_special_tokens=False, return_attention_mask=False,
-                                     return_token_type_ids=False)
-            self._cache |= zip(texts_left, encoded["input_ids"], strict=True)
+    @property
+    def beginning(self) -> list[int]:
+        """What the tokenizer puts before a text, such as a BOS token."""
+        return self.plain.beginning
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens that generation is given for a prompt."""
-        return self.beginning + self._token_ids(prompt)
+        return self._with_beginning(self.plain.ids(prompt))
 
-    def encode_all(self, examples: Sequence[Example]) -> Iterator[tuple[TokenRow, bool]]:
+    def _with_beginning(self, ids: list[int]) -> list[int]:
+        """A text that has the beginning already, as a special token of its own, does not get it twice."""
+        begun = self.rules.special_tokens and self.beginning and ids[:len(self.beginning)] == self.beginning
+        return ids if begun else self.beginning + ids
+
+    def encode_all(self, examples: Sequence[Example]) -> Iterator[list[tuple[TokenRow, bool]]]:
         """What `encode` gives for each; plain texts are tokenized many at a time."""
         for start in range(0, len(examples), _AT_ONCE):
             chunk = examples[start:start + _AT_ONCE]
-            texts = [example for example in chunk if example.messages is None]
-            self._tokenize_ahead([text for example in texts
-                                  for text in (example.prompt, example.prompt + example.completion)])
-            self._tokenize_ahead([example.completion for example in texts
-                                  if self._in_one_piece(example) is None])
+            texts = [example for example in chunk if example.conversation is None]
+            self.plain.ahead([text for example in texts
+                              for text in (example.prompt, example.prompt + example.completion)])
+            self.plain.ahead([example.completion for example in texts if self._in_one_piece(example) is None])
             for example in chunk:
                 yield self.encode(example)
-            self._cache.clear()
+            self.plain.forget()
 
-    def encode(self, example: Example) -> tuple[TokenRow, bool]:
-        """The example as tokens, and whether it exceeded `max_length` (then it is cut, without end token)."""
-        row, ends = self._chat(example) if example.messages is not None else self._plain_text(example)
-        ids, loss_mask = row.ids, row.loss_mask
-        if self.rules.append_eos and not ends and self.eos is not None:
-            ids, loss_mask = [*ids, self.eos], [*loss_mask, True]
-        overlong = len(ids) > self.rules.max_length
-        ids, loss_mask = ids[: self.rules.max_length], loss_mask[: self.rules.max_length]
-        if loss_mask:
-            loss_mask[0] = False
-        return TokenRow(ids, loss_mask, row.prompt_ids, row.prompt, row.reference, row.place), overlong
+    def encode(self, example: Example) -> list[tuple[TokenRow, bool]]:
+        """The example's rows, and of each whether it exceeded `max_length`: then it is cut, without end
+        token, or with `overlong: split` it is the first of several windows.
+        """
+        if example.conversation is not None:
+            rows = self.chat.encode(example.conversation, example.place,
+                                    everything=self.rules.loss_on == "all")
+        else:
+            rows = [self._plain_text(example)]
+        return [made for row in rows for made in self._within_length(row, example.place)]
 
-    def _plain_text(self, example: Example) -> tuple[TokenRow, bool]:
+    def _plain_text(self, example: Example) -> ChatRow:
         prompt_ids = self.prompt_ids(example.prompt)
         ids = self._in_one_piece(example)
         if ids is None:
-            ids = prompt_ids + self._token_ids(example.completion)
+            ids = prompt_ids + self.plain.ids(example.completion)
         first = 0 if self.rules.loss_on == "all" else len(prompt_ids)
         loss_mask = [False] * first + [True] * (len(ids) - first)
-        return TokenRow(ids, loss_mask, prompt_ids, example.prompt, example.completion, example.place), False
+        ended = self.rules.special_tokens and ids[-1:] == [self.eos]
+        if self.rules.append_eos and self.eos is not None and not ended:
+            ids, loss_mask = [*ids, self.eos], [*loss_mask, True]
+        return ChatRow(ids, loss_mask, prompt_ids, example.prompt, example.completion)
 
     def _in_one_piece(self, example: Example) -> list[int] | None:
         """The whole text as tokens; None where the completion would merge into the prompt's last token."""
         prompt_ids = self.prompt_ids(example.prompt)
-        ids = self.beginning + self._token_ids(example.prompt + example.completion)
+        ids = self._with_beginning(self.plain.ids(example.prompt + example.completion))
         as_the_notebook = self.rules.loss_on == "all" and not self.rules.append_eos
         return ids if as_the_notebook or ids[: len(prompt_ids)] == prompt_ids else None
 
-    def _render(self, messages: list[dict[str, str]], example: Example, prompt: bool = False) -> str:
-        if not messages:
-            return ""
-        try:
-            return self._renderer.render(messages, generation_prompt=prompt)
-        except TemplateRefused as error:  # what the template's author raised
-            raise DataError(f"{example.place}: the chat template refuses these messages: {error}",
-                            "Order the turns as the template wants them.") from None
-        except TemplateUnbounded as error:
-            raise DataError(f"{example.place}: the chat template {error}",
-                            "The template came with the base: take another copy of it, "
-                            "or another base.") from None
-
-    def _chat(self, example: Example) -> tuple[TokenRow, bool]:
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise RecipeError("this base's tokenizer has no chat template",
-                              "Use a chat model as model.base, or data.prompt and data.completion.",
-                              setting="data.messages")
-        turns = [{"role": role, "content": text} for role, text in example.messages or ()]
-        answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-        if not answers:
-            raise DataError(f"{example.place}: no message of the assistant, so nothing to learn")
-        text = self._render(turns, example)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-        before = self._render(turns[: answers[-1]], example, prompt=True)
-        if self.rules.loss_on == "all":
-            loss_mask = [True] * len(ids)
-        else:
-            spans = [self._answer_span(turns, i, text, example) for i in answers]
-            loss_mask = [any(start < last and end > first for first, last in spans) for start, end in offsets]
-        ends = answers[-1] != len(turns) - 1 or self._ends(text)
-        row = TokenRow(ids, loss_mask, self._token_ids(before), before, turns[answers[-1]]["content"],
-                       example.place)
-        return row, ends
-
-    def _answer_span(self, turns: list[dict[str, str]], index: int, text: str,
-                     example: Example) -> tuple[int, int]:
-        """Where the answer of one turn stands in the whole text: after its header, up to its end mark."""
-        before = self._render(turns[:index], example, prompt=True)
-        through = self._render(turns[: index + 1], example)
-        if not (text.startswith(through) and through.startswith(before)):
-            raise DataError(f"{example.place}: the chat template writes message {index + 1} differently once "
-                            "more follow, so its answer cannot be told apart",
-                            "Set data.loss_on to all, or split the conversation.")
-        return len(before), len(through)
-
-    def _ends(self, text: str) -> bool:
-        """Whether the template itself closed the last turn with the end token."""
-        return self.tokenizer.eos_token is not None and text.rstrip().endswith(self.tokenizer.eos_token)
+    def _within_length(self, row: ChatRow, place: str) -> list[tuple[TokenRow, bool]]:
+        longest, overlong = self.rules.max_length, len(row.ids) > self.rules.max_length
+        starts = range(0, 1)
+        if overlong and self.rules.overlong == "split":
+            starts = range(0, max(1, len(row.ids) - self.rules.stride), longest - self.rules.stride)
+        made: list[tuple[TokenRow, bool]] = []
+        for start in starts:
+            ids, mask = row.ids[start:start + longest], row.loss_mask[start:start + longest]
+            # what the window before has learnt, or nothing predicts
+            known = self.rules.stride if start else 1
+            mask[:known] = [False] * min(known, len(mask))
+            if mask:
+                mask[0] = False
+            window = f", window {len(made) + 1}" if len(starts) > 1 else ""
+            if not start or any(mask):
+                made.append((TokenRow(ids, mask, row.prompt_ids, row.prompt, row.reference, place + window),
+                             overlong))
+        return made

@@ -287,3 +287,25 @@ def _hash(path: Path, sampled: bool) -> str:
             file.seek(start)
             digest.update(file.read(block))
     return digest.hexdigest()
+
+
+def generation_eos(base: BaseFiles) -> int | list[int] | None:
+    """The end tokens that the base names: in its generation config, else in its config, as transformers
+    looks.
+    """
+    path = base.folder / "generation_config.json"
+    found = read_json_object(path).get("eos_token_id") if path.exists() else base.config.get("eos_token_id")
+    tokens = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 31
+               for token in tokens):
+        raise IntegrityError(f"{base.name}: eos_token_id is {found!r}: a token, or a list of tokens",
+                             "Copy or download the base again.", setting="model.base")
+    return found
+
+
+def stop_ids(base: BaseFiles, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens on which generation stops: those of the base and the tokenizer's end token."""
+    eos = generation_eos(base)
+    tokens = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    end = tokenizer.eos_token_id
+    return tuple(tokens) if end is None or end in tokens else (end, *tokens)

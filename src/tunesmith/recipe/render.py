@@ -23,8 +23,11 @@ def render_commented(recipe: Recipe, header: str = "") -> str:
     lines = [f"# {line}".rstrip() for line in header.strip().splitlines()]
     for section, values in recipe.model_dump().items():
         lines += ["", f"{section}:  # {_TITLES[section]}"]
-        if section == "data" and recipe.data.messages is not None:
-            values = {key: value for key, value in values.items() if key not in ("prompt", "completion")}
+        if section == "data":
+            others = {"prompt",
+                      "completion"} if recipe.data.completion is None else {"messages", "tools", "chat"}
+            values = {key: value for key, value in values.items() if key not in others
+                      or value not in (None, "")}
         fields = section_fields(section)
         settings = [f"  {key}: {_scalar(value)}" for key, value in values.items()]
         column = min(48, max(map(len, settings)) + 2)

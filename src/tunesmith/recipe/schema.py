@@ -42,6 +42,14 @@ class ModelSection(Section):
         description="auto | cpu | cuda | cuda:N; auto spreads a base that one GPU cannot hold")
 
 
+class ChatSection(Section):
+    """A chat of one turn, made of columns."""
+
+    system: str | None = Field(None, description="columns in braces; left out where it is empty")
+    user: str = Field(min_length=1, description="what is asked, columns in braces")
+    assistant: str = Field(min_length=1, description="what is answered, columns in braces")
+
+
 class DataSection(Section):
     """The rows, and how each becomes text."""
 
@@ -54,25 +62,48 @@ class DataSection(Section):
     messages: str | None = Field(
         None,
         description="instead of prompt and completion: the column with a chat, as role/content or from/value")
+    tools: str | None = Field(
+        None, min_length=1,
+        description="with messages: the column with what a row may call; null: `tools` if there is one")
+    chat: ChatSection | None = Field(
+        None,
+        description="instead of prompt and completion: templates for system, user and assistant, made a chat "
+                    "by "
+                          "the base's chat template")
+    template_kwargs: dict[str, bool | int | float | str | None] = Field(
+        default_factory=dict, description="variables for the chat template, such as {enable_thinking: false}")
+    answers: Literal["all", "last"] = Field(
+        "all", description="which of a chat's answers are learnt: all | last")
     loss_on: Literal["all", "completion"] = Field(
         "completion",
         description="which tokens bear loss: completion (the answer alone) | all (as the notebook)")
     append_eos: bool = Field(
         True, description="teach the model to stop; false reproduces the notebook, which never does")
     max_length: Annotated[int, Field(ge=2)] = Field(2048, description="longest row [tokens]")
-    overlong: Literal["error", "truncate", "drop"] = Field(
-        "drop", description="what becomes of a longer row: drop | truncate | error; always counted")
+    overlong: Literal["error", "truncate", "drop", "split"] = Field(
+        "drop",
+        description="what becomes of a longer row: drop | truncate | split (into windows) | error; always "
+                    "counted")
+    stride: Annotated[int, Field(ge=0)] = Field(
+        0, description="with `overlong: split`: by how much a window overlaps the one before [tokens]")
+    special_tokens: bool = Field(
+        False,
+        description="whether special tokens in the text of rows, such as </s>, are tokens; else they are "
+                    "text")
     validation: float | int | str = Field(
         0.05,
         description="held out: a share below 1, a count of rows, or a source of its own; 0 holds nothing out")
 
     @model_validator(mode="after")
     def _one_form(self) -> DataSection:
-        if (self.completion is None) == (self.messages is None):
-            raise ValueError("give either `completion` (with `prompt`) or `messages`, "
-                             "not both and not neither")
-        if self.messages is not None and self.prompt:
-            raise ValueError("`prompt` goes with `completion`; `messages` brings its own prompts")
+        forms = [name for name in ("completion", "messages", "chat") if getattr(self, name) is not None]
+        if len(forms) != 1:
+            raise ValueError("give one of `completion` (with `prompt`), `messages` and `chat`, not "
+                             + (" and ".join(f"`{name}`" for name in forms) or "none"))
+        if self.completion is None and self.prompt:
+            raise ValueError(f"`prompt` goes with `completion`; `{forms[0]}` brings its own prompts")
+        if self.stride and self.stride >= self.max_length:
+            raise ValueError(f"`stride` is {self.stride}: less than `max_length`, {self.max_length}")
         validation = self.validation
         if isinstance(validation, bool) or (isinstance(validation, int | float) and not validation >= 0):
             raise ValueError(f"`validation` is {validation}: a share below 1, a count of rows, or a source")

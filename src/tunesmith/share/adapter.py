@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,27 @@ from tunesmith.share.card import Card, render_card
 from tunesmith.share.metadata import METADATA_NAME, training_facts
 
 
-def write_adapter_folder(folder: Path, engine: Engine, *, base_name: str, revision: str | None, prompt: str,
-                         messages: bool, result: RunResult, recipe: dict[str, Any],
+@dataclass(frozen=True)
+class Asked:
+    """How prompts were written in training, see `AdapterMetadata`. prompt: the recipe's template."""
+
+    prompt: str
+    messages: bool
+    template_kwargs: dict[str, Any]
+    special_tokens: bool
+
+
+def write_adapter_folder(folder: Path, engine: Engine, *, base_name: str, revision: str | None,
+                         asked: Asked, result: RunResult, recipe: dict[str, Any],
                          base_weights: dict[str, str]) -> None:
     """Write the folder, whole or not at all, sealed. Raises DiskError.
 
-    prompt: the recipe's template. result: what came out of the run. recipe: its sections. base_weights:
-    hashes of the base's files of weights, by which another base of the same shapes is told apart.
+    asked: how the model was asked in training. result: what came out of the run. recipe: its sections.
+    base_weights: hashes of the base's files of weights, by which another base of the same shapes is told
+    apart.
     """
     metadata = {"base": base_name, "revision": revision, "quantization": engine.quantization,
-                "dtype": str(engine.dtype).removeprefix("torch."), "prompt": prompt, "messages": messages,
+                "dtype": str(engine.dtype).removeprefix("torch."), **asdict(asked),
                 "base_weights": base_weights, "trained": training_facts(recipe, result),
                 "judgement": result.judgement.model_dump(mode="json") if result.judgement else None}
     generation = {"eos_token_id": engine.stop_ids, "pad_token_id": engine.pad_id, "do_sample": False}

@@ -43,7 +43,7 @@ MERGE_NAME = "merge.json"
 _CARRIED = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
             "*.tiktoken", "chat_template*", "LICENSE*", "NOTICE*", "USE_POLICY*")
 #: What of an adapter's metadata holds for the merged model too.
-_CARRIED_METADATA = ("base", "revision", "prompt", "messages", "trained")
+_CARRIED_METADATA = ("base", "revision", "prompt", "messages", "template_kwargs", "special_tokens", "trained")
 #: Values of a weight that are worked on at once in fp32: 8 MiB.
 _VALUES_AT_ONCE = 1 << 21
 #: Room for the small files, and for what a file system keeps for itself.

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tunesmith import embedded
 from tunesmith.data.rows import Row
-from tunesmith.data.template import Template
+from tunesmith.data.template import text_of
 from tunesmith.errors import IntegrityError, RecipeError
 from tunesmith.hub import parse_hub_id
 from tunesmith.model.quantization import AS_THEY_ARE
@@ -54,8 +54,9 @@ class Trained(BaseModel):
 class AdapterMetadata(BaseModel):
     """All of it. judgement: None where nothing was held out; absent where nothing is known.
 
-    base_weights: hashes of the base's files of weights, by which another base of the same shapes is told
-    apart.
+    messages: whether it is asked through the base's chat template; template_kwargs: with which of its
+    variables. special_tokens: whether special tokens in a prompt's text are tokens. base_weights: hashes of
+    the base's files of weights, by which another base of the same shapes is told apart.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -66,6 +67,8 @@ class AdapterMetadata(BaseModel):
     dtype: Short | None = None
     prompt: Annotated[str, Field(max_length=1 << 20)] = ""
     messages: bool = False
+    template_kwargs: dict[Short, bool | int | float | Short | None] = {}
+    special_tokens: bool = False
     base_weights: Annotated[dict[Short, Short], Field(max_length=10_000)] | None = None
     trained: Trained | None = None
     judgement: Measured | None = None
@@ -74,7 +77,7 @@ class AdapterMetadata(BaseModel):
     @classmethod
     def _readable(cls, prompt: str) -> str:
         try:
-            Template(prompt, "prompt")
+            text_of(prompt, "prompt")
         except RecipeError as error:
             raise ValueError(error.message) from None
         return prompt
@@ -121,6 +124,6 @@ def example_prompt(metadata: dict[str, Any]) -> str:
         return "Hello!"
     if not metadata.get("prompt"):
         return "..."
-    template = Template(metadata["prompt"], "prompt")
+    template = text_of(metadata["prompt"], "prompt")
     names = {column: column.upper() for column in template.columns}
     return template.fill(Row(names, f"the adapter's metadata ({METADATA_NAME})"))

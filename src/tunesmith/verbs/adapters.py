@@ -230,4 +230,6 @@ def adapter_base(adapter: AdapterFiles, *, base: str | None, quantization: str |
         raise IntegrityError(f"{adapter.folder}: names an unknown quantisation, {kept!r}",
                              "Name it with --quantization.")
     return {"base": name, "revision": None if base else metadata.get("revision", config.get("revision")),
-            "quantization": kept, "messages": bool(metadata.get("messages"))}
+            "quantization": kept, "messages": bool(metadata.get("messages")),
+            "template_kwargs": metadata.get("template_kwargs", {}),
+            "special_tokens": bool(metadata.get("special_tokens"))}

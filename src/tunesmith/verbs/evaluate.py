@@ -112,8 +112,8 @@ def _require_unseen(adapter: AdapterFiles, recipe: Recipe, show: Show) -> None:
     run_recipe = load_recipe(os.fspath(adapter.recipe))
     if run_recipe.data == recipe.data:
         return
-    templates = {"prompt": run_recipe.data.prompt, "completion": run_recipe.data.completion,
-                 "messages": run_recipe.data.messages}
+    templates = {name: getattr(run_recipe.data, name)
+                 for name in ("prompt", "completion", "messages", "tools", "chat")}
     try:
         trained = {example.content_hash for example in read_text(run_recipe.data, show.note).train}
         judged = read_text(recipe.data.model_copy(update=templates), show.note).validation

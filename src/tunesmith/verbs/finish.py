@@ -17,8 +17,10 @@ from tunesmith.verbs.adapters import weight_hashes
 from tunesmith.verbs.show import Show
 
 if TYPE_CHECKING:
+    from tunesmith.data import Dataset
     from tunesmith.judge import Judgement
     from tunesmith.model.engine import Engine
+    from tunesmith.share.adapter import Asked
 
 
 def with_paths(result: RunResult, folder: RunFolder) -> dict[str, Any]:
@@ -32,14 +34,14 @@ def read_result(folder: RunFolder) -> RunResult:
 
 
 def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: RunResult,
-                  judgement: Judgement | None) -> None:
+                  judgement: Judgement | None, asked: Asked) -> None:
     """Adapter, verdict, samples, result and report; the seal over everything comes last."""
     from tunesmith.judge.report import write_report  # late: it imports the library of charts
     from tunesmith.share import write_adapter_folder
 
     manifest = read_manifest(folder.path)
     write_adapter_folder(folder.adapter, engine, base_name=recipe.model.base, revision=engine.base.pinned,
-                         prompt=recipe.data.prompt, messages=recipe.data.messages is not None, result=result,
+                         asked=asked, result=result,
                          recipe=recipe.model_dump(mode="json"),
                          base_weights=weight_hashes(manifest.base.files))
     verdict = result.judgement.model_dump(mode="json") if result.judgement else None
@@ -53,7 +55,15 @@ def write_results(recipe: Recipe, folder: RunFolder, engine: Engine, result: Run
     folder.finish()
 
 
-def prompt_to_try(recipe: Recipe, judgement: Judgement | None) -> str:
+def how_asked(recipe: Recipe, data: Dataset) -> Asked:
+    """How the model was asked in training, for whoever asks it later."""
+    from tunesmith.share.adapter import Asked
+
+    return Asked(recipe.data.prompt, data.conversations,
+                 data.remarks.generation_kwargs(recipe.data.template_kwargs), recipe.data.special_tokens)
+
+
+def prompt_to_try(recipe: Recipe, asked: Asked, judgement: Judgement | None) -> str:
     """A prompt to try the adapter with: a short held-out one, else the template with its columns' names."""
     from tunesmith.share.metadata import example_prompt
     from tunesmith.share.scan import problems
@@ -62,9 +72,9 @@ def prompt_to_try(recipe: Recipe, judgement: Judgement | None) -> str:
         return "..."
     short = [sample.prompt for sample in (judgement.samples if judgement else [])
              if len(sample.prompt) <= 110]
-    if recipe.data.messages is None and short:
+    if not asked.messages and short:
         return short[0]
-    return example_prompt({"prompt": recipe.data.prompt, "messages": recipe.data.messages is not None})
+    return example_prompt({"prompt": recipe.data.prompt, "messages": asked.messages})
 
 
 def push_if_asked(recipe: Recipe, folder: RunFolder, result: dict[str, Any], show: Show) -> dict[str, Any]:

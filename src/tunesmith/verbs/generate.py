@@ -46,7 +46,8 @@ def generate(adapter: str | os.PathLike[str], *, prompt: str, max_new_tokens: in
     engine = build_with_adapter(files, load_tokenizer(files), adapter_files.folder, placement)
     for note in engine.notes:
         show.note(note)
-    ids = encode_prompt(engine, prompt, chat=base_spec["messages"])
+    ids = encode_prompt(engine, prompt, chat=base_spec["template_kwargs"] if base_spec["messages"] else None,
+                        special_tokens=base_spec["special_tokens"])
     positions_left = max_new_tokens if engine.positions is None else engine.positions - len(ids)
     if positions_left < 1:
         raise UsageError(f"--prompt has {len(ids)} tokens, and the base has {engine.positions} positions",

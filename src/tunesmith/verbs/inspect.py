@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.dataset import read_text
-from tunesmith.data.tokenize import Rules
+from tunesmith.data.tokenize import rules_of
 from tunesmith.errors import UsageError
-from tunesmith.model.files import BaseFiles, locate_tokenizer, read_config
+from tunesmith.model.files import BaseFiles, locate_tokenizer, read_config, stop_ids
 from tunesmith.recipe import Recipe, load_recipe
-from tunesmith.rundir.ordinary import read_json_object
 from tunesmith.verbs.show import Show, Silent
 
 if TYPE_CHECKING:
@@ -87,13 +86,13 @@ def facts_of(recipe: Recipe, base: BaseFiles, tokenizer: Any, *, repeated: int =
     from tunesmith.data.inspect import Facts
 
     data = recipe.data
-    rules = Rules(data.loss_on, data.append_eos, data.max_length, data.overlong)
+    rules = rules_of(data, stop_ids(base, tokenizer))
     config = base.config.get("text_config") if isinstance(base.config.get("text_config"),
                                                           dict) else base.config
     vocabulary = config.get("vocab_size") if isinstance(config, dict) else None
     return Facts(tokenizer=tokenizer, rules=rules, prompt_template=data.prompt,
-                 completion_template=data.completion or "", conversations=data.messages is not None,
-                 stop_ids=_stop_ids(base, tokenizer),
+                 completion_template=data.completion or "", conversations=data.completion is None,
+                 stop_ids=frozenset(rules.stop_ids),
                  embedding_rows=vocabulary if isinstance(vocabulary, int) else None, half_width=_half_width,
                  repeated=repeated)
 
@@ -103,14 +102,6 @@ def _half_width(count: int) -> float | None:
     from tunesmith.judge.interval import half_width
 
     return half_width(count)
-
-
-def _stop_ids(base: BaseFiles, tokenizer: Any) -> frozenset[int]:
-    """The tokens at which generation stops."""
-    path = base.folder / "generation_config.json"
-    ends = (read_json_object(path, infinite=True) if path.exists() else base.config).get("eos_token_id")
-    found = ends if isinstance(ends, list) else [ends]
-    return frozenset(token for token in [*found, tokenizer.eos_token_id] if isinstance(token, int))
 
 
 def _examples(shown: Sequence[SeenRow], tokenizer: Any) -> list[dict[str, Any]]:

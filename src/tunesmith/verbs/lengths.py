@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunesmith.data.examples import Form, make_examples
 from tunesmith.data.rows import Row
-from tunesmith.data.template import make_examples
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.errors import DataError, NetworkError
 from tunesmith.model.base_config import DEQUANTIZED, own_quantization
@@ -136,9 +136,9 @@ def _encoded(settings: Mapping[str, Any], rows: Sequence[Row], encoder: Encoder,
     """Rows as tokens, without those that cannot be trained on; `refused` receives why. Raises DataError."""
     while rows:
         try:
-            examples = make_examples(list(rows), prompt=settings.get("prompt", ""),
-                                     completion=settings.get("completion"), messages=settings.get("messages"))
-            return [row for row, _ in encoder.encode_all(examples)]
+            form = Form(settings.get("prompt", ""), settings.get("completion"), settings.get("messages"),
+                        chat=settings.get("chat"))
+            return [row for made in encoder.encode_all(make_examples(rows, form)) for row, _ in made]
         except DataError as error:
             refused.append(error.message)
             kept = [row for row in rows if not error.message.startswith(f"{row.place}:")]

@@ -53,9 +53,10 @@ def build_manifest(recipe: Recipe, prepared: Prepared) -> Manifest:
 
     decisions = prepared.decisions
     placement = decisions.placement
-    template = "\n".join(str(part)
-                         for part in (recipe.data.prompt, recipe.data.completion, recipe.data.messages,
-                                                getattr(prepared.tokenizer, "chat_template", None)))
+    data = recipe.data
+    form = (data.prompt, data.completion, data.messages, data.tools, data.chat, data.template_kwargs,
+            data.answers)
+    template = "\n".join(str(part) for part in (*form, getattr(prepared.tokenizer, "chat_template", None)))
     return Manifest(
         format=RUN_FORMAT, run_id=uuid.uuid4().hex, started=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         seed=recipe.train.seed, quantization=placement.quantization,

@@ -93,7 +93,8 @@ def _rows(adapter_files: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: 
           show: Show) -> tuple[list[TokenRow], str]:
     """(rows to measure on, what they are called): held out by the recipe, else the embedded quotes."""
     from tunesmith.data import read_text, tokenize_text
-    from tunesmith.data.tokenize import Rules
+    from tunesmith.data.tokenize import Rules, rules_of
+    from tunesmith.model.files import stop_ids
     from tunesmith.recipe import parse_recipe
 
     path = recipe or adapter_files.recipe
@@ -104,7 +105,7 @@ def _rows(adapter_files: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: 
             show.stage("reading held-out rows")
             # By the run's own rules, which its rows have passed; of these, the ones short enough to measure.
             most = min(chosen.data.max_length, base.positions or chosen.data.max_length)
-            rules = Rules(chosen.data.loss_on, chosen.data.append_eos, most, chosen.data.overlong)
+            rules = replace(rules_of(chosen.data, stop_ids(base, tokenizer)), max_length=most)
             validation = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules,
                                        training=False).validation
             cut = [replace(row, ids=row.ids[:longest], loss_mask=row.loss_mask[:longest])

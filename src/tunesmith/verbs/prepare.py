@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data import Dataset, read_text, tokenize_text
-from tunesmith.data.tokenize import Rules
+from tunesmith.data.remarks import remarks_on
+from tunesmith.data.tokenize import rules_of
 from tunesmith.errors import RecipeError
-from tunesmith.model.files import BaseFiles, locate_base
+from tunesmith.model.files import BaseFiles, locate_base, stop_ids
 from tunesmith.recipe import Recipe
 from tunesmith.verbs.decide import Decisions
 from tunesmith.verbs.show import Show
@@ -37,15 +38,11 @@ def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool 
 
     tokenizer = load_tokenizer(base)
     show.stage("tokenizing")
-    rules = Rules(recipe.data.loss_on, recipe.data.append_eos, recipe.data.max_length, recipe.data.overlong)
+    rules = rules_of(recipe.data, stop_ids(base, tokenizer))
     data = tokenize_text(text, tokenizer, rules, training=training)
-    for count, what in ((data.counts["truncated"], f"cut at data.max_length, {rules.max_length} tokens; "
-                         "a cut row has no end token"),
-                        (data.counts["dropped"],
-                         f"dropped: longer than data.max_length, {rules.max_length} tokens"),
-                        (data.counts["repeated"], "left out: they also stand in data.validation")):
-        if count:
-            show.note(f"{count} row{'s' if count > 1 else ''} {what}.")
+    for line in remarks_on(recipe.data, text, data):
+        show.note(line)
+    _require_embedded(data, base, tokenizer)
     longest = max(data.train + data.validation, key=lambda row: len(row.ids))
     if base.positions is not None and len(longest.ids) > base.positions:
         raise RecipeError(f"{longest.place} has {len(longest.ids)} tokens, "
@@ -53,3 +50,18 @@ def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool 
                           f"Set data.max_length to {base.positions}, and data.overlong to truncate or drop.",
                           setting="data.max_length")
     return Prepared(decisions, text.content_hash, data, base, tokenizer)
+
+
+def _require_embedded(data: Dataset, base: BaseFiles, tokenizer: Any) -> None:
+    """Raise RecipeError where a row has a token that the base has no embedding for."""
+    size = base.config.get("vocab_size")
+    if not isinstance(size, int):
+        return
+    for row in [*data.train, *data.validation]:
+        if (token := max(row.ids, default=0)) >= size:
+            raise RecipeError(f"{row.place}: its token {token} ({tokenizer.convert_ids_to_tokens(token)!r}) "
+                              f"is beyond the base's embedding of {size:,} tokens; the tokenizer has "
+                              f"{len(tokenizer):,}",
+                              "The tokenizer is another model's, or has tokens that were added later: take "
+                              "the base's own.",
+                              setting="model.base")

@@ -23,7 +23,14 @@ from tunesmith.verbs.begin import (
 )
 from tunesmith.verbs.decide import decide
 from tunesmith.verbs.facts import tell_busy, tell_facts
-from tunesmith.verbs.finish import prompt_to_try, push_if_asked, read_result, with_paths, write_results
+from tunesmith.verbs.finish import (
+    how_asked,
+    prompt_to_try,
+    push_if_asked,
+    read_result,
+    with_paths,
+    write_results,
+)
 from tunesmith.verbs.prepare import Prepared, prepare
 from tunesmith.verbs.show import Show, Silent
 
@@ -109,6 +116,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
                           samples=recipe.judge.samples, stop_rows=recipe.judge.stop_rows,
                           matters=recipe.judge.matters, on_stage=show.stage)
     trainable, everything = engine.parameter_counts()
+    asked = how_asked(recipe, prepared.data)
     metrics = folder.metrics.read()  # of earlier processes of this run, too
     result = RunResult(
         engine=engine.name, trainable_parameters=trainable, all_parameters=everything, steps=progress.step,
@@ -118,6 +126,6 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
         tokens_per_second=progress.tokens / progress.seconds, kept=engine.values_by_format(),
         peak_memory_bytes=max([peak_bytes, *(each["peak_memory_bytes"] for each in metrics)]),
         verdict=judgement.verdict if judgement else None,
-        judgement=judgement.summary() if judgement else None, prompt=prompt_to_try(recipe, judgement))
-    write_results(recipe, folder, engine, result, judgement)
+        judgement=judgement.summary() if judgement else None, prompt=prompt_to_try(recipe, asked, judgement))
+    write_results(recipe, folder, engine, result, judgement, asked)
     return with_paths(result, folder)

@@ -6,14 +6,14 @@ The one file of the audit that knows how examples and token rows are made.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 from tunesmith.data.dataset import TextSet
-from tunesmith.data.template import Example
+from tunesmith.data.examples import Example
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.errors import DataError
 
@@ -153,39 +153,61 @@ class SeenRows:
             example = side[first]
             yield self._row(index, held_out, example, self._encode([example])[0])
 
-    def _encode(self, examples: list[Example]) -> list[tuple[TokenRow, bool] | str]:
+    def _encode(self, examples: list[Example]) -> list[list[tuple[TokenRow, bool]] | str]:
         """For each its tokens, or why it has none."""
         try:
             return list(self._encoder.encode_all(examples))
         except DataError:
             return [self._encode_one(example) for example in examples]
 
-    def _encode_one(self, example: Example) -> tuple[TokenRow, bool] | str:
+    def _encode_one(self, example: Example) -> list[tuple[TokenRow, bool]] | str:
         try:
             return self._encoder.encode(example)
         except DataError as error:
             return error.message.removeprefix(f"{example.place}: ")
 
     def _row(self, index: int, held_out: bool, example: Example,
-             encoded: tuple[TokenRow, bool] | str) -> SeenRow:
+             encoded: list[tuple[TokenRow, bool]] | str) -> SeenRow:
         tokens: tuple[TokenRow, ...] = ()
         overlong, length, prompt_length, refusal = False, 0, 0, None
         if isinstance(encoded, str):
             refusal = encoded
         else:
-            row, overlong = encoded
-            tokens, length, prompt_length = (row,), len(row.ids), len(row.prompt_ids)
+            overlong = any(cut for _, cut in encoded)
+            tokens = tuple(row for row, cut in encoded if not (cut and self._drop))
+            length = max(len(row.ids) for row, _ in encoded)
+            prompt_length = max(len(row.prompt_ids) for row, _ in encoded)
             if overlong:
-                length = len(self._unlimited.encode(example)[0].ids)
-                tokens = () if self._drop else tokens
+                length = max(len(row.ids) for row, _ in self._unlimited.encode(example))
         turns = _turns(example)
         question, answer = (example.prompt, example.completion) if turns is None else _last_answer(turns)
-        return SeenRow(index, example.place, held_out, question, answer, turns, frozenset(), tokens, overlong,
-                       length, prompt_length, refusal, int(example.content_hash[:16], 16))
+        return SeenRow(index, example.place, held_out, question, answer, turns, _offered(example), tokens,
+                       overlong, length, prompt_length, refusal, int(example.content_hash[:16], 16))
 
 
 def _turns(example: Example) -> tuple[Turn, ...] | None:
-    return None if example.messages is None else tuple(Turn(role, text) for role, text in example.messages)
+    if example.conversation is None:
+        return None
+    pairs = zip(example.conversation.messages, example.conversation.answers, strict=True)
+    return tuple(Turn(message["role"], _text(message), _calls(message),
+                      learnt or message["role"] != "assistant") for message, learnt in pairs)
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """What a message says, with its thought before it."""
+    content = message["content"]
+    text = "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+    return "\n".join(filter(None, [message.get("reasoning_content"), text]))
+
+
+def _calls(message: Mapping[str, Any]) -> tuple[Call, ...]:
+    return tuple(Call(call["function"]["name"], call["function"]["arguments"])
+                 for call in message.get("tool_calls", ()))
+
+
+def _offered(example: Example) -> frozenset[str]:
+    tools = example.conversation.tools if example.conversation else ()
+    return frozenset(str(tool.get("function", tool).get("name")) for tool in tools)
 
 
 def _last_answer(turns: tuple[Turn, ...]) -> tuple[str, str]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from tunesmith.errors import IntegrityError, OutOfMemory, RecipeError, TunesmithError
+from tunesmith.errors import OutOfMemory, RecipeError, TunesmithError
 from tunesmith.model import lora
 from tunesmith.model.base_config import config_object
 from tunesmith.model.dropout import require_seeds
 from tunesmith.model.engine import Answer, MaskedRow, stop_and_pad_ids
 from tunesmith.model.families import Architecture, describe
-from tunesmith.model.files import BaseFiles
+from tunesmith.model.files import BaseFiles, generation_eos
 from tunesmith.model.lora import LoraSettings
 from tunesmith.model.memory import in_parts
 from tunesmith.model.native import adapter
@@ -31,7 +31,6 @@ from tunesmith.model.native.load import Checkpoint
 from tunesmith.model.native.packed_batch import PackedBatch
 from tunesmith.model.native.recompute import Offload
 from tunesmith.model.quantization import WAYS, smallest
-from tunesmith.rundir.ordinary import read_json_object
 
 #: On a GPU streams are padded to multiples of this many tokens: its matrix units work in tiles of 128.
 _BUCKET = 128
@@ -84,7 +83,7 @@ class NativeEngine:
         self.model, self.settings, self.tokenizer, self.base = model, settings, tokenizer, base
         self.quantization, self.positions = quantization, base.positions
         self.dtype, self.device = model.embedding.dtype, model.embedding.device
-        self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, _generation_eos(base))
+        self.stop_ids, self.pad_id = stop_and_pad_ids(tokenizer, generation_eos(base))
         self.notes: tuple[str, ...] = ()
         self._training = False
         self._gradients: dict[str, torch.Tensor] = {}
@@ -236,15 +235,3 @@ class _RowWithoutLoss:
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.ids, self.loss_mask = ids, [False] * len(ids)
-
-
-def _generation_eos(base: BaseFiles) -> int | list[int] | None:
-    """The end tokens that the base names: in its generation config, else in its config."""
-    path = base.folder / "generation_config.json"
-    eos = read_json_object(path).get("eos_token_id") if path.exists() else base.config.get("eos_token_id")
-    tokens = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 31
-               for token in tokens):
-        raise IntegrityError(f"{base.name}: eos_token_id is {eos!r}: a token, or a list of tokens",
-                             "Copy or download the base again.", setting="model.base")
-    return eos

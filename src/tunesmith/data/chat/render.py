@@ -17,12 +17,14 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from tunesmith.errors import DataError
 
-#: How long one text may take [s]; how much memory, beyond the process's own, and text it may take [bytes].
+#: How long the texts of one conversation may take [s], how much memory beyond the process's own [bytes], how
+#: long the text may be [bytes].
 _LONGEST_S, _MEMORY_BYTES, _TEXT_BYTES = 10.0, 512 << 20, 64 << 20
 #: How long the process may take to start [s].
 _START_S = 120.0
@@ -44,17 +46,34 @@ def answer(value):
     answers.flush()
 answer("ready")
 for line in sys.stdin.buffer:
-    request = json.loads(line)
-    try:
-        text = render_jinja_template([request["messages"]], chat_template=request["template"],
-                                     add_generation_prompt=request["prompt"],
-                                     **request["special_tokens"])[0][0]
-        answer({"text": text} if len(text) <= longest else {"size": len(text)})
-    except MemoryError:
-        answer({"memory": True})
-    except Exception as error:
-        answer({"refused": (str(error) or type(error).__name__)[:2000]})
+    asked, made = json.loads(line), []
+    for chat in asked["chats"]:
+        try:
+            text = render_jinja_template([chat["messages"]], tools=chat["tools"] or None,
+                                         chat_template=asked["template"],
+                                         add_generation_prompt=chat["prompt"],
+                                         **{**asked["special_tokens"], **chat["kwargs"]})[0][0]
+            made.append({"text": text} if len(text) <= longest else {"size": len(text)})
+        except MemoryError:
+            made.append({"memory": True})
+        except Exception as error:
+            made.append({"refused": (str(error) or type(error).__name__)[:2000]})
+    answer(made)
 """
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What a template is to render. prompt: with the template's own beginning of an answer behind the
+    messages.
+
+    kwargs: further variables of the template.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    prompt: bool = False
+    tools: Sequence[Mapping[str, Any]] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TemplateRefused(Exception):
@@ -73,40 +92,65 @@ class TemplateRenderer:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Callable[[], Any] = lambda: None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool) -> str:
-        """The chat as text. Raises TemplateRefused, TemplateUnbounded."""
-        from transformers import PreTrainedTokenizerBase
-
-        method = type(self._tokenizer).apply_chat_template
-        # no template of anybody's, but code of transformers'
-        if method is not PreTrainedTokenizerBase.apply_chat_template:
-            return str(self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation_prompt))
-        special_tokens = {name: str(token) if not isinstance(token, list) else list(map(str, token))
-                          for name, token in self._tokenizer.special_tokens_map.items()}
+    @property
+    def source(self) -> str:
+        """The template's text; empty where there is none, or where transformers' own code stands for it."""
+        template = getattr(self._tokenizer, "chat_template", None)
+        if not template or self.by_code():
+            return ""
         try:
-            template = self._tokenizer.get_chat_template(None, None)
+            return str(self._tokenizer.get_chat_template(None, None))
         except ValueError as error:  # several by name, and none of them the default
             raise TemplateRefused(str(error).splitlines()[0]) from None
-        request = {"messages": list(messages), "template": template, "special_tokens": special_tokens,
-                   "prompt": generation_prompt}
-        answer = self._ask(json.dumps(request).encode() + b"\n")
-        if "text" in answer:
-            return str(answer["text"])
-        if "refused" in answer:
-            raise TemplateRefused(answer["refused"])
-        raise TemplateUnbounded(f"needs more than {_MEMORY_BYTES >> 20} MiB of memory" if "memory" in answer
-                                else f"makes a text of more than {_TEXT_BYTES >> 20} MiB")
 
-    def _ask(self, line: bytes) -> dict[str, Any]:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool,
+               tools: Sequence[Mapping[str, Any]] = (), kwargs: Mapping[str, Any] | None = None) -> str:
+        """A chat as text. Raises TemplateRefused, TemplateUnbounded."""
+        return self.render_all([Chat(messages, generation_prompt, tools, kwargs or {})])[0]
+
+    def render_all(self, chats: Sequence[Chat]) -> list[str]:
+        """Several chats as texts. Raises TemplateRefused, TemplateUnbounded for the first that makes none."""
+        texts = []
+        for text in self.try_all(chats):
+            if isinstance(text, Exception):
+                raise text
+            texts.append(text)
+        return texts
+
+    def try_all(self, chats: Sequence[Chat]) -> list[str | TemplateRefused]:
+        """The same, with what a template says against a chat in place of its text. Raises
+        TemplateUnbounded.
+        """
+        if self.by_code():
+            return [self._by_transformers(chat) for chat in chats]
+        source = self.source
+        tokens = {name: str(token) if not isinstance(token, list) else list(map(str, token))
+                  for name, token in self._tokenizer.special_tokens_map.items()}
+        asked = {"template": source, "special_tokens": tokens, "chats": [
+            {"messages": list(chat.messages), "tools": list(chat.tools), "prompt": chat.prompt,
+             "kwargs": dict(chat.kwargs)} for chat in chats]}
+        return [_text_of(answer) for answer in self._ask(json.dumps(asked).encode() + b"\n")]
+
+    def by_code(self) -> bool:
+        """Whether no template of anybody's makes the text, but code of transformers'."""
+        from transformers import PreTrainedTokenizerBase
+
+        return type(self._tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+
+    def _by_transformers(self, chat: Chat) -> str:
+        return str(self._tokenizer.apply_chat_template(
+            list(chat.messages), tokenize=False, add_generation_prompt=chat.prompt,
+            tools=list(chat.tools) or None, **chat.kwargs))
+
+    def _ask(self, line: bytes) -> list[dict[str, Any]]:
         for attempt in (1, 2):
             process = self._process or self._start()
             assert process.stdin is not None
             try:
                 process.stdin.write(line)
                 process.stdin.flush()
-                answer: dict[str, Any] = self._read(process, _LONGEST_S)
-                return answer
+                answers: list[dict[str, Any]] = self._read(process, _LONGEST_S)
+                return answers
             except BrokenPipeError:  # it was ended from outside between two texts
                 self.close()
                 if attempt == 2:
@@ -134,10 +178,10 @@ class TemplateRenderer:
         """One answer. Raises TemplateUnbounded where none comes in time, or the process ends."""
         assert process.stdout is not None
         descriptor, content, size = process.stdout.fileno(), bytearray(), None
-        deadline = time.monotonic() + longest_s
+        until = time.monotonic() + longest_s
         while size is None or len(content) < size:
-            seconds_left = deadline - time.monotonic()
-            if seconds_left <= 0 or not select.select([descriptor], [], [], seconds_left)[0]:
+            left = until - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
                 raise TemplateUnbounded(f"does not come to an end within {longest_s:.0f} s")
             part = os.read(descriptor, 1 << 20)
             if not part:
@@ -152,6 +196,15 @@ class TemplateRenderer:
         """End the process."""
         self._end()
         self._process = None
+
+
+def _text_of(answer: Mapping[str, Any]) -> str | TemplateRefused:
+    if "text" in answer:
+        return str(answer["text"])
+    if "refused" in answer:
+        return TemplateRefused(answer["refused"])
+    raise TemplateUnbounded(f"needs more than {_MEMORY_BYTES >> 20} MiB of memory" if "memory" in answer else
+                            f"makes a text of more than {_TEXT_BYTES >> 20} MiB")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

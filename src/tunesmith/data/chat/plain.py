@@ -1,0 +1,97 @@
+"""Texts to tokens, where what is a special token in the text of a row is text, not a token."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+
+#: Stands within a special token's text where that came from a row; a code point that no text may have.
+_MARK = "\ufdd0"
+
+
+class PlainTokens:
+    """A tokenizer without its own beginning and end.
+
+    special_tokens: whether the text of a special token is taken for the token.
+    """
+
+    def __init__(self, tokenizer: Any, *, special_tokens: bool) -> None:
+        self.tokenizer, self.special_tokens = tokenizer, special_tokens
+        self._cache: dict[str, list[int]] = {}
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a row's text."""
+        if text in self._cache:
+            return list(self._cache[text])
+        return self._tokenized([text])[0]
+
+    def ahead(self, texts: list[str]) -> None:
+        """Tokenize texts in one call, on every core, for `ids` to give when it is asked for them."""
+        if texts_left := [text for text in dict.fromkeys(texts) if text not in self._cache]:
+            self._cache |= zip(texts_left, self._tokenized(texts_left), strict=True)
+
+    def forget(self) -> None:
+        """Let the texts go that were tokenized ahead."""
+        self._cache.clear()
+
+    @cached_property
+    def beginning(self) -> list[int]:
+        """What the tokenizer puts before a text, such as a BOS token."""
+        plain, special = self.ids("a"), list(self.tokenizer("a")["input_ids"])
+        starts = [i for i in range(len(special)) if special[i:i + len(plain)] == plain]
+        return special[:starts[0]] if starts else []
+
+    @cached_property
+    def _special(self) -> re.Pattern[str] | None:
+        """What is a special token's text."""
+        texts = sorted({str(token) for token in self.tokenizer.all_special_tokens if str(token)}, key=len,
+                       reverse=True)
+        return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+    def holds_special(self, text: str) -> bool:
+        """Whether there is a special token's text in a text."""
+        return self._special is not None and self._special.search(text) is not None
+
+    def _tokenized(self, texts: list[str]) -> list[list[int]]:
+        kwargs: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False,
+                                  "return_token_type_ids": False}
+        if not self.special_tokens and any(map(self.holds_special, texts)):
+            kwargs["split_special_tokens"] = True
+        return [list(ids) for ids in self.tokenizer(texts, **kwargs)["input_ids"]]
+
+    def marked(self, text: str) -> str:
+        """A row's text for a chat template, in which special tokens are text: see `rendered_ids`."""
+        if self.special_tokens or self._special is None:
+            return text
+        return self._special.sub(lambda found: found[0][0] + _MARK + found[0][1:], text)
+
+    def unmarked(self, text: str) -> str:
+        """The same as it was."""
+        return text.replace(_MARK, "")
+
+    def rendered_ids(self, text: str) -> list[int]:
+        """The tokens of what a chat template wrote: its own special tokens are tokens, those of marked texts
+        are not.
+        """
+        if _MARK not in text:
+            return self._as_template(text)
+        ids: list[int] = []
+        at = 0
+        pattern = self._marked_tokens
+        for match in pattern.finditer(text):
+            ids += self._as_template(text[at:match.start()]) + self._as_text(self.unmarked(match[0]))
+            at = match.end()
+        return ids + self._as_template(text[at:])
+
+    @cached_property
+    def _marked_tokens(self) -> re.Pattern[str]:
+        texts = sorted({str(token) for token in self.tokenizer.all_special_tokens if str(token)}, key=len,
+                       reverse=True)
+        return re.compile("|".join(re.escape(text[0] + _MARK + text[1:]) for text in texts))
+
+    def _as_template(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def _as_text(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

@@ -1,0 +1,79 @@
+"""What is to be said of a run's data before it is trained on: what was left out, cut or changed, in a line
+each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from tunesmith.data.dataset import Dataset, TextSet
+
+
+class DataWords(Protocol):
+    """What is read of the recipe's data section."""
+
+    @property
+    def prompt(self) -> str: ...  # noqa: D102
+    @property
+    def completion(self) -> str | None: ...  # noqa: D102
+    @property
+    def max_length(self) -> int: ...  # noqa: D102
+    @property
+    def template_kwargs(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+def remarks_on(settings: DataWords, text: TextSet, data: Dataset) -> Iterator[str]:
+    """The lines, each a sentence."""
+    counts, longest = data.counts, settings.max_length
+    if counts["truncated"]:
+        yield (f"{_rows(counts['truncated'])} cut at data.max_length, {longest} tokens; a cut row has no end "
+               "token.")
+    if counts["dropped"]:
+        yield f"{_rows(counts['dropped'])} dropped: longer than data.max_length, {longest} tokens."
+    if counts["repeated"]:
+        yield f"{_rows(counts['repeated'])} left out: they also stand in data.validation."
+    for key, template in (("data.prompt", settings.prompt), ("data.completion", settings.completion or "")):
+        if "\\n" in template or "\\t" in template:
+            yield (f"{key} has a backslash and a letter (\\n or \\t), which is learnt as these two "
+                   "characters. YAML makes a line "
+                   'break of \\n within double quotes alone: "...\\n...".')
+    for (column, form), count in sorted(text.written.items()):
+        yield (f'The column "{column}" is no text in {_rows(count)}: written {form}. {{{column}|json}} and '
+               "the like choose.")
+    if data.special:
+        yield (f"{_rows(data.special)} with the text of special tokens, such as an end token: they are taken "
+               "as text. data.special_tokens: true takes them as tokens.")
+    yield from _on_chats(settings, data)
+
+
+def _on_chats(settings: DataWords, data: Dataset) -> Iterator[str]:
+    remarks = data.remarks
+    for key, count in sorted(remarks.unread.items()):
+        yield (f'"{key}" of {count} message{"s" if count > 1 else ""} is read by nothing: the chat template '
+               'of this base does not '
+               "know it, so it is left out.")
+    for role, count in sorted(remarks.unwritten.items()):
+        if count:
+            yield (f"The text of {count} messages of the {role} is not written by the chat template as it "
+                   "is, or left out. tunesmith inspect shows what the model sees.")
+    if remarks.split:
+        yield (f"{remarks.split} conversation{'s' if remarks.split > 1 else ''} became "
+               f"{remarks.split + remarks.extra_rows} rows: the "
+               "chat template writes earlier turns differently once others follow, so each answer is learnt "
+               "in the form in which it is asked for. What they share is computed for each.")
+    if remarks.opened:
+        yield (f"{remarks.opened} answer{'s' if remarks.opened > 1 else ''} that open a conversation are not "
+               "learnt: the chat template cannot ask for them.")
+    if remarks.closed:
+        yield (f"The chat template opens a thought before every answer: {remarks.closed} answers without one "
+               "learn to close it at once.")
+    if "enable_thinking" not in settings.template_kwargs:
+        for mode, thought in ((False, "without a thought"), (True, "with a thought")):
+            if count := remarks.thinking()[mode]:
+                yield (f"{count} answers {thought} are asked for with enable_thinking: {str(mode).lower()}. "
+                       "data.template_kwargs decides otherwise.")
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' if count != 1 else ''}"
