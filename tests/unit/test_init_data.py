@@ -12,6 +12,8 @@ import pytest
 import tunesmith
 from conftest import tunesmith as command
 from tunesmith.data.columns import Holds, columns_of_rows
+from tunesmith.data.dataset import form_of
+from tunesmith.data.examples import ExampleMaker
 from tunesmith.data.rows import Row
 from tunesmith.data.shapes import Shape, recognise
 from tunesmith.embedded import path_of
@@ -19,8 +21,9 @@ from tunesmith.errors import DataError, RecipeError, UsageError
 from tunesmith.recipe import Recipe, load_recipe, preset_text
 from tunesmith.verbs.fit import train_settings
 
-CHATML = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\n{% endfor %}"
-          "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+TEMPLATE = ("{% for m in messages %}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}")
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
 WORDS = "lantern harbor clay thimble orchard brass meadow kettle violin ladder".split()
 
 
@@ -46,16 +49,21 @@ def chat(*texts: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
 
 
+def sprout_with(folder: Path, file: str, **changes: Any) -> str:
+    """A copy of the embedded base, with other values in one of its files."""
+    embedded = path_of("embedded:sprout")
+    assert embedded
+    shutil.copytree(embedded, folder)
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def chat_base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The embedded base with a chat template."""
     folder = tmp_path_factory.mktemp("bases") / "sprout-chat"
-    embedded = path_of("embedded:sprout")
-    assert embedded
-    shutil.copytree(embedded, folder)
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": CHATML}))
-    return str(folder)
+    return sprout_with(folder, "tokenizer_config.json", chat_template=TEMPLATE)
 
 
 MESSAGES = chat("Say 1.", "It is 1.")
@@ -75,8 +83,7 @@ def test_conversations_are_known_by_what_they_hold(value: Any, column: str) -> N
 
 
 def test_a_list_or_text_that_is_no_conversation_is_not_taken_for_one() -> None:
-    two_and_one = {"role": ["a", "b"], "content": ["c"]}
-    for value in ([{"a": 1}], ["x"], "[1, 2]", "[", {"role": "user"}, two_and_one, []):
+    for value in ([{"a": 1}], ["x"], "[1, 2]", "[", {"a": "user"}, []):
         assert columns_of_rows([Row({"c": value}, "here")])[0].holds is not Holds.MESSAGES, value
 
 
@@ -220,16 +227,19 @@ def test_the_longest_row_counts_wherever_it_is(tmp_path: Path) -> None:
 
 
 def test_rows_beyond_the_base_s_positions_are_told(tmp_path: Path) -> None:
-    embedded = path_of("embedded:sprout")
-    assert embedded
-    shutil.copytree(embedded, tmp_path / "base")
-    path = tmp_path / "base" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": 64}))
-    rows = [{"text": f"{sentence(n)} {n}"} for n in range(50)] + [{"text": sentence(0, 300)}]
-    result, recipe = init(tmp_path, rows, base=str(tmp_path / "base"))
-    assert recipe.data.max_length == 64
-    assert any(note.startswith("1 of the rows") and "longer than data.max_length" in note
-               for note in result["notes"])
+    base = sprout_with(tmp_path / "base", "config.json", max_position_embeddings=64)
+    rows = [{"question": f"Why {n}?", "answer": sentence(n)} for n in range(50)]
+    rows[10]["answer"] = sentence(0, 300)
+    result, recipe = init(tmp_path, rows, base=base)
+    assert (recipe.data.max_length, recipe.data.overlong) == (64, "drop")
+    assert any(note.startswith("1 of the rows") and "will be dropped" in note for note in result["notes"])
+
+
+def test_long_texts_are_cut_into_windows(tmp_path: Path) -> None:
+    base = sprout_with(tmp_path / "base", "config.json", max_position_embeddings=64)
+    result, recipe = init(tmp_path, [{"text": sentence(n, 100)} for n in range(50)], base=base)
+    assert (recipe.data.max_length, recipe.data.overlong) == (64, "split")
+    assert any("50 of the rows" in note and "split into windows" in note for note in result["notes"])
 
 
 def test_without_a_base_lengths_are_estimated_and_that_is_said(tmp_path: Path) -> None:
@@ -272,6 +282,98 @@ def test_rows_that_training_will_refuse_are_told(tmp_path: Path) -> None:
     result, _ = init(tmp_path, rows)
     assert any("1 of the 20 rows" in note and "line 8" in note for note in result["notes"])
     assert any("Training will stop" in note and "line 8" in note for note in result["notes"])
+
+
+def filled(recipe: Recipe, row: dict[str, Any]) -> Any:
+    """What a row says: (role, text) of each message, or prompt and completion."""
+    example = ExampleMaker(form_of(recipe.data)).make(Row(row, "here"))
+    if example.conversation is None:
+        return example.prompt, example.completion
+    return [(message["role"], message["content"]) for message in example.conversation.messages]
+
+
+INSTRUCTIONS = [{"instruction": f"Say {n}.", "input": ["aloud", "", None][n % 3], "output": f"It is {n}."}
+                for n in range(12)]
+
+
+def test_an_empty_input_is_left_out_of_a_prompt(tmp_path: Path) -> None:
+    _, recipe = init(tmp_path, INSTRUCTIONS)
+    assert filled(recipe, INSTRUCTIONS[0]) == (
+        "### Instruction:\nSay 0.\n\n### Input:\naloud\n\n### Response:\n", "It is 0.")
+    for row in INSTRUCTIONS[1:3]:
+        assert filled(recipe, row)[0] == f"### Instruction:\n{row['instruction']}\n\n### Response:\n"
+
+
+def test_an_instruct_base_is_asked_through_its_chat_template(tmp_path: Path, chat_base: str) -> None:
+    result, recipe = init(tmp_path, INSTRUCTIONS, base=chat_base)
+    assert result["chat"]
+    assert filled(recipe, INSTRUCTIONS[0]) == [("user", "Say 0.\naloud"), ("assistant", "It is 0.")]
+    assert filled(recipe, INSTRUCTIONS[1]) == [("user", "Say 1."), ("assistant", "It is 1.")]
+    assert filled(recipe, INSTRUCTIONS[2]) == [("user", "Say 2."), ("assistant", "It is 2.")]
+
+
+def test_columns_that_are_never_empty_need_no_jinja(tmp_path: Path, chat_base: str) -> None:
+    rows = [row | {"input": "aloud"} for row in INSTRUCTIONS]
+    _, recipe = init(tmp_path, rows, base=chat_base)
+    assert recipe.data.chat
+    assert (recipe.data.chat.user, recipe.data.chat.assistant) == ("{instruction}\n{input}", "{output}")
+
+
+def test_a_column_that_some_rows_lack_is_left_out_there(tmp_path: Path, chat_base: str) -> None:
+    rows = [{key: value for key, value in row.items() if value is not None} for row in INSTRUCTIONS]
+    _, recipe = init(tmp_path, rows, base=chat_base)
+    assert filled(recipe, rows[2])[0] == ("user", "Say 2.")
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, NO_SYSTEM])
+def test_a_system_column_is_a_system_turn_where_there_are_such(tmp_path: Path, template: str) -> None:
+    base = sprout_with(tmp_path / "base", "tokenizer_config.json", chat_template=template)
+    rows = [row | {"system": ["Be brief.", ""][n % 2]} for n, row in enumerate(INSTRUCTIONS)]
+    result, recipe = init(tmp_path, rows, base=base)
+    assert filled(recipe, rows[1])[0] == ("user", "Say 1.")
+    if template == TEMPLATE:
+        assert filled(recipe, rows[0])[:2] == [("system", "Be brief."), ("user", "Say 0.\naloud")]
+    else:
+        assert filled(recipe, rows[0])[0] == ("user", "Be brief.\n\nSay 0.\naloud")
+        assert any("refuses a system turn" in note for note in result["notes"])
+
+
+def test_a_chat_s_answers_bring_no_blanks(tmp_path: Path, chat_base: str) -> None:
+    rows = [{"prompt": f"Say {n} ->", "completion": f" It is {n}."} for n in range(12)]
+    _, recipe = init(tmp_path, rows, base=chat_base)
+    assert filled(recipe, rows[3]) == [("user", "Say 3 ->"), ("assistant", "It is 3.")]
+    (tmp_path / "my.yaml").unlink()
+    _, recipe = init(tmp_path, rows)
+    assert filled(recipe, rows[3]) == ("Say 3 ->", " It is 3.")
+
+
+def test_prompt_and_answer_are_set_apart_where_the_file_does_not(tmp_path: Path) -> None:
+    _, recipe = init(tmp_path, [{"prompt": f"Say {n}", "completion": f"It is {n}."} for n in range(12)])
+    assert (recipe.data.prompt, recipe.data.completion) == ("{prompt}\n", "{completion}")
+
+
+def test_the_labels_are_named_to_a_chat_model(tmp_path: Path, chat_base: str) -> None:
+    rows = [{"text": f"{sentence(n)} {n}", "label": ["billing", "shipping"][n % 2]} for n in range(20)]
+    _, recipe = init(tmp_path, rows, base=chat_base)
+    assert filled(recipe, rows[0])[0][1] == (
+        f"{rows[0]['text']}\n\nWhich label is it: billing or shipping? Answer with that alone.")
+    (tmp_path / "my.yaml").unlink()
+    _, recipe = init(tmp_path, rows)
+    assert filled(recipe, rows[0]) == (f"{rows[0]['text']}\n\nLabel:", " billing")
+
+
+def test_labels_with_braces_are_not_taken_for_columns(tmp_path: Path, chat_base: str) -> None:
+    rows = [{"text": f"{sentence(n)} {n}", "label": ["{a}", "{{ b }}"][n % 2]} for n in range(20)]
+    _, recipe = init(tmp_path, rows, base=chat_base)
+    assert filled(recipe, rows[0])[1] == ("assistant", "{a}")
+
+
+def test_columns_that_jinja_cannot_name_are_taken_in_braces(tmp_path: Path, chat_base: str) -> None:
+    rows = [{"Instruction": f"Say {n}.", "System Prompt": ["Be brief.", ""][n % 2], "Output": f"It is {n}."}
+            for n in range(12)]
+    _, recipe = init(tmp_path, rows, base=chat_base)
+    assert filled(recipe, rows[0])[0] == ("system", "Be brief.")
+    assert filled(recipe, rows[1])[0] == ("user", "Say 1.")
 
 
 def test_nothing_is_written_for_what_is_not_known(tmp_path: Path) -> None:
@@ -334,6 +436,7 @@ def test_real_conversations(tmp_path: Path, assets: Path, chat_base: str) -> Non
     assert (result["shape"], result["rows"]) == ("conversations", 500)
     assert result["columns"] == {"messages": "conversations"}
     assert result["chat"]
+    assert result["lengths"]["measured"]
     assert load_recipe(tmp_path / "my.yaml").data.messages == "conversations"
 
 
@@ -349,6 +452,7 @@ def test_real_instructions(tmp_path: Path, assets: Path) -> None:
     data = str(assets / "chat" / "alpaca_999.json")
     result = tunesmith.init(tmp_path / "my.yaml", data=data, base="embedded:sprout")
     assert (result["shape"], result["rows"]) == ("instructions", 999)
+    assert not result["notes"]
     recipe = load_recipe(tmp_path / "my.yaml")
     assert recipe.data.prompt.startswith("### Instruction:\n")
     assert recipe.data.max_length >= result["lengths"]["longest"]
@@ -364,6 +468,15 @@ def test_the_next_command_works_as_it_stands(tmp_path: Path) -> None:
     assert "texts with a label" in done.stdout
     assert "tunesmith train my.yaml" in done.stdout
     assert command("plan", "my.yaml", cwd=tmp_path).returncode == 0
+    done = command("train", "my.yaml", "--set", "train.num_epochs=null", "--set", "train.max_steps=2",
+                   cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_chat_made_of_columns_trains(tmp_path: Path, chat_base: str) -> None:
+    write_rows(tmp_path / "rows.jsonl", INSTRUCTIONS)
+    done = command("init", "my.yaml", "--data", "rows.jsonl", "--base", chat_base, cwd=tmp_path)
+    assert "through its chat template" in done.stdout
     done = command("train", "my.yaml", "--set", "train.num_epochs=null", "--set", "train.max_steps=2",
                    cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -43,7 +43,7 @@ def init_text(result: dict[str, Any]) -> str:
         "base": f"{result['base']}, "
                 + ("through its chat template" if result["chat"] else "as plain text"),
         "tokens": _tokens(result),
-        "training": f"{result['epochs']:g} epochs, {result['steps']:,} steps of {result['batch_size']} rows",
+        "training": _training(result),
     }
     width = max(map(len, facts))
     return "\n".join([f"Wrote {result['recipe']}.", "",
@@ -55,6 +55,12 @@ def init_text(result: dict[str, Any]) -> str:
 def _rows(result: dict[str, Any]) -> str:
     counted = f"{result['rows']:,}" if result["rows_counted"] else f"more than {result['rows']:,}"
     return f"{counted} · {result['held_out']:,} of them held out" if result["held_out"] else counted
+
+
+def _training(result: dict[str, Any]) -> str:
+    epochs, least = result["epochs"], "" if result["rows_counted"] else "at least "
+    return (f"{epochs:g} epoch{'s' if epochs > 1 else ''}, {least}{result['steps']:,} steps of "
+            f"{result['batch_size']} rows")
 
 
 def _tokens(result: dict[str, Any]) -> str:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from tunesmith.data.chat.messages import is_conversation
 from tunesmith.data.rows import Row
 from tunesmith.visible import on_one_line
 
-#: Longer text is not looked into for a conversation written as JSON [characters].
-_LONGEST_JSON = 1 << 20
 #: Of a longer value only this much is remembered, to count how many differ [characters].
 _REMEMBERED = 500
 
@@ -107,7 +106,7 @@ def is_empty(value: Any) -> bool:
 
 def kind_of(value: Any) -> Holds:
     """What a value that is not empty is."""
-    if messages_of(value) is not None:
+    if is_conversation(value):
         return Holds.MESSAGES
     if isinstance(value, str):
         return Holds.TEXT
@@ -118,35 +117,6 @@ def kind_of(value: Any) -> Holds:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return Holds.TEXTS
     return Holds.OBJECT
-
-
-def messages_of(value: Any) -> list[dict[str, Any]] | None:
-    """The messages of a conversation, in whatever form it is: a list of objects, a column of roles beside a
-    column of contents, or either as JSON text. None for anything else.
-    """
-    if isinstance(value, str):
-        if value.lstrip()[:1] not in ("[", "{") or len(value) > _LONGEST_JSON:
-            return None
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    if isinstance(value, dict):
-        for speaker, said in (("role", "content"), ("from", "value")):
-            speakers, texts = value.get(speaker), value.get(said)
-            if isinstance(speakers, list) and isinstance(texts, list) and len(speakers) == len(texts) > 0:
-                return [{speaker: who, said: what} for who, what in zip(speakers, texts, strict=True)]
-        return None
-    if not isinstance(value, list) or not value:
-        return None
-    if all(isinstance(item, dict) and ("role" in item or "from" in item) for item in value):
-        return value
-    return None
-
-
-def speaker_of(message: dict[str, Any]) -> str:
-    """Who says a message, as the row writes it."""
-    return str(message.get("role", message.get("from")))
 
 
 def columns_of_rows(rows: Sequence[Row]) -> list[Column]:

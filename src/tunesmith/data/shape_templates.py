@@ -6,27 +6,34 @@ answer begins. Prompts never end in a blank: most tokenizers join a blank to the
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.columns import Column, Holds
 from tunesmith.data.shapes import Shape
-from tunesmith.recipe.schema import DataSection
 
-#: Whether templates may be Jinja, and columns a chat.
-_JINJA = "chat" in DataSection.model_fields
 #: More labels than this are not listed in the prompt.
 _LISTED_LABELS = 20
 
 
 @dataclass(frozen=True)
 class _Filled:
-    """A column with the text around it; all of it is left out of rows where the column is empty."""
+    """A column with the text around it; all of it is left out of rows where the column is empty.
+
+    trimmed: without the blanks at its ends.
+    """
 
     column: Column
     before: str = ""
     after: str = ""
+    trimmed: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the same in every row."""
+        return not self.column.empty and not self.trimmed
 
 
 _Piece = str | Column | _Filled
@@ -40,8 +47,8 @@ def data_settings(shape: Shape, *, chat: bool, system_turn: bool = True) -> dict
     """
     messages, prompt = shape.parts.get("messages"), shape.parts.get("prompt")
     if messages is not None:
-        tools = shape.column("tools")
-        return {"messages": messages.name} | ({"tools": tools} if tools else {})
+        tools = shape.column("tools")  # a column of just that name is found without being named
+        return {"messages": messages.name} | ({"tools": tools} if tools not in (None, "tools") else {})
     completion = shape.parts["completion"]
     if prompt is None or prompt.holds is Holds.MESSAGES:
         return {"prompt": _written([prompt] if prompt else []), "completion": _written([completion])}
@@ -53,7 +60,10 @@ def data_settings(shape: Shape, *, chat: bool, system_turn: bool = True) -> dict
         turns["system"] = _written([_Filled(system)])
     elif system is not None:
         user = [_Filled(system, "", "\n\n"), *user]
-    return {"chat": {**turns, "user": _written(user), "assistant": _written([completion])}}
+    # generation begins after the template's own blanks, so an answer brings none
+    blanks = completion.begins_blank > 0 and completion.holds is Holds.TEXT
+    answered: _Piece = _Filled(completion, trimmed=True) if blanks else completion
+    return {"chat": {**turns, "user": _written(user), "assistant": _written([answered])}}
 
 
 def needs_chat_template(shape: Shape) -> bool:
@@ -107,8 +117,16 @@ def _as_text(shape: Shape, prompt: Column, completion: Column) -> tuple[list[_Pi
 
 def _written(pieces: Sequence[_Piece]) -> str:
     """As a template: columns in braces, or in Jinja where a part is to be left out of some rows."""
-    jinja = _JINJA and any(isinstance(piece, _Filled) and piece.column.empty for piece in pieces)
+    columns = [piece.column if isinstance(piece, _Filled) else piece for piece in pieces
+               if not isinstance(piece, str)]
+    jinja = (any(isinstance(piece, _Filled) and not piece.is_plain for piece in pieces)
+             and all(_is_variable(column.name) for column in columns))
     return "".join(_piece(piece, jinja) for piece in pieces)
+
+
+def _is_variable(name: str) -> bool:
+    """Whether Jinja can name a column."""
+    return name.isidentifier() and not keyword.iskeyword(name.capitalize()) and not keyword.iskeyword(name)
 
 
 def _piece(piece: _Piece, jinja: bool) -> str:
@@ -116,10 +134,10 @@ def _piece(piece: _Piece, jinja: bool) -> str:
         return piece
     if isinstance(piece, Column):
         return f"{{{{ {piece.name} }}}}" if jinja else f"{{{piece.name}}}"
-    text = f"{piece.before}{_piece(piece.column, jinja)}{piece.after}"
-    if not jinja:
-        return text
+    if not jinja or piece.is_plain:
+        return f"{piece.before}{_piece(piece.column, jinja)}{piece.after}"
     name = piece.column.name
+    text = f"{piece.before}{{{{ {name}{' | trim' if piece.trimmed else ''} }}}}{piece.after}"
     there = f"{name} is defined and {name}" if piece.column.missing else name
     return f"{{% if {there} %}}{text}{{% endif %}}" if piece.column.empty else text
 

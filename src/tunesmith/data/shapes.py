@@ -6,17 +6,12 @@ or None. The first function that returns a shape decides, so the surest ones com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from tunesmith.data.columns import (
-    Column,
-    Holds,
-    columns_of_rows,
-    described,
-    messages_of,
-    speaker_of,
-)
+from tunesmith.data.chat.messages import ROLES, messages_in
+from tunesmith.data.columns import Column, Holds, columns_of_rows, described
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.visible import on_one_line
@@ -153,15 +148,18 @@ def _conversations(columns: _Columns, source: str) -> Shape | None:
 
 
 def _form(rows: Sequence[Row], column: str) -> str:
-    messages = next(filter(None, (messages_of(row.values.get(column)) for row in rows)))
+    messages = next(filter(None, (messages_in(row.values.get(column)) for row in rows)))
     return "role and content" if "role" in messages[0] else "from and value"
 
 
 def _conversation_notes(rows: Sequence[Row], column: str) -> list[str]:
     """Rows in which nobody answers: there is nothing to learn in them."""
-    answering = ("assistant", "gpt", "chatgpt", "bing", "bard", "model")
-    silent = [row.place for row in rows if (messages := messages_of(row.values.get(column)))
-              and not any(speaker_of(message).casefold() in answering for message in messages)]
+    def answers(message: Mapping[str, Any]) -> bool:
+        speaker = str(message.get("role", message.get("from")))
+        return ROLES.get(speaker.strip().lower()) == "assistant"
+
+    silent = [row.place for row in rows if (messages := messages_in(row.values.get(column)))
+              and not any(map(answers, messages))]
     return [f"In {len(silent):,} of the {len(rows):,} rows that were looked at the assistant says nothing "
             f"(the first: {silent[0]}). Remove them."] if silent else []
 
@@ -175,7 +173,7 @@ def _preferences(columns: _Columns, source: str) -> Shape | None:
             "rejected is not used.")
     prompt = columns.find(_PROMPTS, chosen.holds)
     if chosen.holds is Holds.MESSAGES:
-        messages = next(filter(None, (messages_of(row.values.get(chosen.name)) for row in columns.rows)))
+        messages = next(filter(None, (messages_in(row.values.get(chosen.name)) for row in columns.rows)))
         if len(messages) > 1:
             notes = _conversation_notes(columns.rows, chosen.name)
             return Shape(name, {"messages": chosen}, why, (note, *notes))

@@ -29,10 +29,19 @@ def render_commented(recipe: Recipe, header: str = "") -> str:
             values = {key: value for key, value in values.items() if key not in others
                       or value not in (None, "")}
         fields = section_fields(section)
-        settings = [f"  {key}: {_scalar(value)}" for key, value in values.items()]
-        column = min(48, max(map(len, settings)) + 2)
-        for setting, key in zip(settings, values, strict=True):
+        blocks = {key: _setting(key, value) for key, value in values.items()}
+        column = min(48, max(len(block[0]) for block in blocks.values()) + 2)
+        for key, (setting, *inside) in blocks.items():
             lines.append(f"{setting:<{column}}# {fields[key].description}")
             if len(setting) >= column:
                 lines[-1] = f"{setting}  # {fields[key].description}"
+            lines += inside
     return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _setting(key: str, value: object) -> list[str]:
+    """A setting on its line; one with settings of its own, such as `data.chat`, with these below it."""
+    if not isinstance(value, dict) or not value:
+        return [f"  {key}: {_scalar(value)}"]
+    return [f"  {key}:", *(f"    {name}: {_scalar(inside)}" for name, inside in value.items()
+                           if inside is not None)]

@@ -17,7 +17,8 @@ from tunesmith.data.shapes import LOOKED_AT, Shape, recognise
 from tunesmith.data.sources import open_sources
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
-from tunesmith.verbs.lengths import Base, Lengths, estimated_lengths, token_lengths
+from tunesmith.recipe.schema import DataSection
+from tunesmith.verbs.lengths import Base, Lengths, estimated_lengths, refuses_system_turns, token_lengths
 from tunesmith.verbs.show import Show
 
 #: More rows are not counted.
@@ -26,6 +27,8 @@ _MOST_ROWS = 200_000
 _LONGEST_KEPT = 100
 #: No row is learnt longer than this unless the recipe is changed by hand [tokens].
 _MOST_TOKENS = 8192
+#: Longer texts without a prompt are cut into windows of this length [tokens].
+_WINDOW = 2048
 #: Different rows that a verdict needs at least, that are held out of large files at most, and from which on a
 #: twentieth is held out.
 _FEWEST_HELD_OUT, _MOST_HELD_OUT, _HELD_OUT = 5, 256, 32
@@ -100,39 +103,59 @@ def fit(source: str, preset: Recipe, base: Base, show: Show) -> Fit:
     conversations and a base that has no chat template.
     """
     scanned = scan(source, show)
-    shape, chat = scanned.shape, base.is_chat and "chat" in type(preset.data).model_fields
+    shape = scanned.shape
     if needs_chat_template(shape) and not base.is_chat:
         raise RecipeError(f"{source} has conversations, and {base.name} has no chat template to write them "
                           "in", "Name a base that was made for chats (often called Instruct): --base BASE",
                           setting="model.base")
-    settings = data_settings(shape, chat=chat)
-    show.stage("measuring the rows")
-    lengths, refused = (
-        token_lengths(settings, scanned.first, scanned.longest, base.tokenizer) if base.tokenizer is not None
-        else (estimated_lengths(scanned.texts(scanned.first), scanned.texts(scanned.longest)), []))
     held_out = _held_out(scanned.different)
-    limit = min(base.positions or _MOST_TOKENS, _MOST_TOKENS)
-    max_length = min(limit, _rounded_up(lengths.longest, 64 if lengths.longest > 64 else 8))
     values = preset.model_dump()
     values["model"] |= {"base": base.name}
     if base.quantization is not None:
         values["model"] |= {"quantization": base.quantization}
     values["data"] |= {"source": source, "prompt": "", "completion": None, "messages": None,
-                       "max_length": max_length, "validation": held_out, **settings}
+                       "validation": held_out}
+    show.stage("measuring the rows")
+    settings, lengths, notes = _measured(values["data"], scanned, base)
+    values["data"] = settings
     values["train"] |= train_settings(scanned.rows - held_out)
     values["judge"] |= {"max_new_tokens": min(512, max(16, _rounded_up(lengths.most_answers, 16)))}
-    notes = [*shape.notes, *(f"Training will stop at this row: {message}" for message in refused),
-             *_size_notes(scanned, lengths, max_length, held_out)]
-    return Fit(Recipe.model_validate(values), scanned, lengths, chat, tuple(notes))
+    recipe = Recipe.model_validate(values)
+    notes = [*shape.notes, *notes, *_size_notes(scanned, lengths, recipe.data)]
+    chat = recipe.data.chat is not None or needs_chat_template(shape)
+    return Fit(recipe, scanned, lengths, chat, tuple(notes))
 
 
-def _size_notes(scanned: Scan, lengths: Lengths, max_length: int, held_out: int) -> list[str]:
+def _measured(data: dict[str, Any], scanned: Scan, base: Base) -> tuple[dict[str, Any], Lengths, list[str]]:
+    """(the data section with templates and lengths, the lengths, what is to be said of them)."""
+    shape, notes = scanned.shape, []
+    data = data | data_settings(shape, chat=base.is_chat)
+    if base.tokenizer is None:
+        lengths = estimated_lengths(scanned.texts(scanned.first), scanned.texts(scanned.longest))
+    else:
+        if base.is_chat and "system" in shape.parts and refuses_system_turns(base.tokenizer):
+            data = data | data_settings(shape, chat=True, system_turn=False)
+            notes.append("The base's chat template refuses a system turn: it begins the user's turn instead.")
+        if base.tokenizer.eos_token_id is None:
+            data["append_eos"] = False
+            notes.append("The base's tokenizer has no end token, so answers will not end by themselves.")
+        lengths, refused = token_lengths(DataSection(**data), scanned.first, scanned.longest, base)
+        notes += [f"Training will stop at this row: {message}" for message in refused]
+    limit = min(base.positions or _MOST_TOKENS, _MOST_TOKENS)
+    longest = _rounded_up(lengths.longest, 64 if lengths.longest > 64 else 8)
+    if shape.name == "texts" and longest > min(limit, _WINDOW):
+        return data | {"max_length": min(limit, _WINDOW), "overlong": "split"}, lengths, notes
+    return data | {"max_length": min(limit, longest)}, lengths, notes
+
+
+def _size_notes(scanned: Scan, lengths: Lengths, data: DataSection) -> list[str]:
     """What the sizes cost."""
     notes = []
-    if longer := lengths.longer_than(max_length):
+    if longer := lengths.longer_than(data.max_length):
+        fate = "split into windows" if data.overlong == "split" else "dropped"
         notes.append(f"{longer:,} of the rows that were looked at are longer than data.max_length, "
-                     f"{max_length:,} tokens, and will be dropped (data.overlong).")
-    if not held_out:
+                     f"{data.max_length:,} tokens, and will be {fate} (data.overlong).")
+    if not data.validation:
         notes.append(f"{scanned.different} different rows are too few to hold any out, so nothing will say "
                      "whether training helped.")
     return notes

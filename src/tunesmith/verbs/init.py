@@ -99,7 +99,7 @@ def _result(fitted: Fit) -> dict[str, Any]:
     return {
         "shape": shape.name, "why": shape.why, "unused": list(shape.unused),
         "columns": {part: column.name for part, column in shape.parts.items()},
-        "base": fitted.recipe.model.base, "chat": fitted.chat or data.messages is not None,
+        "base": fitted.recipe.model.base, "chat": fitted.chat,
         "rows": fitted.scan.rows, "rows_counted": fitted.scan.whole, "held_out": held_out,
         "epochs": train.num_epochs, "batch_size": train.batch_size,
         "steps": -(-(fitted.scan.rows - held_out) // train.batch_size) * int(train.num_epochs or 1),

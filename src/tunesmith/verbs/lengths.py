@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tunesmith.data.examples import Form, make_examples
+from tunesmith.data.chat.render import TemplateRefused, TemplateRenderer, TemplateUnbounded
+from tunesmith.data.dataset import form_of
+from tunesmith.data.examples import ExampleMaker
 from tunesmith.data.rows import Row
-from tunesmith.data.tokenize import Encoder, Rules, TokenRow
+from tunesmith.data.tokenize import Encoder, TokenRow, rules_of
 from tunesmith.errors import DataError, NetworkError
 from tunesmith.model.base_config import DEQUANTIZED, own_quantization
-from tunesmith.model.files import BaseFiles, locate_tokenizer, read_config
+from tunesmith.model.files import BaseFiles, locate_tokenizer, read_config, stop_ids
 from tunesmith.model.quantization import AS_THEY_ARE, WAYS
 from tunesmith.planning import can_count, count_parameters
+from tunesmith.recipe.schema import DataSection
 from tunesmith.verbs.show import Show
 
 #: A token is about so many bytes of UTF-8; fewer than in most text, so that the estimate is not too short.
@@ -40,6 +43,7 @@ class Base:
     is_chat: bool
     positions: int | None
     quantization: str | None
+    stop_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def look_at_base(name: str, show: Show) -> Base:
     files = BaseFiles(name, None, folder, config)
     tokenizer = load_tokenizer(files)
     return Base(name, tokenizer, bool(getattr(tokenizer, "chat_template", None)), files.positions,
-                _suitable_quantization(config))
+                _suitable_quantization(config), stop_ids(files, tokenizer))
 
 
 def unseen_base(name: str, quantization: str | None = None) -> Base:
@@ -118,34 +122,46 @@ def _suitable_quantization(config: Mapping[str, Any]) -> str | None:
     return AS_THEY_ARE if parameters < _SMALL else None
 
 
-def token_lengths(settings: Mapping[str, Any], first: Sequence[Row], others: Sequence[Row],
-                  tokenizer: Any) -> tuple[Lengths, list[str]]:
+def refuses_system_turns(tokenizer: Any) -> bool:
+    """Whether a chat template refuses a system turn, or leaves it out without a word."""
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}]
+    try:
+        return "Be brief." not in TemplateRenderer(tokenizer).render(chat, generation_prompt=True)
+    except (TemplateRefused, TemplateUnbounded):
+        return True
+
+
+def token_lengths(settings: DataSection, first: Sequence[Row], others: Sequence[Row],
+                  base: Base) -> tuple[Lengths, list[str]]:
     """Lengths as training will have them, and what is wrong with rows that it will refuse.
 
-    Raises DataError where those are many.
+    settings: the recipe's data section; its `max_length` is not looked at. Raises DataError where rows that
+    are refused are many, RecipeError for templates that are none.
     """
-    encoder = Encoder(tokenizer, Rules("completion", tokenizer.eos_token_id is not None, 1 << 40, "error"))
+    maker = ExampleMaker(form_of(settings))
+    encoder = Encoder(base.tokenizer, replace(rules_of(settings, base.stop_ids), max_length=1 << 40))
     refused: list[str] = []
-    rows, longest = (_encoded(settings, some, encoder, refused) for some in (first, others))
+    rows, longest = (list(_encoded(some, maker, encoder, refused)) for some in (first, others))
     return Lengths(tuple(len(row.ids) for row in rows), tuple(len(row.ids) for row in longest),
                    tuple(row.loss_tokens for row in rows), True), refused
 
 
-def _encoded(settings: Mapping[str, Any], rows: Sequence[Row], encoder: Encoder,
-             refused: list[str]) -> list[TokenRow]:
-    """Rows as tokens, without those that cannot be trained on; `refused` receives why. Raises DataError."""
-    while rows:
+def _encoded(rows: Sequence[Row], maker: ExampleMaker, encoder: Encoder,
+             refused: list[str]) -> Iterator[TokenRow]:
+    """Rows as tokens, without those that cannot be trained on; `refused` receives why."""
+    left = len(rows)
+    for row in rows:
         try:
-            form = Form(settings.get("prompt", ""), settings.get("completion"), settings.get("messages"),
-                        chat=settings.get("chat"))
-            return [row for made in encoder.encode_all(make_examples(rows, form)) for row, _ in made]
+            made = encoder.encode(maker.make(row))
+            if not any(each.loss_tokens for each, _ in made):
+                raise DataError(f"{row.place}: no token to learn from: the answer is empty")
         except DataError as error:
             refused.append(error.message)
-            kept = [row for row in rows if not error.message.startswith(f"{row.place}:")]
-            if len(kept) == len(rows) or not kept or len(refused) > _MOST_REFUSED:
+            left -= 1
+            if not left or len(refused) > _MOST_REFUSED:
                 raise
-            rows = kept
-    return []
+            continue
+        yield from (each for each, _ in made)
 
 
 def estimated_lengths(first: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]]) -> Lengths:

@@ -51,11 +51,18 @@ class Conversation:
 
 def is_conversation(value: Any) -> bool:
     """Whether a value is a list of messages, as objects or as JSON text."""
+    return messages_in(value) is not None
+
+
+def messages_in(value: Any) -> Sequence[Mapping[str, Any]] | None:
+    """The messages that a value is, as the row has them; None where it is no list of messages."""
     messages = _parsed(value)
     if isinstance(messages, Mapping):
         messages = _from_columns(messages)
-    return (isinstance(messages, Sequence) and not isinstance(messages, str) and len(messages) > 0
-            and all(isinstance(each, Mapping) and ("role" in each or "from" in each) for each in messages))
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not len(messages):
+        return None
+    are_messages = all(isinstance(each, Mapping) and ("role" in each or "from" in each) for each in messages)
+    return messages if are_messages else None
 
 
 def conversation_of(row: Row, column: str, *, tools: str | None = None,
