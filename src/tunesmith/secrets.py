@@ -17,15 +17,15 @@ SECRETS = {
                          r"[A-Za-z0-9+/_-]{20,}",
     "a private key": r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
 }
-#: Something of each pattern's, for texts that hold nothing to be dealt with at once.
-_HINT = re.compile(
-    r"(?i)hf_|sk-|gh[pousr]_|github_pat_|AKIA|ASIA|xox|AIza|api[_-]?key|access[_-]?key|secret|passw|"
-    r"-----BEGIN"
-)
+#: Of each pattern something that any match has, for texts that hold nothing to be dealt with at once.
+_SIGNS = ("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "AKIA", "ASIA", "xox", "AIza",
+          "-----BEGIN")
+_SIGNS_OF_ANY_CASE = ("key", "secret", "passw")
 
 
 def secrets_in(text: str) -> list[str]:
     """What kinds of secrets a text seems to hold."""
-    if not _HINT.search(text):
+    lower = text.lower()
+    if not (any(sign in text for sign in _SIGNS) or any(sign in lower for sign in _SIGNS_OF_ANY_CASE)):
         return []
     return [kind for kind, pattern in SECRETS.items() if re.search(pattern, text)]

@@ -15,9 +15,13 @@ from tunesmith import embedded
 
 Rows = list[dict[str, Any]]
 #: A base's tokenizer and config, with a chat template, and no weights.
-TEMPLATE = ("{% for m in messages %}{{ m.role }}:\n{{ m.content }}{{ eos_token if m.role == 'assistant' else "
-            "'\n' }}"
-            "{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}")
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}"
+    "{% if m.role == 'system' and not loop.first %}{{ raise_exception('system first') }}{% endif %}"
+    "{{ m.role }}:\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}{% endfor %}"
+    "{{ eos_token if m.role == 'assistant' else '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:\n{% endif %}")
 
 
 def base_without_weights(folder: Path, **config: Any) -> Path:
@@ -130,8 +134,16 @@ def plant_label_noise(rows: Rows, places: list[int]) -> None:
         rows[place]["q"] = rows[place - 1]["q"]
 
 
-_CALL = {"role": "assistant", "content": "", "tool_calls": [
-    {"type": "function", "function": {"name": "weather", "arguments": {"town": "Ghent"}}}]}
+def plant_calls(name: str, arguments: Any) -> Callable[[Rows, list[int]], None]:
+    """A call of a tool; the row offers `weather`."""
+    def plant(rows: Rows, places: list[int]) -> None:
+        for place in places:
+            call = {"type": "function", "function": {"name": name, "arguments": arguments}}
+            rows[place]["messages"][1:] = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+            rows[place]["tools"] = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+
+    return plant
+
 
 #: By the kind of what is to be found.
 CASES: dict[str, Case] = {
@@ -157,6 +169,12 @@ CASES: dict[str, Case] = {
     "secrets": Case(append("a", " The key is hf_" + "aB3dE" * 7)),
     "few_held_out": Case(lambda rows, places: None, "validation: 8"),
     "nothing_to_learn": Case(turns("system", "Be kind", "user", "Hello"), also=("roles",), chat=True),
+    "unusable_row": Case(turns("user", "Hello", "system", "Be kind", "assistant", "Well"), also=("roles",),
+                         chat=True),
+    "tool_not_offered": Case(plant_calls("wether", {"town": "Ghent"}), chat=True),
+    "tool_arguments_not_json": Case(plant_calls("weather", '{"town": "Ghent'), chat=True),
+    "split": Case(each(lambda row: row.__setitem__("a", row["a"] + " deli" * 400)),
+                  "max_length: 300, overlong: split"),
     "roles": Case(turns("assistant", "Hello", "user", "Good day", "assistant", "Well"), chat=True),
 }
 

@@ -149,3 +149,19 @@ def test_what_is_found_in_the_real_quotes(tmp_path: Path) -> None:
     assert 'prompt: "{quote} ->:" and completion: " {tags}"' in found["prompt_ends_in_blank"]["advice"]
     assert 190 < found["mojibake"]["count"] < 210
     assert lines(found["label_noise"]["rows"]) == [948, 1923]  # one quote twice, with other tags
+
+
+def test_training_says_what_matters_in_two_lines(recipe: Path, tmp_path: Path) -> None:
+    rows = clean(60)
+    for row in rows[::5]:
+        row["a"] = ""
+    rows[21] = rows[22]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["--set", f"data.source={tmp_path / 'rows.jsonl'}", "--set", "data.prompt={q}", "--set",
+            "data.completion={a}"]
+    done = command("train", str(recipe), *data, "--set", "train.max_steps=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "answer" in line or "found in the data" in line]
+    assert said[0].startswith("12 rows have empty answers: ")
+    assert said[1].startswith("Also found in the data: duplicates (1).")
+    assert len(said) == 2

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.dataset import read_text
-from tunesmith.data.tokenize import rules_of
 from tunesmith.errors import UsageError
-from tunesmith.model.files import BaseFiles, locate_tokenizer, read_config, stop_ids
+from tunesmith.model.files import BaseFiles, locate_tokenizer, read_config
 from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.verbs.audit import facts_of
 from tunesmith.verbs.show import Show, Silent
 
 if TYPE_CHECKING:
-    from tunesmith.data.inspect import Facts, SeenRow, SeenRows
+    from tunesmith.data.inspect import SeenRow, SeenRows
 
 #: Rows on the page: the first ones, and then those that findings name; and between two words of progress.
 _PAGE_ROWS, _PAGE_MOST, _TOLD_EVERY = 200, 500, 5000
@@ -79,29 +79,6 @@ def _tokenizer_files(recipe: Recipe, show: Show) -> BaseFiles:
     base = recipe.model
     folder = locate_tokenizer(base.base, base.revision, show.note)
     return BaseFiles(base.base, base.revision, folder, read_config(folder))
-
-
-def facts_of(recipe: Recipe, base: BaseFiles, tokenizer: Any, *, repeated: int = 0) -> Facts:
-    """What the checks know besides the rows."""
-    from tunesmith.data.inspect import Facts
-
-    data = recipe.data
-    rules = rules_of(data, stop_ids(base, tokenizer))
-    config = base.config.get("text_config") if isinstance(base.config.get("text_config"),
-                                                          dict) else base.config
-    vocabulary = config.get("vocab_size") if isinstance(config, dict) else None
-    return Facts(tokenizer=tokenizer, rules=rules, prompt_template=data.prompt,
-                 completion_template=data.completion or "", conversations=data.completion is None,
-                 stop_ids=frozenset(rules.stop_ids),
-                 embedding_rows=vocabulary if isinstance(vocabulary, int) else None, half_width=_half_width,
-                 repeated=repeated)
-
-
-def _half_width(count: int) -> float | None:
-    """The judge's, which brings torch along: imported where few rows are held out, and so asked for."""
-    from tunesmith.judge.interval import half_width
-
-    return half_width(count)
 
 
 def _examples(shown: Sequence[SeenRow], tokenizer: Any) -> list[dict[str, Any]]:

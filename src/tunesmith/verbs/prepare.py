@@ -11,6 +11,7 @@ from tunesmith.data.tokenize import rules_of
 from tunesmith.errors import RecipeError
 from tunesmith.model.files import BaseFiles, locate_base, stop_ids
 from tunesmith.recipe import Recipe
+from tunesmith.verbs.audit import cheap_findings
 from tunesmith.verbs.decide import Decisions
 from tunesmith.verbs.show import Show
 
@@ -42,6 +43,9 @@ def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool 
     data = tokenize_text(text, tokenizer, rules, training=training)
     for line in remarks_on(recipe.data, text, data):
         show.note(line)
+    if training:
+        for line in cheap_findings(recipe, base, tokenizer, text, data):
+            show.note(line)
     _require_embedded(data, base, tokenizer)
     longest = max(data.train + data.validation, key=lambda row: len(row.ids))
     if base.positions is not None and len(longest.ids) > base.positions:

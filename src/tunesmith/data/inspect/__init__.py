@@ -32,7 +32,7 @@ from tunesmith.data.inspect.pieces import pieces
 from tunesmith.data.inspect.prompt_too_long import PromptTooLong
 from tunesmith.data.inspect.roles import Roles
 from tunesmith.data.inspect.secrets_in_text import SecretsInText
-from tunesmith.data.inspect.seen import Facts, SeenRow, SeenRows
+from tunesmith.data.inspect.seen import Facts, SeenRow, SeenRows, seen_already
 from tunesmith.data.inspect.special_tokens import SpecialTokensInText
 from tunesmith.data.inspect.template_learnt import TemplateLearnt
 from tunesmith.data.inspect.tool_arguments import ToolArguments
@@ -40,7 +40,8 @@ from tunesmith.data.inspect.unknown_tokens import UnknownTokens
 from tunesmith.data.inspect.unknown_tools import UnknownTools
 from tunesmith.data.inspect.unusable import Unusable
 
-__all__ = ["CHECKS", "Audit", "Check", "Facts", "Finding", "SeenRow", "SeenRows", "audit", "pieces"]
+__all__ = ["CHECKS", "Audit", "Check", "Facts", "Finding", "SeenRow", "SeenRows", "audit", "pieces",
+           "seen_already"]
 
 CHECKS: tuple[type[Check], ...] = (
     NothingToLearn, Unusable, UnknownTokens, PromptTooLong, AnswerCut, EndNotLearnt, TemplateLearnt,

@@ -27,7 +27,7 @@ class HeldOutLengths(Check):
 
     def see(self, row: SeenRow) -> None:  # noqa: D102
         if row.tokens:
-            self.lengths[row.held_out].append(min(row.whole_length, 2**32 - 1))
+            self.lengths[row.held_out].append(min(row.longest, 2**32 - 1))
 
     def findings(self, places: Places) -> Iterable[Finding]:  # noqa: D102
         train, held_out = (np.sort(np.array(self.lengths[side], np.int64)) for side in (False, True))

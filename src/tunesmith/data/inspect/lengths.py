@@ -28,9 +28,9 @@ class Lengths:
         self.token_rows += len(row.tokens)
         self.tokens += kept
         self.loss_tokens += sum(tokens.loss_tokens for tokens in row.tokens)
-        if row.refusal is None:
-            self._lengths.append(row.whole_length)
-            self.lost_tokens += max(0, row.whole_length - kept) if row.overlong else 0
+        self._lengths.extend(row.lengths)
+        if row.overlong:
+            self.lost_tokens += max(0, sum(row.lengths) - kept)
 
     def as_dict(self) -> dict[str, Any]:
         """As `inspect --json` has it; lengths are those before anything is cut [tokens]."""

@@ -19,7 +19,6 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-from datasketch import MinHash
 
 from tunesmith.data.inspect.finding import Check, Finding, Places, rows_phrase
 from tunesmith.data.inspect.seen import Facts, SeenRow
@@ -50,6 +49,8 @@ class NearDuplicates(Check):
     cheap = False
 
     def __init__(self, facts: Facts) -> None:
+        from datasketch import MinHash  # a second, with scipy: not at the start of every run
+
         super().__init__(facts)
         self._waiting: list[tuple[str, bool, int]] | None = []
         self._shared: frozenset[tuple[str, ...]] = frozenset()

@@ -47,7 +47,7 @@ def _row(row: SeenRow, tokenizer: Any, most: int) -> dict[str, Any]:
                       "rest": len(tokens.ids) - len(ids), "loss_tokens": tokens.loss_tokens,
                       "length": len(tokens.ids)})
     return {"place": row.place, "held_out": row.held_out, "parts": parts, "text": row.text[:2000],
-            "why": row.refusal or (f"left out: {row.whole_length:,} tokens" if row.overlong else "")}
+            "why": row.refusal or (f"left out: {row.longest:,} tokens" if row.overlong else "")}
 
 
 def _visible_value(value: Any) -> Any:

@@ -6,13 +6,15 @@ The one file of the audit that knows how examples and token rows are made.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from tunesmith.data.dataset import TextSet
+from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.dataset import Dataset, TextSet
 from tunesmith.data.examples import Example
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.errors import DataError
@@ -21,6 +23,8 @@ from tunesmith.errors import DataError
 _AT_ONCE = 512
 #: Above every row's length: an encoder with this `max_length` cuts nothing.
 _NO_LIMIT = 1 << 40
+#: What the place of a part of a row has behind that of the row.
+_WINDOW = re.compile(r", window \d+$")
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,9 @@ class SeenRow:
     index: its number in the order of reading. question, answer: what stands before the (last) answer, and
     that answer. turns: the messages of a conversation, None for a prompt and a completion. offered: the names
     of the tools that the row offers. tokens: its token rows; none where it cannot be tokenized, and `refusal`
-    says why. overlong: whether it is longer than `data.max_length`; whole_length: how many tokens it would
-    have without that limit. prompt_length: tokens of the prompt before the last answer. content_hash: equal
-    for rows that say the same.
+    says why. overlong: whether one of them is longer than `data.max_length`; lengths: how many tokens they
+    would have without that limit. prompt_length: tokens before the last answer. content_hash: equal for rows
+    that say the same.
     """
 
     index: int
@@ -64,7 +68,7 @@ class SeenRow:
     offered: frozenset[str]
     tokens: tuple[TokenRow, ...]
     overlong: bool
-    whole_length: int
+    lengths: tuple[int, ...]
     prompt_length: int
     refusal: str | None
     content_hash: int
@@ -80,9 +84,9 @@ class SeenRow:
         return "\n".join(self.texts)
 
     @property
-    def dropped(self) -> bool:
-        """Whether no tokens of it are trained on."""
-        return not self.tokens
+    def longest(self) -> int:
+        """The length of its longest token row, before anything is cut."""
+        return max(self.lengths, default=0)
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,15 @@ class SeenRows:
     def __init__(self, text: TextSet, tokenizer: Any, rules: Rules) -> None:
         self._sides: list[tuple[bool, Sequence[Example]]] = [(False, text.train), (True, text.validation)]
         self._encoder = Encoder(tokenizer, rules)
-        self._unlimited = Encoder(tokenizer, replace(rules, max_length=_NO_LIMIT))
-        self._drop = rules.overlong == "drop"
+        self._unlimited = Encoder(tokenizer, replace(rules, max_length=_NO_LIMIT, overlong="truncate"))
 
     def __len__(self) -> int:
         return sum(len(side) for _, side in self._sides)
+
+    @property
+    def remarks(self) -> ChatRemarks:
+        """What is to be said of the conversations that were seen."""
+        return self._encoder.chat.remarks
 
     def __iter__(self) -> Iterator[SeenRow]:
         index = 0
@@ -150,39 +158,56 @@ class SeenRows:
                 if first < len(side):
                     break
                 first -= len(side)
-            example = side[first]
-            yield self._row(index, held_out, example, self._encode([example])[0])
+            yield from (self._row(index, held_out, side[first], encoded)
+                        for encoded in self._encode([side[first]]))
 
-    def _encode(self, examples: list[Example]) -> list[list[tuple[TokenRow, bool]] | str]:
+    def _encode(self, examples: list[Example]) -> Iterator[list[tuple[TokenRow, bool]] | str]:
         """For each its tokens, or why it has none."""
-        try:
-            return list(self._encoder.encode_all(examples))
-        except DataError:
-            return [self._encode_one(example) for example in examples]
-
-    def _encode_one(self, example: Example) -> list[tuple[TokenRow, bool]] | str:
-        try:
-            return self._encoder.encode(example)
-        except DataError as error:
-            return error.message.removeprefix(f"{example.place}: ")
+        while examples:
+            done = 0
+            try:
+                for encoded in self._encoder.encode_all(examples):
+                    done += 1
+                    yield encoded
+            except DataError as error:
+                yield error.message.removeprefix(f"{examples[done].place}: ")
+                done += 1
+            examples = examples[done:]
 
     def _row(self, index: int, held_out: bool, example: Example,
              encoded: list[tuple[TokenRow, bool]] | str) -> SeenRow:
-        tokens: tuple[TokenRow, ...] = ()
-        overlong, length, prompt_length, refusal = False, 0, 0, None
         if isinstance(encoded, str):
-            refusal = encoded
-        else:
-            overlong = any(cut for _, cut in encoded)
-            tokens = tuple(row for row, cut in encoded if not (cut and self._drop))
-            length = max(len(row.ids) for row, _ in encoded)
-            prompt_length = max(len(row.prompt_ids) for row, _ in encoded)
-            if overlong:
-                length = max(len(row.ids) for row, _ in self._unlimited.encode(example))
-        turns = _turns(example)
-        question, answer = (example.prompt, example.completion) if turns is None else _last_answer(turns)
-        return SeenRow(index, example.place, held_out, question, answer, turns, _offered(example), tokens,
-                       overlong, length, prompt_length, refusal, int(example.content_hash[:16], 16))
+            return _seen(index, held_out, example, (), refusal=encoded)
+        overlong = any(cut for _, cut in encoded)
+        dropped = self._encoder.rules.overlong in ("drop", "error")
+        tokens = tuple(row for row, cut in encoded if not (cut and dropped))
+        whole = [row for row, _ in (self._unlimited.encode(example) if overlong else encoded)]
+        return _seen(index, held_out, example, tokens, whole, overlong=overlong)
+
+
+def seen_already(text: TextSet, data: Dataset, most: int) -> Iterator[SeenRow]:
+    """The first rows of a data set that is tokenized already; those that were left out are not among them."""
+    index = 0
+    for held_out, examples, token_rows in ((False, text.train, data.train),
+                                           (True, text.validation, data.validation)):
+        made: dict[str, list[TokenRow]] = {}
+        for row in islice(token_rows, most):
+            made.setdefault(_WINDOW.sub("", row.place), []).append(row)
+        for example in islice(examples, most):
+            if rows := made.get(example.place):
+                yield _seen(index, held_out, example, tuple(rows), rows)
+                index += 1
+
+
+def _seen(index: int, held_out: bool, example: Example, tokens: tuple[TokenRow, ...],
+          whole: Sequence[TokenRow] = (), *, overlong: bool = False, refusal: str | None = None) -> SeenRow:
+    """whole: its token rows as long as they are."""
+    turns = _turns(example)
+    question, answer = (example.prompt, example.completion) if turns is None else _last_answer(turns)
+    return SeenRow(index, example.place, held_out, question, answer, turns, _offered(example), tokens,
+                   overlong, tuple(len(row.ids) for row in whole),
+                   max((len(row.prompt_ids) for row in whole), default=0), refusal,
+                   int(example.content_hash[:16], 16))
 
 
 def _turns(example: Example) -> tuple[Turn, ...] | None:

@@ -35,8 +35,13 @@ class SpecialTokensInText(Check):
     def findings(self, places: Places) -> Iterable[Finding]:  # noqa: D102
         named = ", ".join(token if token in self.facts.special_tokens else f"{token} (another model's)"
                           for token, _ in self.tokens.most_common(4))
+        taken, advice = (
+            ("which become special tokens", "Take it out of the data where it is not meant: in its place the "
+             "model learns to begin, to end or to change the speaker.") if self.facts.rules.special_tokens
+            else
+            ("which become ordinary text, letter by letter", "Take it out of the data, or set "
+             "data.special_tokens to true where it is meant as special tokens."))
         return self.found(
             "special_tokens_in_text", "warning",
-            f"{rows_phrase(self.hits.count, 'holds', 'hold')} the text of special tokens: {named}",
-            "Take it out of the data, or write it another way: in a special token's place the model learns "
-            "to begin, end or change the speaker.")
+            f"{rows_phrase(self.hits.count, 'holds', 'hold')} the text of special tokens: {named}, {taken}",
+            advice)
