@@ -124,6 +124,9 @@ def _read(action: Callable[[], Any], datasets: Any, source: str, key: str) -> An
         if (cause := underlying_failure(error)) is not None:
             raise cause from None
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
+            from huggingface_hub import HfApi
+
+            HfApi().auth_check(source, repo_type="dataset")  # raises what `datasets` hides: that it is gated
             raise _no_such(source, key) from None
         reason = redacted((str(error).splitlines() or [type(error).__name__])[0])
         raise DataError(f"{key}: {source}: {reason}") from None
