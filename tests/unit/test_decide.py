@@ -33,13 +33,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     from tunesmith.data import dataset
 
     read: list[str] = []
-    real = dataset.read_source
+    real = dataset.open_source
 
-    def read_source(source: str, *more: Any) -> Any:
-        read.append(source)
-        return real(source, *more)
+    def open_source(settings: Any, *more: Any) -> Any:
+        read.append(settings.source)
+        return real(settings, *more)
 
-    monkeypatch.setattr(dataset, "read_source", read_source)
+    monkeypatch.setattr(dataset, "open_source", open_source)
     return read
 
 

@@ -65,7 +65,7 @@ def test_every_setting_is_documented() -> None:
     (SMALL + "share: {repo: nothing}", "user/name"),
     ("model: {base: a, dtype: fp16}\ndata: {source: b, completion: c}", "'fp16' does not fit"),
     ("model: {base: a, device: tpu}\ndata: {source: b, completion: c}", "model.device"),
-    ("model: {base: a}\ndata: {source: b}", "either `completion`"),
+    ("model: {base: a}\ndata: {source: b}", "give one of `completion`"),
     ("model: {base: a}\ndata: {source: b, messages: m, prompt: p}", "messages"),
     ("model: {base: a}\ndata: {source: b, completion: c, validation: -1}", "validation"),
     ("model: {base: a}\ndata: {source: b, completion: c, validation: .nan}", "validation"),

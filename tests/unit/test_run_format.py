@@ -198,10 +198,11 @@ def test_what_changed_since_the_run_began() -> None:
 
 def test_a_manifest_with_other_keys_is_another_format() -> None:
     """If this fails, keys of manifest.json have changed: raise RUN_FORMAT, then write the new keys here."""
-    assert RUN_FORMAT == 3
+    assert RUN_FORMAT == 4
     assert set(Manifest.model_fields) == {
         "format", "run_id", "started", "seed", "quantization", "base", "data", "engine", "engine_reason",
         "device", "dtype", "matmul", "spread", "activation_budget_bytes", "trainable_parameters",
         "all_parameters", "threads", "machine", "versions"}
     assert {name: set(Manifest.model_fields[name].annotation.model_fields) for name in ("base", "data")} == {
-        "base": {"name", "revision", "files"}, "data": {"source", "content", "counts", "template"}}
+        "base": {"name", "revision", "files"},
+        "data": {"source", "files", "validation_files", "content", "counts", "template"}}

@@ -10,20 +10,16 @@ from typing import Any, Protocol
 
 from tunesmith.data.chat.answers import ChatRemarks
 from tunesmith.data.examples import Example, ExampleMaker, Form
-from tunesmith.data.sources import read_source
+from tunesmith.data.sources import SourceSettings, open_source
 from tunesmith.data.split import hold_out
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.errors import DataError
 from tunesmith.hub.client import Tell, quiet
 
 
-class DataSettings(Protocol):
+class DataSettings(SourceSettings, Protocol):
     """What is read of the recipe's data section."""
 
-    @property
-    def source(self) -> str: ...  # noqa: D102
-    @property
-    def split(self) -> str: ...  # noqa: D102
     @property
     def prompt(self) -> str: ...  # noqa: D102
     @property
@@ -34,8 +30,6 @@ class DataSettings(Protocol):
     def tools(self) -> str | None: ...  # noqa: D102
     @property
     def chat(self) -> Any: ...  # noqa: D102
-    @property
-    def validation(self) -> float | int | str: ...  # noqa: D102
 
 
 def form_of(settings: DataSettings) -> Form:
@@ -48,13 +42,18 @@ def form_of(settings: DataSettings) -> Form:
 class TextSet:
     """Training and validation examples; `repeated` were dropped, as they stand in both sources.
 
-    written: how columns that are no text were written, by column and form, with how many rows.
+    written: how columns that are no text were written, by column and form, with how many rows. files: those
+    that the rows were read from, of data.source and of data.validation. skipped: rows left out under
+    `data.bad_rows: skip`.
     """
 
     train: list[Example]
     validation: list[Example]
     repeated: int
     written: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    validation_files: list[str] = field(default_factory=list)
+    skipped: int = 0
 
     @property
     def content_hash(self) -> str:
@@ -95,20 +94,20 @@ def read_text(settings: DataSettings, tell: Tell = quiet) -> TextSet:
     """
     maker = ExampleMaker(form_of(settings))
 
-    def examples(source: str, key: str) -> list[Example]:
-        return [maker.make(row) for row in read_source(source, settings.split, key, tell)]
-
-    all_examples = examples(settings.source, "data.source")
-    if not isinstance(settings.validation, str):
+    source = open_source(settings, "data.source", tell)
+    all_examples = list(maker.make_all(source.rows(), source.skipped.reject))
+    if not isinstance(settings.validation, str | list):
         train, validation = hold_out(all_examples, settings.validation)
-        return TextSet(train, validation, 0, maker.written)
-    validation = examples(settings.validation, "data.validation")
+        return TextSet(train, validation, 0, maker.written, source.files, skipped=source.skipped.count)
+    held_out = open_source(settings, "data.validation", tell)
+    validation = list(maker.make_all(held_out.rows(), held_out.skipped.reject))
     seen = {example.content_hash for example in validation}
     train = [example for example in all_examples if example.content_hash not in seen]
     if not train:
         raise DataError("every row also stands in data.validation, so none is left to learn from",
                         setting="data.source")
-    return TextSet(train, validation, len(all_examples) - len(train), maker.written)
+    return TextSet(train, validation, len(all_examples) - len(train), maker.written, source.files,
+                   held_out.files, source.skipped.count + held_out.skipped.count)
 
 
 def tokenize_text(text: TextSet, tokenizer: Any, rules: Rules, *, training: bool = True) -> Dataset:

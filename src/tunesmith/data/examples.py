@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,6 +98,16 @@ class ExampleMaker:
                 raise DataError(f"{example.place}: half of a surrogate pair (a cut emoji, say) is no text",
                                 "Mend or remove the row.") from None
         return example
+
+    def make_all(self, rows: Iterable[Row], reject: Callable[[DataError], None]) -> Iterator[Example]:
+        """The examples of rows. reject: receives the error of a row that does not fit, and may raise it."""
+        for row in rows:
+            try:
+                example = self.make(row)
+            except DataError as error:
+                reject(error)
+            else:
+                yield example
 
     def _made(self, row: Row) -> Example:
         form = self.form

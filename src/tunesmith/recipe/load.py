@@ -299,9 +299,13 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
                 return str(candidate.absolute()) if glob.has_magic(value) else str(candidate.resolve())
         return value
 
-    data = {"source": local(recipe.data.source)}
-    if isinstance(recipe.data.validation, str):
-        data["validation"] = local(recipe.data.validation)
+    def each(value: Any) -> Any:
+        return [local(one) for one in value] if isinstance(value, list) else local(value)
+
+    data = {"source": each(recipe.data.source)}
+    held_out = recipe.data.validation
+    if isinstance(held_out, list) or (isinstance(held_out, str) and not held_out.startswith("split:")):
+        data["validation"] = each(held_out)
     return recipe.model_copy(update={
         "model": recipe.model.model_copy(update={"base": local(recipe.model.base)}),
         "data": recipe.data.model_copy(update=data),

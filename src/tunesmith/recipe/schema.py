@@ -53,9 +53,19 @@ class ChatSection(Section):
 class DataSection(Section):
     """The rows, and how each becomes text."""
 
-    source: str = Field(
-        min_length=1, description="a Hub id, or a .jsonl, .json, .csv or .parquet file, folder or glob")
-    split: str = Field("train", min_length=1, description="which split of a data set on the Hub")
+    source: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=1)] = Field(
+        description="a Hub id, or a file (.jsonl .json .csv .tsv .parquet .arrow .xlsx .txt), folder or "
+                    "glob; or a list of these")
+    weights: list[float] | None = Field(
+        None,
+        description="with a list of sources: the share of the rows that each gives; null: all rows of all")
+    name: str | None = Field(
+        None, min_length=1, description="the configuration of a Hub data set, or the sheet of a spreadsheet")
+    split: str = Field(
+        "train", min_length=1, description="which split, slices (train[:5%]) and sums (train+test) included")
+    bad_rows: Literal["error", "skip"] = Field(
+        "error",
+        description="what becomes of a row that cannot be read or used: error | skip (a few; counted)")
     prompt: str = Field(
         "", description="what the model is given, columns in braces ({{ and }} for braces themselves)")
     completion: str | None = Field(None, description="what it should answer, columns in braces")
@@ -90,9 +100,32 @@ class DataSection(Section):
         False,
         description="whether special tokens in the text of rows, such as </s>, are tokens; else they are "
                     "text")
-    validation: float | int | str = Field(
+    validation: float | int | str | list[str] = Field(
         0.05,
-        description="held out: a share below 1, a count of rows, or a source of its own; 0 holds nothing out")
+        description="held out: a share below 1, a count of rows, split:NAME (of the same data set), or a "
+                    "source (or list of them) of its own; 0 holds nothing out")
+
+    @property
+    def source_name(self) -> str:
+        """What the source is called in messages."""
+        return self.source if isinstance(self.source, str) else ", ".join(self.source)
+
+    @model_validator(mode="after")
+    def _sources(self) -> DataSection:
+        for key in ("source", "validation"):
+            value = getattr(self, key)
+            if isinstance(value, list) and not all(value):
+                raise ValueError(f"`{key}` has an empty name in its list")
+        if isinstance(self.validation, list | str) and self.validation in ([], "", "split:"):
+            raise ValueError(f"`validation` is {self.validation!r}: name a split (split:test) or a source")
+        if self.weights is not None:
+            count = len(self.source) if isinstance(self.source, list) else 1
+            if count == 1 or len(self.weights) != count:
+                raise ValueError(f"`weights` has {len(self.weights)} numbers, `source` names {count}: one "
+                                 "for each of several sources")
+            if not all(0 < weight < float("inf") for weight in self.weights):
+                raise ValueError(f"`weights` is {self.weights}: numbers above 0")
+        return self
 
     @model_validator(mode="after")
     def _one_form(self) -> DataSection:

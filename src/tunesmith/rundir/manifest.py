@@ -15,7 +15,7 @@ from tunesmith.rundir.schema import Count, Sha256, Short, Strict, parse_as
 
 #: The format of run folders that this program reads and writes. Whatever changes a file of a run so that an
 #: older or a newer program would misread or refuse it, such as one more key of a schema, raises this number.
-RUN_FORMAT = 3
+RUN_FORMAT = 4
 MANIFEST_NAME = "manifest.json"
 _ANOTHER = "Start another run with --run."
 
@@ -45,9 +45,15 @@ class RowCounts(Strict):
 
 
 class DataFacts(Strict):
-    """The rows. source: as in the recipe. content, template: hashes of the rows as text and of templates."""
+    """The rows. content, template: hashes of the rows as text and of templates.
+
+    source: as in the recipe. files, validation_files: the files that rows were read from, the latter where
+    the validation set has its own; by names that hold on any machine, the first thousand.
+    """
 
     source: Short
+    files: list[Short]
+    validation_files: list[Short]
     content: Sha256
     counts: RowCounts
     template: Sha256

@@ -95,7 +95,7 @@ def _reachable(name: str, recipe: Path) -> str:
 
 def _result(fitted: Fit) -> dict[str, Any]:
     shape, train, data = fitted.scan.shape, fitted.recipe.train, fitted.recipe.data
-    held_out = int(data.validation)
+    held_out = int(data.validation) if isinstance(data.validation, int | float) else 0
     return {
         "shape": shape.name, "why": shape.why, "unused": list(shape.unused),
         "columns": {part: column.name for part, column in shape.parts.items()},

@@ -102,5 +102,5 @@ def _write_page(path: Path, recipe: Recipe, result: dict[str, Any], shown: Seque
     from tunesmith.rundir import write_atomically
 
     write_atomically(path, render_page(
-        {"base": recipe.model.base, "source": recipe.data.source, "loss_on": recipe.data.loss_on}, result,
-        [*named, *shown], tokenizer))
+        {"base": recipe.model.base, "source": recipe.data.source_name, "loss_on": recipe.data.loss_on},
+        result, [*named, *shown], tokenizer))

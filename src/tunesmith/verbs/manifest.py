@@ -15,6 +15,8 @@ from tunesmith.recipe import Recipe
 from tunesmith.rundir.manifest import RUN_FORMAT, BaseFacts, DataFacts, Manifest, RowCounts
 from tunesmith.verbs.prepare import Prepared
 
+#: How many of the files of its rows a manifest names.
+_MOST_FILES = 1000
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "safetensors")
 
 
@@ -62,7 +64,9 @@ def build_manifest(recipe: Recipe, prepared: Prepared) -> Manifest:
         seed=recipe.train.seed, quantization=placement.quantization,
         base=BaseFacts(name=recipe.model.base, revision=recipe.model.revision,
                        files=fingerprint(prepared.base)),
-        data=DataFacts(source=recipe.data.source, content=prepared.content_hash,
+        data=DataFacts(source=recipe.data.source_name[:4096], content=prepared.content_hash,
+                       files=prepared.files[:_MOST_FILES],
+                       validation_files=prepared.validation_files[:_MOST_FILES],
                        counts=RowCounts(**prepared.data.counts),
                        template=hashlib.sha256(template.encode()).hexdigest()),
         engine=placement.engine, engine_reason=placement.reason, device=placement.device,

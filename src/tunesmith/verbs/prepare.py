@@ -18,13 +18,18 @@ from tunesmith.verbs.show import Show
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data and the base of a recipe, checked, no weights loaded. content_hash: of the rows as text."""
+    """The data and the base of a recipe, checked, no weights loaded.
+
+    content_hash: of the rows as text. files, validation_files: those that the rows were read from.
+    """
 
     decisions: Decisions
     content_hash: str
     data: Dataset
     base: BaseFiles
     tokenizer: Any
+    files: list[str]
+    validation_files: list[str]
 
 
 def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool = True) -> Prepared:
@@ -53,7 +58,7 @@ def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool 
                           f"the base has {base.positions} positions",
                           f"Set data.max_length to {base.positions}, and data.overlong to truncate or drop.",
                           setting="data.max_length")
-    return Prepared(decisions, text.content_hash, data, base, tokenizer)
+    return Prepared(decisions, text.content_hash, data, base, tokenizer, text.files, text.validation_files)
 
 
 def _require_embedded(data: Dataset, base: BaseFiles, tokenizer: Any) -> None:

@@ -95,7 +95,7 @@ def _checked(batches: Iterator[Any], path: Path, size_bytes: int, reading: Readi
         for value in _values(batch, path, number, reading):
             number += 1
             if value is not None:
-                yield Row(value, f"{path}, row {number}")
+                yield Row(value, f"{path}, row {number}", from_arrow=True)
 
 
 def _values(batch: Any, path: Path, before: int, reading: Reading) -> Iterator[dict[str, Any] | None]:

@@ -44,7 +44,7 @@ def open_hub(source: str, split: str, key: str, tell: Tell, reading: Reading) ->
     def rows() -> Iterator[Row]:
         try:
             for number, value in enumerate(table, start=1):
-                yield Row(dict(value), f"{source}, row {number}")
+                yield Row(dict(value), f"{source}, row {number}", from_arrow=True)
         except (ValueError, OverflowError) as error:
             raise DataError(f"{key}: {source}: a row holds what Python cannot: "
                             f"{str(error).splitlines()[0]}") from None

@@ -42,14 +42,15 @@ class Source:
         for too many skipped rows.
         """
         self.skipped.begin()
-        count = 0
+        good = 0
         for row in self.read():
-            count += 1
+            before = self.skipped.count
             yield row
-        if not count:
+            good += self.skipped.count == before  # whoever uses the rows may skip some, too
+        if not good:
             why = f": {self.skipped.first[0]}" if self.skipped.first else ""
             raise DataError(f"{self.key}: {self.name} has no rows{why}")
-        self.skipped.require_few(count)
+        self.skipped.require_few(good)
         self.say(self.skipped.summary())
 
     def say(self, line: str) -> None:
