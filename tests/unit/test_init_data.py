@@ -157,6 +157,35 @@ def test_labels_that_are_numbers_are_told() -> None:
     assert "numbers" in shape.notes[0]
 
 
+def test_a_label_in_words_is_taken_before_its_number() -> None:
+    rows = [{"text": f"{sentence(n)} {n}", "label": n % 3, "label_text": f"intent {n % 3}"}
+            for n in range(30)]
+    shape = shape_of(*rows)
+    assert parts_of(shape)["completion"] == "label_text"
+    assert shape.unused == ("label",)
+    assert not shape.notes
+
+
+@pytest.mark.parametrize(("first", "second"), [("premise", "hypothesis"), ("Subject", "Body")])
+def test_two_texts_with_a_label_are_both_taken(first: str, second: str) -> None:
+    rows = [{first: sentence(n), second: f"{sentence(-n)} {n}", "label": ["yes", "no"][n % 2]}
+            for n in range(30)]
+    assert parts_of(shape_of(*rows)) == {"input": first, "prompt": second, "completion": "label"}
+
+
+def test_objects_as_answers_are_told_with_their_keys() -> None:
+    shape = shape_of(*[{"question": f"Why {n}?", "answers": {"text": ["So."], "start": [n]}}
+                       for n in range(3)])
+    assert "objects of text, start" in shape.notes[0]
+    assert "{answers.text}" in shape.notes[0]
+
+
+def test_tools_beside_texts_are_told() -> None:
+    shape = shape_of(*[{"query": f"Add {n}.", "answers": "[]", "tools": '[{"name": "add"}]'}
+                       for n in range(3)])
+    assert "tools is not used" in shape.notes[0]
+
+
 def test_two_columns_with_few_values_and_no_telling_name_are_not_guessed_at() -> None:
     with pytest.raises(DataError) as raised:
         shape_of(*[{"said": f"{sentence(n)} {n}", "who": "ab"[n % 2], "where": "cd"[n % 2]}
@@ -194,6 +223,9 @@ def test_what_is_of_no_known_shape_names_its_columns_and_the_way_by_hand() -> No
         assert said in raised.value.message
     assert 'data.prompt: "{german}"' in raised.value.hint
     assert 'data.completion: "{english}"' in raised.value.hint
+    with pytest.raises(DataError, match="translation .objects of en, fr") as raised:
+        shape_of({"translation": {"en": "Yes", "fr": "Oui"}}, {"translation": {"en": "No", "fr": "Non"}})
+    assert 'data.prompt: "{translation.en}" and data.completion: "{translation.fr}"' in raised.value.hint
 
 
 def init(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> tuple[dict[str, Any], Recipe]:
@@ -356,7 +388,7 @@ def test_the_labels_are_named_to_a_chat_model(tmp_path: Path, chat_base: str) ->
     rows = [{"text": f"{sentence(n)} {n}", "label": ["billing", "shipping"][n % 2]} for n in range(20)]
     _, recipe = init(tmp_path, rows, base=chat_base)
     assert filled(recipe, rows[0])[0][1] == (
-        f"{rows[0]['text']}\n\nWhich label is it: billing or shipping? Answer with that alone.")
+        f"{rows[0]['text']}\n\nAnswer with its label alone, one of: billing, shipping.")
     (tmp_path / "my.yaml").unlink()
     _, recipe = init(tmp_path, rows)
     assert filled(recipe, rows[0]) == (f"{rows[0]['text']}\n\nLabel:", " billing")

@@ -15,6 +15,8 @@ from tunesmith.visible import on_one_line
 
 #: Of a longer value only this much is remembered, to count how many differ [characters].
 _REMEMBERED = 500
+#: Of a column's objects no more keys are remembered.
+_MOST_KEYS = 50
 
 
 class Holds(Enum):
@@ -37,7 +39,7 @@ class Column:
     filled: in how many rows it is neither missing, null nor blank; first_empty: the place of the first other
     row. missing: how many rows have no such column. characters: of all values together; longest: of one.
     begins_blank, ends_blank: how many values begin, or end, with white space. values: how often each occurs,
-    as text.
+    as text. keys: of the values that are objects.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Column:
     begins_blank: int = 0
     ends_blank: int = 0
     values: Counter[str] = field(default_factory=Counter)
+    keys: dict[str, None] = field(default_factory=dict)
 
     @property
     def empty(self) -> int:
@@ -78,7 +81,12 @@ class Column:
             if self.holds is Holds.TEXT:
                 return f"{name} (text of {self.mean_characters:,.0f} characters on average, {different})"
             return f"{name} ({self.holds.value}, {different})"
-        return f"{name} ({self.holds.value})"
+        of = f" of {', '.join(self.shown_keys())}" if self.keys else ""
+        return f"{name} ({self.holds.value}{of})"
+
+    def shown_keys(self, most: int = 8) -> list[str]:
+        """The keys of its objects, for a message."""
+        return [on_one_line(key, 40) for key in list(self.keys)[:most]]
 
     def take(self, row: Row) -> None:
         """Count a row in."""
@@ -91,6 +99,8 @@ class Column:
         held = kind_of(value)
         self.holds = held if self.holds in (Holds.NOTHING, held) else Holds.MIXED
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        if isinstance(value, dict) and len(self.keys) < _MOST_KEYS:
+            self.keys.update(dict.fromkeys(map(str, value)))
         self.filled += 1
         self.characters += len(text)
         self.longest = max(self.longest, len(text))

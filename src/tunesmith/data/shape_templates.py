@@ -74,38 +74,35 @@ def needs_chat_template(shape: Shape) -> bool:
 def _asked(shape: Shape, prompt: Column) -> list[_Piece]:
     """The user's turn of a chat."""
     given, answer = shape.parts.get("input"), _word(shape.parts["completion"])
+    text: list[_Piece] = [_Filled(given, "", "\n\n"), prompt] if given else [prompt]
     if shape.name == "texts with a label":
         listed = _listed(shape.labels)
-        return [prompt, f"\n\nWhich {answer} is it: {listed}? Answer with that alone." if listed
-                else f"\n\nAnswer with its {answer} alone."]
+        return [*text, f"\n\nAnswer with its {answer} alone{listed and f', one of: {listed}'}."]
     if shape.name == "texts with a list":
         return [prompt, f"\n\nGive its {answer} as a list."]
     if shape.name == "documents and summaries":
         return [prompt, "\n\nSummarize this text."]
-    if given is None:
-        return [prompt]
-    if shape.name == "questions and answers":
-        return [_Filled(given, "", "\n\n"), prompt]
-    return [prompt, _Filled(given, "\n")]
+    if shape.name == "instructions" and given is not None:
+        return [prompt, _Filled(given, "\n")]
+    return text
 
 
 def _as_text(shape: Shape, prompt: Column, completion: Column) -> tuple[list[_Piece], list[_Piece]]:
     """Prompt and completion for a base that knows no chats."""
     given, system = shape.parts.get("input"), shape.parts.get("system")
     blank = "" if completion.begins_blank > completion.filled / 2 else " "
+    before: list[_Piece] = [_Filled(given, "", "\n\n")] if given else []
     asked: list[_Piece]
     if shape.name == "instructions":  # Alpaca's own wording
         asked, blank = ["### Instruction:\n", prompt, "\n\n### Response:\n"], ""
         if given is not None:
             asked[2:] = ["\n\n", _Filled(given, "### Input:\n", "\n\n"), "### Response:\n"]
     elif shape.name == "questions and answers":
-        asked = ["Question: ", prompt, "\nAnswer:"]
-        if given is not None:
-            asked = [_Filled(given, "", "\n\n"), *asked]
+        asked = [*before, "Question: ", prompt, "\nAnswer:"]
     elif shape.name == "documents and summaries":
         asked = [prompt, "\n\nSummary:"]
     elif shape.name in ("texts with a label", "texts with a list"):
-        asked = [prompt, f"\n\n{_word(completion).capitalize()}:"]
+        asked = [*before, prompt, f"\n\n{_word(completion).capitalize()}:"]
     elif not blank or prompt.ends_blank > prompt.filled / 2:
         asked, blank = [prompt], ""  # the file says itself how they are joined
     else:
@@ -138,17 +135,18 @@ def _piece(piece: _Piece, jinja: bool) -> str:
         return f"{piece.before}{_piece(piece.column, jinja)}{piece.after}"
     name = piece.column.name
     text = f"{piece.before}{{{{ {name}{' | trim' if piece.trimmed else ''} }}}}{piece.after}"
+    if text == f"{{{{ {name} }}}}" and not piece.column.missing:
+        return text  # Jinja writes nothing for null
     there = f"{name} is defined and {name}" if piece.column.missing else name
     return f"{{% if {there} %}}{text}{{% endif %}}" if piece.column.empty else text
 
 
 def _listed(labels: tuple[str, ...]) -> str:
-    """The labels as a sentence has them; nothing where they are too many, or would not be read as text."""
+    """The labels as a list; nothing where they are too many, or would not be read as text."""
     if not 1 < len(labels) <= _LISTED_LABELS or any(set("{}\n") & set(label) for label in labels):
         return ""
-    *rest, last = sorted(labels)
-    return f"{', '.join(rest)} or {last}"
+    return ", ".join(sorted(labels))
 
 
 def _word(column: Column) -> str:
-    return column.name.strip().replace("_", " ").lower()
+    return column.name.strip().replace("_", " ").lower().removesuffix(" text")

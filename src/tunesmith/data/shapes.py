@@ -36,6 +36,9 @@ _TEXTS = ("text", "content", "body", "document", "article", "story", "passage", 
 _SURE_TEXTS = _TEXTS[:8]
 _LABELS = ("label", "labels", "label_text", "category", "class", "intent", "sentiment", "topic", "target",
            "genre", "emotion", "type", "tag", "queue", "rating", "stars", "score", "priority")
+_TITLES = ("title", "subject", "headline", "heading")
+_TWO_TEXTS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_1", "sentence_2"),
+              ("question1", "question2"), ("text1", "text2"), ("text_a", "text_b"))
 _LISTS = ("tags", "labels", "keywords", "categories", "topics", "genres", "keyphrases", "entities")
 #: No label is longer [characters]; there are no more of them; each stands in so many rows on average where
 #: the column's name says nothing, and in so many where it does.
@@ -97,9 +100,9 @@ def recognise(rows: Sequence[Row], source: str) -> Shape:
             used = {column.name for column in shape.parts.values()}
             unused = tuple(column.name for column in columns.all
                            if column.name not in used and column.holds is not Holds.NOTHING)
-            return replace(shape, notes=(*shape.notes, *_empty_notes(shape)), unused=unused)
-    first = next((column.name for column in columns.usable), "QUESTION")
-    second = next((column.name for column in columns.usable[1:]), "ANSWER")
+            notes = (*shape.notes, *_object_notes(shape), *_empty_notes(shape))
+            return replace(shape, notes=notes, unused=unused)
+    first, second, *_ = [*_template_names(columns.usable), "QUESTION", "ANSWER"]
     raise DataError(
         f"{source}: it is not clear which column is asked and which is the answer. "
         f"Its columns: {described(columns.all)}",
@@ -113,12 +116,28 @@ def _plain(name: str) -> str:
     return name.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
+def _template_names(columns: Sequence[Column]) -> list[str]:
+    """What a template may name: columns, and the keys of objects in them."""
+    return [name for column in columns for name in (
+        [f"{column.name}.{key}" for key in column.shown_keys()] if column.keys else [column.name])]
+
+
 def _template(name: str) -> str:
     return '"{' + on_one_line(name, 60) + '}"'
 
 
 def _parts(**columns: Column | None) -> dict[str, Column]:
     return {part: column for part, column in columns.items() if column is not None}
+
+
+def _object_notes(shape: Shape) -> list[str]:
+    """How objects that are answers are written, and what else there is."""
+    answer = shape.parts.get("completion")
+    if answer is None or answer.holds is not Holds.OBJECT or not answer.keys:
+        return []
+    name, keys = on_one_line(answer.name, 60), answer.shown_keys()
+    return [f"{name} holds objects of {', '.join(keys)}, which are learnt as JSON. To learn one of these alone, "
+            f"write it in the recipe: {{{name}.{keys[0]}}}"]
 
 
 def _empty_notes(shape: Shape) -> list[str]:
@@ -212,6 +231,9 @@ def _pairs(columns: _Columns, source: str) -> Shape | None:
         name, given = "questions and answers", columns.find(_CONTEXTS, Holds.TEXT)
     else:
         name = "documents and summaries" if answer is summary else "prompts and completions"
+    if tools := columns.find(_TOOLS, Holds.TEXT, Holds.TEXTS, Holds.OBJECT):
+        notes.append(f"{tools.name} is not used: to learn calls of tools, make each row a conversation with "
+                     "tool_calls.")
     wanted = columns.find(("label",), Holds.TRUTH)
     if wanted is not None and not wanted.is_constant:
         notes.append(f"{wanted.name} is true or false: in preference data (as for KTO) it marks answers that "
@@ -243,11 +265,33 @@ def _labelled(columns: _Columns, source: str) -> Shape | None:
     text = _text(columns, label)
     if text is None:
         return None
+    label = _in_words(columns, label)
+    given = _before(columns, text)
     labels = tuple(value for value, _ in label.values.most_common())
     notes = ["The labels are numbers, of which a model knows nothing. Words in the file are learnt sooner."
              ] if all(_is_number(value) for value in labels) else []
     why = f"{label.name} {why} ({len(labels)}: {_some(labels)}), {text.name} is the text"
-    return Shape("texts with a label", {"prompt": text, "completion": label}, why, tuple(notes), labels)
+    return Shape("texts with a label", _parts(input=given, prompt=text, completion=label), why, tuple(notes),
+                 labels)
+
+
+def _in_words(columns: _Columns, label: Column) -> Column:
+    """The column that says in words what a label says as a number, if there is one."""
+    if not all(map(_is_number, label.values)):
+        return label
+    for column in columns.holding(Holds.TEXT):
+        pairs = {(str(row.values.get(label.name)), str(row.values.get(column.name))) for row in columns.rows}
+        if (len(column.values) == len(label.values) == len(pairs) and column.longest <= _LONGEST_LABEL
+                and not all(map(_is_number, column.values))):
+            return column
+    return label
+
+
+def _before(columns: _Columns, text: Column) -> Column | None:
+    """A second text that belongs before the text: the first of two, or a title."""
+    first = next((first for first, second in _TWO_TEXTS if _plain(text.name) == second), None)
+    title = columns.find((first,) if first else _TITLES, Holds.TEXT)
+    return title if title is not text else None
 
 
 def _is_label(column: Column, rows_a_label: float) -> bool:
@@ -267,6 +311,10 @@ def _some(labels: Sequence[str], most: int = 6) -> str:
 def _text(columns: _Columns, but: Column) -> Column | None:
     """The column that is the row's text: called so, or else the longest."""
     texts = [column for column in columns.holding(Holds.TEXT) if column is not but and not column.is_constant]
+    for first, second in _TWO_TEXTS:
+        two = columns.find((first,), Holds.TEXT), columns.find((second,), Holds.TEXT)
+        if two[0] in texts and two[1] in texts:
+            return two[1]
     named = columns.find(_TEXTS, Holds.TEXT)
     if named in texts:
         return named

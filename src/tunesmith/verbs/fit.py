@@ -156,8 +156,9 @@ def _size_notes(scanned: Scan, lengths: Lengths, data: DataSection) -> list[str]
         notes.append(f"{longer:,} of the rows that were looked at are longer than data.max_length, "
                      f"{data.max_length:,} tokens, and will be {fate} (data.overlong).")
     if not data.validation:
-        notes.append(f"{scanned.different} different rows are too few to hold any out, so nothing will say "
-                     "whether training helped.")
+        rows = "one row is" if scanned.different == 1 else f"{scanned.different} different rows are"
+        notes.append(f"{rows.capitalize()} too few to hold any out, so nothing will say whether training "
+                     "helped.")
     return notes
 
 
