@@ -12,7 +12,7 @@ import pytest
 import tunesmith
 from conftest import tunesmith as command
 from tunesmith.data.columns import Holds, columns_of_rows
-from tunesmith.data.dataset import form_of
+from tunesmith.data.dataset import form_of, read_text
 from tunesmith.data.examples import ExampleMaker
 from tunesmith.data.rows import Row
 from tunesmith.data.shapes import Shape, recognise
@@ -295,6 +295,53 @@ def test_rows_that_are_repeated_are_not_counted_twice(tmp_path: Path) -> None:
     result, recipe = init(tmp_path, [{"text": "the same"}] * 100 + [{"text": f"other {n}"} for n in range(5)])
     assert recipe.data.validation == 0
     assert any(note.startswith("6 different rows") for note in result["notes"])
+
+
+def write_splits(folder: Path, **sizes: int) -> str:
+    for split, rows in sizes.items():
+        folder.mkdir(exist_ok=True)
+        write_rows(folder / f"{split}.jsonl",
+                   [{"question": f"Why {split} {n}?", "answer": sentence(n)} for n in range(rows)])
+    return str(folder)
+
+
+@pytest.mark.parametrize(("sizes", "validation", "held_out"), [
+    ({"train": 40, "valid": 8, "test": 9}, "split:validation", 8),
+    ({"train": 40, "validation": 600}, "split:validation[:512]", 512),
+    ({"train": 40, "valid": 3}, 8, 8),
+    ({"train": 40, "test": 9}, 8, 8),
+])
+def test_a_split_that_the_data_holds_out_is_held_out(
+        tmp_path: Path, sizes: dict[str, int], validation: Any, held_out: int) -> None:
+    data = write_splits(tmp_path / "data", **sizes)
+    result = tunesmith.init(tmp_path / "my.yaml", data=data, base="embedded:sprout")
+    recipe = load_recipe(tmp_path / "my.yaml")
+    assert recipe.data.validation == result["validation"] == validation
+    assert (result["rows"], result["held_out"]) == (40, held_out)
+    text = read_text(recipe.data)
+    assert len(text.validation) == held_out
+    assert len(text.train) == (40 if isinstance(validation, str) else 32)
+
+
+def test_a_file_that_is_called_validation_is_not_held_out_of_itself(tmp_path: Path) -> None:
+    write_splits(tmp_path / "data", valid=40)
+    result = tunesmith.init(tmp_path / "my.yaml", data=str(tmp_path / "data" / "valid.jsonl"),
+                            base="embedded:sprout")
+    assert result["validation"] == 8
+
+
+def test_a_train_split_of_another_name_is_learnt(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"question": f"Why {n}?", "answer": sentence(n)} for n in range(40)])
+    datasets.DatasetDict({"train_sft": rows, "test_sft": rows}).save_to_disk(str(tmp_path / "data"))
+    result = tunesmith.init(tmp_path / "my.yaml", data=str(tmp_path / "data"), base="embedded:sprout")
+    assert load_recipe(tmp_path / "my.yaml").data.split == "train_sft"
+    assert "train_sft is learnt" in result["notes"][0]
+    datasets.DatasetDict({"train_a": rows, "train_b": rows}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(DataError, match="no split 'train'") as raised:
+        tunesmith.init(tmp_path / "other.yaml", data=str(tmp_path / "two"), base="embedded:sprout")
+    assert "It has train_a, train_b" in raised.value.hint
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20, 50, 500, 9_000, 30_000, 1_000_000])

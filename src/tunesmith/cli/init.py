@@ -54,6 +54,9 @@ def init_text(result: dict[str, Any]) -> str:
 
 def _rows(result: dict[str, Any]) -> str:
     counted = f"{result['rows']:,}" if result["rows_counted"] else f"more than {result['rows']:,}"
+    if isinstance(result["validation"], str):
+        split = result["validation"].removeprefix("split:")
+        return f"{counted} to learn from · {result['held_out']:,} of the split {split} held out"
     return f"{counted} · {result['held_out']:,} of them held out" if result["held_out"] else counted
 
 

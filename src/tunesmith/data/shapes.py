@@ -136,7 +136,7 @@ def _object_notes(shape: Shape) -> list[str]:
     if answer is None or answer.holds is not Holds.OBJECT or not answer.keys:
         return []
     name, keys = on_one_line(answer.name, 60), answer.shown_keys()
-    return [f"{name} holds objects of {', '.join(keys)}, which are learnt as JSON. To learn one of these alone, "
+    return [f"{name} holds objects of {', '.join(keys)}, which are learnt as JSON. To learn one alone, "
             f"write it in the recipe: {{{name}.{keys[0]}}}"]
 
 

@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
-import itertools
-import json
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.rows import Row
 from tunesmith.data.shape_templates import data_settings, needs_chat_template
-from tunesmith.data.shapes import LOOKED_AT, Shape, recognise
-from tunesmith.data.sources import open_sources
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.schema import DataSection
 from tunesmith.verbs.lengths import Base, Lengths, estimated_lengths, refuses_system_turns, token_lengths
+from tunesmith.verbs.scan import FEWEST_HELD_OUT, Scan, scan
 from tunesmith.verbs.show import Show
 
-#: More rows are not counted.
-_MOST_ROWS = 200_000
-#: So many of the longest rows are kept, so that the longest in tokens is among them.
-_LONGEST_KEPT = 100
 #: No row is learnt longer than this unless the recipe is changed by hand [tokens].
 _MOST_TOKENS = 8192
 #: Longer texts without a prompt are cut into windows of this length [tokens].
 _WINDOW = 2048
-#: Different rows that a verdict needs at least, that are held out of large files at most, and from which on a
-#: twentieth is held out.
-_FEWEST_HELD_OUT, _MOST_HELD_OUT, _HELD_OUT = 5, 256, 32
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What was seen of a source.
-
-    rows: how many there are, or `_MOST_ROWS` where not all were counted (`whole`). different: how many differ
-    in what is learnt. first: the first rows; longest: of the others those with the most text.
-    """
-
-    shape: Shape
-    rows: int
-    whole: bool
-    different: int
-    first: list[Row]
-    longest: list[Row]
-
-    def texts(self, rows: Sequence[Row]) -> list[tuple[str, str]]:
-        """Of each row all that is learnt or given, and the answer."""
-        names, answer = [column.name for column in self.shape.parts.values()], self.shape.column("completion")
-        return [(_text(row, names), _text(row, [answer or names[0]])) for row in rows]
+#: So many rows are held out of large files at most, and so many before less than a fifth is.
+_MOST_HELD_OUT, _HELD_OUT = 256, 32
 
 
 @dataclass(frozen=True)
@@ -63,37 +30,8 @@ class Fit:
     scan: Scan
     lengths: Lengths
     chat: bool
+    held_out: int
     notes: tuple[str, ...]
-
-
-def scan(source: str, show: Show) -> Scan:
-    """Read a source once, keeping few of its rows. Raises DataError, NetworkError."""
-    show.stage("looking at the data")
-    rows = _rows(source, show)
-    first = list(itertools.islice(rows, LOOKED_AT))
-    shape = recognise(first, source)
-    names = [column.name for column in shape.parts.values()]
-    count, seen = 0, set[bytes]()
-    longest: list[tuple[int, int, Row]] = []
-    for row in itertools.islice(itertools.chain(first, rows), _MOST_ROWS):
-        text = _text(row, names)
-        seen.add(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
-        count += 1
-        if count > LOOKED_AT:
-            heapq.heappush(longest, (len(text), count, row))
-            if len(longest) > _LONGEST_KEPT:
-                heapq.heappop(longest)
-    whole = next(rows, None) is None
-    return Scan(shape, count, whole, len(seen), first, [row for _, _, row in longest])
-
-
-def _rows(source: str, show: Show) -> Iterator[Row]:
-    return open_sources(source, "train", "--data", show.note).rows()
-
-
-def _text(row: Row, names: Sequence[str]) -> str:
-    """What of a row is learnt, as one text."""
-    return json.dumps([row.values.get(name) for name in names], ensure_ascii=False, default=str)
 
 
 def fit(source: str, preset: Recipe, base: Base, show: Show) -> Fit:
@@ -108,22 +46,23 @@ def fit(source: str, preset: Recipe, base: Base, show: Show) -> Fit:
         raise RecipeError(f"{source} has conversations, and {base.name} has no chat template to write them "
                           "in", "Name a base that was made for chats (often called Instruct): --base BASE",
                           setting="model.base")
-    held_out = _held_out(scanned.different)
+    own = scanned.held_out
+    held_out = own.rows if own else _held_out(scanned.different)
     values = preset.model_dump()
     values["model"] |= {"base": base.name}
     if base.quantization is not None:
         values["model"] |= {"quantization": base.quantization}
-    values["data"] |= {"source": source, "prompt": "", "completion": None, "messages": None,
-                       "validation": held_out}
+    values["data"] |= {"source": source, "split": scanned.split, "prompt": "", "completion": None,
+                       "messages": None, "validation": own.setting if own else held_out}
     show.stage("measuring the rows")
     settings, lengths, notes = _measured(values["data"], scanned, base)
     values["data"] = settings
-    values["train"] |= train_settings(scanned.rows - held_out)
+    values["train"] |= train_settings(scanned.rows - (0 if own else held_out))
     values["judge"] |= {"max_new_tokens": min(512, max(16, _rounded_up(lengths.most_answers, 16)))}
     recipe = Recipe.model_validate(values)
-    notes = [*shape.notes, *notes, *_size_notes(scanned, lengths, recipe.data)]
+    notes = [*scanned.notes, *shape.notes, *notes, *_size_notes(scanned, lengths, recipe.data)]
     chat = recipe.data.chat is not None or needs_chat_template(shape)
-    return Fit(recipe, scanned, lengths, chat, tuple(notes))
+    return Fit(recipe, scanned, lengths, chat, held_out, tuple(notes))
 
 
 def _measured(data: dict[str, Any], scanned: Scan, base: Base) -> tuple[dict[str, Any], Lengths, list[str]]:
@@ -164,9 +103,9 @@ def _size_notes(scanned: Scan, lengths: Lengths, data: DataSection) -> list[str]
 
 def _held_out(different: int) -> int:
     """How many rows are held out: enough for a verdict, where there are enough."""
-    if different < 2 * _FEWEST_HELD_OUT:
+    if different < 2 * FEWEST_HELD_OUT:
         return 0
-    some = max(_FEWEST_HELD_OUT, min(_HELD_OUT, different // 5))
+    some = max(FEWEST_HELD_OUT, min(_HELD_OUT, different // 5))
     return min(_MOST_HELD_OUT, max(some, round(0.05 * different)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 import textwrap
@@ -32,8 +33,8 @@ def init(path: str | os.PathLike[str] = "recipe.yaml", *, preset: str | None = N
     templates by what its rows are, lengths, steps and held-out rows by what it holds. base: a Hub id or local
     folder, in place of the preset's.
     Returns {"recipe": the path, "preset": its name}; with data also shape, why, columns, unused, base, chat,
-    rows, rows_counted (whether these are all), held_out, epochs, batch_size, steps, lengths (in tokens:
-    half, most (95%), longest, and whether they are measured), max_length, and notes.
+    rows, rows_counted (whether these are all), held_out, validation (the setting), epochs, batch_size, steps,
+    lengths (in tokens: half, most (95%), longest, and whether they are measured), max_length, and notes.
     Raises UsageError when the file exists, RecipeError for an unknown preset or base, DataError for rows of
     no known shape, NetworkError, DiskError.
     """
@@ -90,19 +91,21 @@ def _init_for(path: Path, preset: str | None, data: str, base: str | None, show:
 def _reachable(name: str, recipe: Path) -> str:
     """A file or folder as the recipe names it: absolute where the recipe is not in the current folder."""
     there = expanded(name)
-    return str(there.absolute()) if there.exists() and recipe.parent.absolute() != Path.cwd() else name
+    is_here = there.exists() or glob.has_magic(name)
+    return str(there.absolute()) if is_here and recipe.parent.absolute() != Path.cwd() else name
 
 
 def _result(fitted: Fit) -> dict[str, Any]:
     shape, train, data = fitted.scan.shape, fitted.recipe.train, fitted.recipe.data
-    held_out = int(data.validation) if isinstance(data.validation, int | float) else 0
+    learnt = fitted.scan.rows - (0 if fitted.scan.held_out else fitted.held_out)
     return {
         "shape": shape.name, "why": shape.why, "unused": list(shape.unused),
         "columns": {part: column.name for part, column in shape.parts.items()},
         "base": fitted.recipe.model.base, "chat": fitted.chat,
-        "rows": fitted.scan.rows, "rows_counted": fitted.scan.whole, "held_out": held_out,
+        "rows": fitted.scan.rows, "rows_counted": fitted.scan.whole, "held_out": fitted.held_out,
         "epochs": train.num_epochs, "batch_size": train.batch_size,
-        "steps": -(-(fitted.scan.rows - held_out) // train.batch_size) * int(train.num_epochs or 1),
+        "validation": data.validation,
+        "steps": -(-learnt // train.batch_size) * int(train.num_epochs or 1),
         "lengths": {name: getattr(fitted.lengths, name)
                     for name in ("half", "most", "longest", "measured")},
         "max_length": data.max_length, "notes": list(fitted.notes)}

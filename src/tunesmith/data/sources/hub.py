@@ -16,6 +16,7 @@ import yaml
 from tunesmith.data.rows import Row
 from tunesmith.data.sources.reading import Reading
 from tunesmith.data.sources.source import Source
+from tunesmith.data.sources.splits import NoSuchSplit
 from tunesmith.errors import DataError, Kind, TunesmithError
 from tunesmith.hub import call, download, parse_hub_id
 from tunesmith.hub.client import Tell, quiet_datasets, without_network
@@ -139,6 +140,5 @@ def _require_split(builder: Any, split: str, source: str) -> set[str]:
     if "all" in names:
         return set(available)
     if available and (unknown := sorted(names - set(available))):
-        raise DataError(f"{source} has no split {unknown[0]!r}", f"It has {', '.join(map(str, available))}.",
-                        setting="data.split")
+        raise NoSuchSplit(source, unknown[0], available)
     return names

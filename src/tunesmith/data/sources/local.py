@@ -15,7 +15,7 @@ from tunesmith.data.sources.arrow import saved_files, saved_splits
 from tunesmith.data.sources.cards import configuration
 from tunesmith.data.sources.files import KNOWN, SUFFIXES, format_of
 from tunesmith.data.sources.inputs import compression_of, unreadable
-from tunesmith.data.sources.splits import ALL, Part, match_split, parse_split, split_of
+from tunesmith.data.sources.splits import ALL, NoSuchSplit, Part, match_split, parse_split, split_of
 from tunesmith.errors import DataError
 from tunesmith.paths import close_file, expanded
 
@@ -58,10 +58,8 @@ class LocalData:
             elif name is None and not self.named and _says(self.splits, part.name):
                 files = self.splits["train"]
             elif name is None:
-                has = (f"It has {', '.join(self.splits)}." if self.named
-                       else "Nothing in it is named after a split: all "
-                       "of it is train.")
-                raise DataError(f"{self.source} has no split {part.name!r}", has, setting="data.split")
+                raise NoSuchSplit(self.source, part.name, self.splits, "" if self.named else
+                                  "Nothing in it is named after a split: all of it is train.")
             else:
                 files = self.splits[name]
             parts.append((part, files))

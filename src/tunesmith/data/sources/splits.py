@@ -39,6 +39,15 @@ def _word(name: str) -> str | None:
     return next((_CALLED[word] for word in _WORDS.split(name.lower()) if word in _CALLED), None)
 
 
+class NoSuchSplit(DataError):
+    """A split that is asked for is not there. available: those that are."""
+
+    def __init__(self, source: str, name: str, available: Iterable[str], hint: str = "") -> None:
+        self.available = list(map(str, available))
+        super().__init__(f"{source} has no split {name!r}", hint or f"It has {', '.join(self.available)}.",
+                         setting="data.split")
+
+
 @dataclass(frozen=True)
 class Part:
     """A split, or a slice of one, such as `[:5%]`; empty for all of it."""
