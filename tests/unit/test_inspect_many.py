@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inspect_cases import CASES, base_without_weights, clean, write
+from inspect_cases import CASES, base_without_weights, clean, clean_chats, write
 
 import tunesmith
 
@@ -44,3 +44,18 @@ def test_faults_in_many_rows(tmp_path: Path) -> None:
             continue
         named = sorted(int(place.rpartition(" ")[2]) for place in finding["rows"])
         assert named == [place + 1 for place in planted[finding["kind"]]], finding["kind"]
+
+
+CHAT_KINDS = ("nothing_to_learn", "unusable_row", "tool_not_offered", "tool_arguments_not_json", "roles")
+
+
+@pytest.mark.slow
+def test_faults_in_many_conversations(tmp_path: Path) -> None:
+    base = base_without_weights(tmp_path / "base")
+    rows = clean_chats(ROWS)
+    assert tunesmith.inspect(write(tmp_path, rows, base=base, chat=True))["findings"] == []
+    places = random.Random(0).sample(range(1, ROWS), EACH * len(CHAT_KINDS))
+    for number, kind in enumerate(CHAT_KINDS):
+        CASES[kind].plant(rows, places[EACH * number:EACH * (number + 1)])
+    result = tunesmith.inspect(write(tmp_path, rows, base=base, chat=True))
+    assert counts(result) == dict.fromkeys(CHAT_KINDS, EACH) | {"roles": 3 * EACH}

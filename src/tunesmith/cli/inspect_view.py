@@ -9,6 +9,7 @@ from tunesmith.visible import on_one_line, visible
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.text import Text
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _BAR, _TOKENS = 40, 160
@@ -36,10 +37,12 @@ class _View:
         for example in result.get("examples", []):
             yield from _example(example, coloured)
         yield Text("")
+        for remark in result["remarks"]:
+            yield _labelled("", "", on_one_line(remark, 600) + "\n")
         if not result["findings"]:
             yield Text("  No findings.")
         for finding in result["findings"]:
-            yield from _finding(finding)
+            yield _finding(finding)
         if "html" in result:
             yield Text(f"\n  page     {visible(relative(result['html']))}")
 
@@ -95,20 +98,27 @@ def _example(example: dict[str, Any], coloured: bool) -> RenderResult:
     yield Padding(text, (0, 0, 0, 4))
 
 
-def _finding(finding: dict[str, Any]) -> RenderResult:
+def _finding(finding: dict[str, Any]) -> RenderableType:
+    from rich.text import Text
+
+    text = Text(f"{finding['kind']}: {on_one_line(finding['message'], 600)}.")
+    if finding["rows"]:
+        places = ", ".join(_place(place) for place in finding["rows"][:3])
+        text.append(f"\n{places}{', ...' if finding['count'] > 3 else ''}", "dim")
+    text.append(f"\n{on_one_line(finding['advice'], 600)}\n")
+    return _labelled(finding["severity"], _COLOURS[finding["severity"]], text)
+
+
+def _labelled(label: str, colour: str, text: Text | str) -> RenderableType:
+    """A text with a label at its left."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 1))
     table.add_column(width=10)
     table.add_column(overflow="fold")
-    text = Text(f"{finding['kind']}: {on_one_line(finding['message'], 600)}.")
-    if finding["rows"]:
-        places = ", ".join(_place(place) for place in finding["rows"][:3])
-        text.append(f"\n{places}{', ...' if finding['count'] > 3 else ''}", "dim")
-    text.append(f"\n{on_one_line(finding['advice'], 600)}\n")
-    table.add_row(Text(f"  {finding['severity']}", _COLOURS[finding["severity"]]), text)
-    yield table
+    table.add_row(Text(f"  {label}", colour), text if isinstance(text, Text) else Text(text))
+    return table
 
 
 def _place(place: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.dataset import read_text
+from tunesmith.data.dataset import Dataset, read_text
+from tunesmith.data.remarks import remarks_on
 from tunesmith.errors import UsageError
 from tunesmith.model.files import BaseFiles, locate_tokenizer, read_config
 from tunesmith.recipe import Recipe, load_recipe
@@ -29,10 +30,11 @@ def inspect(recipe: str | os.PathLike[str], html: str | os.PathLike[str] | None 
 
     html: a file to write a page to that shows hundreds of rows. rows: how many of the first rows are returned
     as the model will see them. Returns rows (all of them), held_out (how many of these), tokens, loss_tokens,
-    lengths (quantiles, before anything is cut), lost_tokens (what data.max_length costs), histogram, findings
-    (worst first: kind, severity, count, rows, message, advice), examples (where rows > 0: place, held_out,
-    ids, pieces, loss_mask), and html (the page's path). Raises RecipeError, DataError (a source that cannot
-    be read), NetworkError, IntegrityError, DiskError.
+    lengths (quantiles, before anything is cut), remarks (sentences on how the rows became text and tokens),
+    lost_tokens (what data.max_length costs), histogram, findings (worst first: kind, severity, count, rows,
+    message, advice), examples (where rows > 0: place, held_out, ids, pieces, loss_mask), and html (the page's
+    path). Raises RecipeError, DataError (a source that cannot be read), NetworkError, IntegrityError,
+    DiskError.
     """
     show = show or Silent()
     chosen = load_recipe(os.fspath(recipe), overrides)
@@ -53,7 +55,9 @@ def inspect(recipe: str | os.PathLike[str], html: str | os.PathLike[str] | None 
 
     show.stage("looking at the rows")
     found = audit(seen, facts, show_rows=max(rows, _PAGE_ROWS if page else 0), on_row=on_row)
+    said = Dataset([], [], dict.fromkeys(("truncated", "dropped", "repeated"), 0), seen.remarks)
     result = {**found.counts, "max_length": facts.rules.max_length,
+              "remarks": list(remarks_on(chosen.data, text, said)),
               "findings": [finding.as_dict() for finding in found.findings]}
     if rows:
         result["examples"] = _examples(found.shown[:rows], tokenizer)

@@ -10,7 +10,7 @@ from tunesmith.data.inspect.seen import Facts, SeenRow
 #: An interval that reaches further to each side [standard deviations of the rows' changes] tells little.
 _WIDE = 0.55
 #: From so many different rows on it is narrow, and they are no longer counted.
-_ENOUGH = 100
+_ENOUGH = 50
 
 
 class FewHeldOut(Check):

@@ -79,9 +79,10 @@ class NearDuplicates(Check):
             self._take(*entry)
 
     def _take(self, text: str, held_out: bool, content: int) -> None:
-        words = _own(_words(text), self._shared)
+        every = _words(text)
+        words = _own(every, self._shared)
         exact = zlib.crc32(" ".join(_EXACT.findall(text)).encode("utf-8", "surrogatepass"))
-        self._words.append(" ".join(words))
+        self._words.append(" ".join(every))
         self._held_out.append(held_out)
         self._content.append(content)
         for long in (True, False):
@@ -153,8 +154,14 @@ class NearDuplicates(Check):
                     if pair in compared or self._content[pair[0]] == self._content[pair[1]]:
                         continue
                     compared.add(pair)
-                    if nearly_same(self._words[pair[0]], self._words[pair[1]]):
+                    if self._same(*pair):
                         yield pair
+
+    def _same(self, one: int, two: int) -> bool:
+        """Whether two rows say nearly the same, also in what is their own."""
+        texts = [self._words[index].split(" ") for index in (one, two)]
+        return nearly_same(*texts) and (not self._shared
+                                        or nearly_same(*(_own(words, self._shared) for words in texts)))
 
 
 class _Texts:
@@ -175,9 +182,8 @@ class _Texts:
         return self._file.read(self._ends[index + 1] - self._ends[index]).decode("utf-8", "surrogatepass")
 
 
-def nearly_same(one: str, two: str) -> bool:
-    """Whether two texts of words have nearly all words, in their order; a changed letter changes no word."""
-    first, second = one.split(" "), two.split(" ")
+def nearly_same(first: list[str], second: list[str]) -> bool:
+    """Whether two texts have nearly all words, in their order; a changed letter changes no word."""
     if min(len(first), len(second)) < _SAME * max(len(first), len(second)) - 1:
         return False
     same = 0
