@@ -165,3 +165,10 @@ def test_training_says_what_matters_in_two_lines(recipe: Path, tmp_path: Path) -
     assert said[0].startswith("12 rows have empty answers: ")
     assert said[1].startswith("Also found in the data: duplicates (1).")
     assert len(said) == 2
+
+
+def test_an_answer_is_empty_where_only_the_template_s_own_text_is_left(tmp_path: Path) -> None:
+    rows = clean(COUNT)
+    rows[7]["a"] = ""
+    found = kinds(tunesmith.inspect(write(tmp_path, rows, 'completion: " Answer: {a}"')))
+    assert lines(found["empty_answer"]["rows"]) == [8]

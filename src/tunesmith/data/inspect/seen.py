@@ -151,15 +151,16 @@ class SeenRows:
                     index += 1
 
     def at(self, indices: Sequence[int]) -> Iterator[SeenRow]:
-        """The rows of these numbers, in their order."""
-        for index in sorted(set(indices)):
-            held_out, first = False, index
-            for held_out, side in self._sides:  # noqa: B007
-                if first < len(side):
-                    break
-                first -= len(side)
-            yield from (self._row(index, held_out, side[first], encoded)
-                        for encoded in self._encode([side[first]]))
+        """The rows of these numbers, in their order; the texts up to the last of them are read again."""
+        wanted = set(indices)
+        sides = ((held_out, example) for held_out, side in self._sides for example in side)
+        for index, (held_out, example) in enumerate(sides):
+            if index in wanted:
+                wanted.remove(index)
+                yield from (self._row(index, held_out, example, encoded)
+                            for encoded in self._encode([example]))
+            if not wanted:
+                return
 
     def _encode(self, examples: list[Example]) -> Iterator[list[tuple[TokenRow, bool]] | str]:
         """For each its tokens, or why it has none."""
