@@ -70,8 +70,9 @@ def test_a_large_file_s_pointer_is_named(tmp_path: Path, name: str) -> None:
     ("a.json", arrow([{"a": 1}], True), "an Arrow file"), ("a.jsonl.gz", GOOD, "not a whole .gz file"),
     ("a.jsonl.zst", GOOD, "not a whole .zst file"),
     ("a.parquet", b"PAR1" + bytes(50), "not a readable parquet file"), ("a.parquet", b"", "parquet"),
-    ("a.arrow", b"ARROW1\0\0" + bytes(50), "not a readable Arrow file"), ("a.arrow", b"", "Arrow"),
-    ("a.xlsx", b"PK\x03\x04" + bytes(50), "not a readable .xlsx file"), ("a.xlsx", b"old", ".xlsx"),
+    ("a.arrow", b"ARROW1\0\0" + bytes(50), "not a readable Arrow file"),
+    ("a.arrow", b"", "the file is empty"), ("a.xlsx", b"PK\x03\x04" + bytes(50), "not a readable .xlsx file"),
+    ("a.xlsx", b"old", ".xlsx"),
     ("a.xlsx", xlsx([["a", "a"], [1, 2]]), "the column 'a' stands in places 1, 2"),
     ("a.xlsx", xlsx([["a", None], [1, 2]]), "row 2: 1 cells in columns without a name"),
     ("a.xlsx", xlsx([["a"], ["=1+1"]]), "row 2: the cell A2 has a formula without a result"),
@@ -214,6 +215,24 @@ def test_bytes_that_are_no_text_stay_bytes_of_their_row(tmp_path: Path) -> None:
     source = opened(path, skip=True)
     assert [row.values for row in source.rows()] == [{"q": "a"}]
     assert source.skipped.count == 1
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parquet_file_s_shared_values_are_bounded_as_they_are_read(tmp_path: Path, nested: bool) -> None:
+    """A value of a mebibyte that a thousand rows share is stored once: no batch of them is held at once."""
+    values_, indices = ["x" * (1 << 20), *map(str, range(2000))], [0] * 900 + [*range(1, 2000)]
+    rows = [values_[index] for index in indices]
+    path = put(tmp_path, "a.parquet", parquet([{"q": [row] if nested else row} for row in rows]))
+    assert path.stat().st_size < 1 << 20
+    tracemalloc.start()
+    try:
+        for count, row in enumerate(opened(path).rows()):
+            assert row.values["q"] == ([rows[count]] if nested else rows[count])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == len(rows) - 1
+    assert peak < 200 << 20
 
 
 @given(at=st.integers(0, 2000), byte=st.integers(0, 255), file=st.booleans())

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
+import mmap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.rows import Row
-from tunesmith.data.sources.inputs import compression_of, open_seekable
+from tunesmith.data.sources.inputs import empty, open_seekable
 from tunesmith.data.sources.reading import Reading, require_unique
 from tunesmith.errors import DataError
 from tunesmith.visible import on_one_line
 
 #: Rows of a table that are Python's objects at once, at most, and about how many bytes they may be.
 _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
+#: A column of a parquet file is read in pieces of this size. What its rows may share is looked at where a
+#: batch could become larger than this.
+_PIECE_BYTES, _MOST_SHARED_BYTES = 1 << 20, 256 << 20
 #: A parquet file is refused beyond so many bytes and so many times its own size.
 _MOST_DECODED_BYTES, _MOST_EXPANSION = 1 << 30, 64
 #: About what a row costs in memory besides its values.
@@ -31,20 +35,71 @@ def read_parquet(path: Path, reading: Reading) -> Iterator[Row]:
         size_bytes = opened.seek(0, 2)
         opened.seek(0)
         try:
-            file = pyarrow.parquet.ParquetFile(opened)
-            schema, rows = file.schema_arrow, file.metadata.num_rows
-            require_unique(schema.names, str(path))
-            _require_honest_size(path, _ROW_BYTES * rows, size_bytes)
-            stated = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-            _require_honest_size(path, stated, size_bytes)
-            text = [each.name for each in schema
-                    if pyarrow.types.is_string(each.type) or pyarrow.types.is_binary(each.type)]
-            # Read again with these columns as dictionaries, so that a value that is repeated is held once.
-            file = pyarrow.parquet.ParquetFile(opened, read_dictionary=text, buffer_size=1 << 20)
-            batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * max(1, rows) // max(1, stated)))
-            yield from _checked(file.iter_batches(batch_rows), path, size_bytes, reading)
+            # A column is read in pieces, rather than a whole row group of it at once.
+            file = pyarrow.parquet.ParquetFile(opened, buffer_size=_PIECE_BYTES, pre_buffer=False)
+            require_unique(file.schema_arrow.names, str(path))
+            _require_honest_size(path, _stated_bytes(file.metadata), size_bytes)
+            yield from _checked(_batches(file, opened), path, size_bytes, reading)
         except (pyarrow.ArrowException, OSError) as error:
             raise _broken(path, "parquet", error) from None
+
+
+def _stated_bytes(metadata: Any) -> int:
+    """What a parquet file says that its rows take, at least, once they are decoded."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    return int(max(_ROW_BYTES * metadata.num_rows, sum(group.total_byte_size for group in groups),
+                   8 * values))
+
+
+def _batches(file: Any, opened: Any) -> Iterator[Any]:
+    """The batches of a parquet file, each of about _BATCH_BYTES."""
+    import pyarrow.parquet
+
+    metadata = file.metadata
+    leaves = [metadata.row_group(0).column(i).path_in_schema
+              for i in range(metadata.num_columns)] if metadata.num_row_groups else []
+    as_stored = pyarrow.parquet.ParquetFile(opened, metadata=metadata, read_dictionary=leaves,
+                                            buffer_size=_PIECE_BYTES, pre_buffer=False)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows = max(1, group.num_rows)
+        row_bytes = group.total_byte_size // rows
+        # A text that many rows share is stored once, and may be as long as all that is stored.
+        shared = sum(column.total_uncompressed_size for column in map(group.column, range(group.num_columns))
+                     if column.has_dictionary_page)
+        if shared * min(rows, _BATCH_ROWS) > _MOST_SHARED_BYTES:
+            row_bytes = max(row_bytes, _longest_shared(as_stored, number) or shared)
+        batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
+        yield from file.iter_batches(batch_rows, row_groups=[number])
+
+
+def _longest_shared(as_stored: Any, group: int) -> int:
+    """The length of the longest value that is stored once for several rows; 0 where the first rows have
+    none.
+    """
+    import pyarrow.compute
+
+    batch = next(as_stored.iter_batches(_BATCH_ROWS, row_groups=[group]))
+    lengths = [pyarrow.compute.max(pyarrow.compute.binary_length(values)).as_py() or 0
+               for column in batch.columns for values in _dictionaries(column)]
+    return 0 if not lengths or not all(lengths) else int(max(lengths))
+
+
+def _dictionaries(array: Any) -> Iterator[Any]:
+    """The values that an array stores once each, those of lists and objects in it included."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_dictionary(array.type):
+        if hasattr(array.dictionary, "type") and (types.is_string(array.dictionary.type)
+                                                  or types.is_binary(array.dictionary.type)):
+            yield array.dictionary
+    elif types.is_struct(array.type):
+        for index in range(array.type.num_fields):
+            yield from _dictionaries(array.field(index))
+    elif types.is_nested(array.type) and hasattr(array, "values"):
+        yield from _dictionaries(array.values)
 
 
 def read_arrow(path: Path, reading: Reading) -> Iterator[Row]:
@@ -53,21 +108,20 @@ def read_arrow(path: Path, reading: Reading) -> Iterator[Row]:
 
     with open_seekable(path) as opened:
         size_bytes = opened.seek(0, 2)
-        opened.seek(0)
+        if not size_bytes:
+            raise empty(path)
+        # Of a batch in a mapped file only what is looked at is in memory, and that can be given back.
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         try:
-            is_file = opened.read(6) == b"ARROW1"
-            opened.seek(0)
-            # A batch of a mapped file is in memory only as far as it is looked at.
-            source = opened if compression_of(path) else pyarrow.memory_map(os.fsencode(path))
-            if is_file:
+            source = pyarrow.BufferReader(pyarrow.py_buffer(mapped))
+            if mapped[:6] == b"ARROW1":
                 file = pyarrow.ipc.open_file(source)
-                batches = (file.get_batch(i) for i in range(file.num_record_batches))
-                schema = file.schema
+                batches, schema = map(file.get_batch, range(file.num_record_batches)), file.schema
             else:
                 stream = pyarrow.ipc.open_stream(source)
                 batches, schema = iter(stream), stream.schema
             require_unique(schema.names, str(path))
-            yield from _checked(_small(batches), path, size_bytes, reading)
+            yield from _checked(_small(batches, mapped), path, size_bytes, reading)
         except (pyarrow.ArrowException, OSError) as error:
             raise _broken(path, "Arrow", error) from None
 
@@ -78,19 +132,26 @@ def _broken(path: Path, kind: str, error: BaseException) -> DataError:
                      "It is cut short, damaged, or something else under this name.")
 
 
-def _small(batches: Iterator[Any]) -> Iterator[Any]:
+def _small(batches: Iterator[Any], mapped: mmap.mmap) -> Iterator[Any]:
     """Batches of which each becomes few objects, whatever size they were written in. Raises ArrowInvalid."""
+    looked_at_bytes = 0
     for batch in batches:
-        batch.validate(full=True)  # what a file says of its own buffers may lie outside of them
+        batch.validate()
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * max(1, batch.num_rows) // max(1, batch.nbytes)))
         for start in range(0, batch.num_rows, rows):
-            yield batch.slice(start, rows)
+            part = batch.slice(start, rows)
+            part.validate(full=True)  # what a file says of its own buffers may lie outside of them
+            yield part
+            looked_at_bytes += part.nbytes
+            if looked_at_bytes > _MOST_SHARED_BYTES // 4:
+                mapped.madvise(mmap.MADV_DONTNEED)
+                looked_at_bytes = 0
 
 
 def _checked(batches: Iterator[Any], path: Path, size_bytes: int, reading: Reading) -> Iterator[Row]:
     number = decoded_bytes = 0
-    for batch in batches:
-        decoded_bytes += sum(map(_decoded_bytes, batch.columns))
+    for batch in map(_plain, batches):
+        decoded_bytes += batch.nbytes
         _require_honest_size(path, decoded_bytes, size_bytes)
         for value in _values(batch, path, number, reading):
             number += 1
@@ -100,7 +161,6 @@ def _checked(batches: Iterator[Any], path: Path, size_bytes: int, reading: Readi
 
 def _values(batch: Any, path: Path, before: int, reading: Reading) -> Iterator[dict[str, Any] | None]:
     """The rows of a batch as Python's objects; None for one that was skipped. before: rows before it."""
-    batch = _with_text(batch)
     try:
         rows = batch.to_pylist()
     except (ValueError, OverflowError, ArithmeticError):
@@ -123,29 +183,21 @@ def _values(batch: Any, path: Path, before: int, reading: Reading) -> Iterator[d
         yield values
 
 
-def _with_text(batch: Any) -> Any:
-    """The batch with columns of bytes as text, where all of them are UTF-8: some writers do not say so."""
+def _plain(batch: Any) -> Any:
+    """The batch with each value written out, and bytes as text where all of a column are UTF-8."""
     import pyarrow
 
+    types = pyarrow.types
     for index, each in enumerate(batch.schema):
-        kind = each.type.value_type if pyarrow.types.is_dictionary(each.type) else each.type
-        if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
-            try:
-                text = batch.column(index).cast(pyarrow.large_string())
-            except pyarrow.ArrowException:
-                continue
-            batch = batch.set_column(index, each.name, text)
+        column = batch.column(index)
+        if types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if types.is_binary(column.type) or types.is_large_binary(column.type):  # some writers do not say so
+            with suppress(pyarrow.ArrowException):
+                column = column.cast(pyarrow.large_string())
+        if column is not batch.column(index):
+            batch = batch.set_column(index, each.name, column)
     return batch
-
-
-def _decoded_bytes(column: Any) -> int:
-    """How large a column is once every value is written out."""
-    import pyarrow.compute
-
-    if not hasattr(column, "dictionary"):
-        return int(column.nbytes)
-    lengths = pyarrow.compute.binary_length(column.dictionary)
-    return int(pyarrow.compute.sum(lengths.take(column.indices)).as_py() or 0)
 
 
 def _require_honest_size(path: Path, decoded_bytes: int, size_bytes: int) -> None:
