@@ -426,6 +426,22 @@ def test_a_chat_s_answers_bring_no_blanks(tmp_path: Path, chat_base: str) -> Non
     assert filled(recipe, rows[3]) == ("Say 3 ->", " It is 3.")
 
 
+def test_special_tokens_that_are_written_out_are_taken_as_such(tmp_path: Path, chat_base: str) -> None:
+    rows = [{"text": f"<s>[INST] Say {n}. [/INST] It is {n}. </s>"} for n in range(12)]
+    result, recipe = init(tmp_path, rows, base=chat_base)
+    assert recipe.data.special_tokens
+    assert recipe.data.completion == "{text}"
+    assert any("(<s>, </s>)" in note for note in result["notes"])
+    (tmp_path / "my.yaml").unlink()
+    rows = [{"prompt": f"<s>[INST] Say {n}. [/INST]", "completion": f" It is {n}. </s>"} for n in range(12)]
+    _, recipe = init(tmp_path, rows, base=chat_base)
+    assert recipe.data.chat is None
+    assert (recipe.data.prompt, recipe.data.completion) == ("{prompt}", "{completion}")
+    (tmp_path / "my.yaml").unlink()
+    _, recipe = init(tmp_path, [{"text": f"Say {n}. It is {n}."} for n in range(12)], base=chat_base)
+    assert not recipe.data.special_tokens
+
+
 def test_prompt_and_answer_are_set_apart_where_the_file_does_not(tmp_path: Path) -> None:
     _, recipe = init(tmp_path, [{"prompt": f"Say {n}", "completion": f"It is {n}."} for n in range(12)])
     assert (recipe.data.prompt, recipe.data.completion) == ("{prompt}\n", "{completion}")

@@ -46,10 +46,11 @@ def init_text(result: dict[str, Any]) -> str:
         "training": _training(result),
     }
     width = max(map(len, facts))
+    commands = [f"{program()} {verb} {recipe}" for verb in ("inspect", "train")]
     return "\n".join([f"Wrote {result['recipe']}.", "",
                       *(f"  {name:<{width}}  {on_one_line(value, 400)}" for name, value in facts.items()), "",
                       *(f"  {note}" for note in result["notes"]), *([""] if result["notes"] else []),
-                      f"  Next: {program()} plan {recipe}    then  {program()} train {recipe}"])
+                      f"  Next: {commands[0]}    then  {commands[1]}"])
 
 
 def _rows(result: dict[str, Any]) -> str:

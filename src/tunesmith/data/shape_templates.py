@@ -66,6 +66,13 @@ def data_settings(shape: Shape, *, chat: bool, system_turn: bool = True) -> dict
     return {"chat": {**turns, "user": _written(user), "assistant": _written([answered])}}
 
 
+def plain_settings(shape: Shape) -> dict[str, Any]:
+    """The same for rows whose text has its special tokens written out: columns with nothing between."""
+    before = [shape.parts[part] for part in ("system", "input", "prompt") if part in shape.parts]
+    return {"prompt": _written([_Filled(column) for column in before]),
+            "completion": _written([shape.parts["completion"]])}
+
+
 def needs_chat_template(shape: Shape) -> bool:
     """Whether its rows are conversations already, which only a base with a chat template can be given."""
     return any(column.holds is Holds.MESSAGES for column in shape.parts.values())

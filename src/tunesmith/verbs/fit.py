@@ -6,11 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.data.shape_templates import data_settings, needs_chat_template
+from tunesmith.data.shape_templates import data_settings, needs_chat_template, plain_settings
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 from tunesmith.recipe.schema import DataSection
-from tunesmith.verbs.lengths import Base, Lengths, estimated_lengths, refuses_system_turns, token_lengths
+from tunesmith.verbs.lengths import (
+    Base,
+    Lengths,
+    estimated_lengths,
+    refuses_system_turns,
+    token_lengths,
+    written_out,
+)
 from tunesmith.verbs.scan import FEWEST_HELD_OUT, Scan, scan
 from tunesmith.verbs.show import Show
 
@@ -69,10 +76,14 @@ def _measured(data: dict[str, Any], scanned: Scan, base: Base) -> tuple[dict[str
     """(the data section with templates and lengths, the lengths, what is to be said of them)."""
     shape, notes = scanned.shape, []
     data = data | data_settings(shape, chat=base.is_chat)
+    if (tokens := written_out(base.tokenizer, shape, scanned.first)) and data["messages"] is None:
+        data |= {"chat": None, "special_tokens": True, **plain_settings(shape)}
+        notes.append(f"The rows have special tokens of the base written out ({', '.join(tokens)}): they are "
+                     "taken as such, and not added again (data.special_tokens).")
     if base.tokenizer is None:
         lengths = estimated_lengths(scanned.texts(scanned.first), scanned.texts(scanned.longest))
     else:
-        if base.is_chat and "system" in shape.parts and refuses_system_turns(base.tokenizer):
+        if data.get("chat") and "system" in shape.parts and refuses_system_turns(base.tokenizer):
             data = data | data_settings(shape, chat=True, system_turn=False)
             notes.append("The base's chat template refuses a system turn: it begins the user's turn instead.")
         if base.tokenizer.eos_token_id is None:

@@ -67,7 +67,7 @@ def _free(path: Path) -> Path:
 def _write(path: Path, recipe: Recipe, comment: list[str]) -> None:
     lines = [line for text in comment for line in textwrap.wrap(text, 116) or [""]]
     name = shlex.quote(path.name)
-    header = "\n".join([*lines, "", f"tunesmith plan {name}", f"tunesmith train {name}"])
+    header = "\n".join([*lines, "", *(f"tunesmith {verb} {name}" for verb in ("plan", "inspect", "train"))])
     write_atomically(path, render_commented(recipe, header))
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.data.chat.render import TemplateRefused, TemplateRenderer, TemplateUnbounded
+from tunesmith.data.columns import Holds
 from tunesmith.data.dataset import form_of
 from tunesmith.data.examples import ExampleMaker
 from tunesmith.data.rows import Row
+from tunesmith.data.shapes import Shape
 from tunesmith.data.tokenize import Encoder, TokenRow, rules_of
 from tunesmith.errors import DataError, NetworkError
 from tunesmith.model.base_config import DEQUANTIZED, own_quantization
@@ -129,6 +132,16 @@ def refuses_system_turns(tokenizer: Any) -> bool:
         return "Be brief." not in TemplateRenderer(tokenizer).render(chat, generation_prompt=True)
     except (TemplateRefused, TemplateUnbounded):
         return True
+
+
+def written_out(tokenizer: Any, shape: Shape, rows: Sequence[Row]) -> list[str]:
+    """The special tokens that stand in the text of most rows, as texts made for one base have them."""
+    if tokenizer is None or any(column.holds is not Holds.TEXT for column in shape.parts.values()):
+        return []
+    texts = ["\n".join(str(row.values.get(column.name)) for column in shape.parts.values()) for row in rows]
+    special = list(map(str, tokenizer.all_special_tokens))
+    count = Counter(token for text in texts for token in special if token in text)
+    return [token for token, times in count.most_common() if times > len(rows) / 2]
 
 
 def token_lengths(settings: DataSection, first: Sequence[Row], others: Sequence[Row],
