@@ -363,6 +363,13 @@ def test_rows_that_training_will_refuse_are_told(tmp_path: Path) -> None:
     assert any("Training will stop" in note and "line 8" in note for note in result["notes"])
 
 
+def test_a_file_of_rows_that_training_refuses_is_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {n}", "completion": None if n > 2 else "x"} for n in range(20)]
+    with pytest.raises(DataError, match=r"cannot be trained on .and 5 more.*line 4.*null"):
+        init(tmp_path, rows)
+    assert not (tmp_path / "my.yaml").exists()
+
+
 def filled(recipe: Recipe, row: dict[str, Any]) -> Any:
     """What a row says: (role, text) of each message, or prompt and completion."""
     example = ExampleMaker(form_of(recipe.data)).make(Row(row, "here"))

@@ -172,7 +172,8 @@ def _encoded(rows: Sequence[Row], maker: ExampleMaker, encoder: Encoder,
             refused.append(error.message)
             left -= 1
             if not left or len(refused) > _MOST_REFUSED:
-                raise
+                more = f" (and {len(refused) - 1} more of the first rows)" if len(refused) > 1 else ""
+                raise DataError(f"cannot be trained on{more}: {refused[0]}", error.hint) from None
             continue
         yield from (each for each, _ in made)
 
