@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tunesmith as api
 from conftest import RECIPE, tunesmith
-from tunesmith.errors import DiskError, EnvironmentFault
+from tunesmith.errors import DiskError, EnvironmentFault, Interrupted
 from tunesmith.recipe import parse_recipe
 from tunesmith.rundir import RunFolder, files
 
@@ -234,3 +235,36 @@ def test_nan_stops_with_the_step_and_the_rows(tmp_path: Path) -> None:
     assert caught.value.exit_code == 3
     assert "step " in str(caught.value)
     assert "quotes.jsonl, line" in str(caught.value)
+
+
+def test_a_run_by_epochs_resumes_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """39 rows in batches of 16: the third batch of each epoch has 7."""
+    sets = ["data.validation=0", "train.max_steps=null", "train.num_epochs=2", "train.batch_size=16",
+            "train.save_steps=1"]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(f'{{"q": "q{n}", "a": "a{n}"}}\n' for n in range(39)))
+    sets += [f"data.source={source}", "data.prompt={q} ->", "data.completion= {a}"]
+    recipe = parse_recipe(RECIPE, overrides=sets)
+    from tunesmith.training import loop
+
+    whole = api.train(recipe, run=tmp_path / "whole")
+    assert whole["steps"] == 6
+    original = loop.step_that_fits
+
+    def stop_at_four(*args: Any, step: int, **more: Any) -> Any:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, step=step, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "step_that_fits", stop_at_four)
+        with pytest.raises(Interrupted):
+            api.train(recipe, run=tmp_path / "parts")
+    api.train(recipe, run=tmp_path / "parts")
+    weights = [(tmp_path / run / "adapter" / "adapter_model.safetensors").read_bytes()
+               for run in ("whole", "parts")]
+    assert weights[0] == weights[1]
+    sizes = [json.loads(line)["tokens"]
+             for line in (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()]
+    assert len(sizes) == 6
+    assert sizes[2] < sizes[0] / 1.5

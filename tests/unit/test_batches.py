@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunesmith.data import SampleOrder, TokenRow
+from tunesmith.data import Batches, SampleOrder, TokenRow
 from tunesmith.data.batches import plan_micro_batches
 from tunesmith.model.hf.padded import collate
 
@@ -75,3 +75,27 @@ def test_order_is_a_permutation_an_epoch_and_a_function_of_position(count: int, 
 def test_another_seed_is_another_order() -> None:
     assert SampleOrder(100, 0).take(0, 100) != SampleOrder(100, 1).take(0, 100)
     assert not np.array_equal(SampleOrder(100, 0).take(0, 100), SampleOrder(100, 0).take(100, 100))
+
+
+@given(count=st.integers(1, 60), batch_size=st.integers(1, 20), epochs=st.floats(0.05, 3))
+def test_an_epoch_ends_with_its_rows(count: int, batch_size: int, epochs: float) -> None:
+    batches, order = Batches(count, batch_size, epochs), SampleOrder(count, 3)
+    seen: list[int] = []
+    assert batches.total_steps is not None
+    for step in range(batches.total_steps):
+        assert batches.samples_after(step) == len(seen)
+        size = batches.size_at(len(seen))
+        assert 1 <= size <= batch_size
+        assert len(seen) // count == (len(seen) + size - 1) // count, "no batch is of two epochs"
+        seen += order.take(len(seen), size)
+    assert len(seen) == batches.samples_after(batches.total_steps) == batches.total_samples
+    assert len(seen) == max(1, round(epochs * count))
+    for epoch in range(len(seen) // count):
+        assert sorted(seen[epoch * count:(epoch + 1) * count]) == list(range(count))
+
+
+def test_steps_that_are_counted_run_on_across_epochs() -> None:
+    batches = Batches(39, 16)
+    assert (batches.total_steps, batches.size_at(32), batches.samples_after(3)) == (None, 16, 48)
+    by_epochs = Batches(39, 16, 1)
+    assert (by_epochs.total_steps, by_epochs.size_at(32), by_epochs.samples_after(3)) == (3, 7, 39)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tunesmith.data import SampleOrder, TokenRow
+from tunesmith.data import Batches, SampleOrder, TokenRow
 from tunesmith.errors import DivergedError, IntegrityError, Interrupted
 from tunesmith.model.dropout import sample_seeds
 from tunesmith.model.engine import Engine
@@ -34,7 +34,7 @@ class TrainSettings:
     """The experiment as the recipe says it. total_steps: the resolved length of the run [optimiser steps]."""
 
     total_steps: int
-    batch_size: int
+    batches: Batches
     learning_rate: float
     lr_scheduler: str
     warmup_steps: int
@@ -48,9 +48,10 @@ class TrainSettings:
     @classmethod
     def of(cls, section: TrainSection, *, rows: int) -> TrainSettings:
         """Of a recipe's section. rows: to learn from; they make an epoch."""
-        steps = section.max_steps or max(1, math.ceil((section.num_epochs or 1) * rows / section.batch_size))
-        names = [each.name for each in fields(cls) if each.name != "total_steps"]
-        return cls(total_steps=steps, **{name: getattr(section, name) for name in names})
+        batches = Batches(rows, section.batch_size, None if section.max_steps else section.num_epochs or 1)
+        names = [each.name for each in fields(cls) if each.name not in ("total_steps", "batches")]
+        return cls(total_steps=section.max_steps or batches.total_steps or 1, batches=batches,
+                   **{name: getattr(section, name) for name in names})
 
 
 def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: RunFolder, plan: MicroBatchPlan,
@@ -78,7 +79,7 @@ def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: Ru
                                 warmup_steps=settings.warmup_steps, total_steps=settings.total_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = [rows[i] for i in order.take(progress.samples, settings.batch_size)]
+        batch = [rows[i] for i in order.take(progress.samples, settings.batches.size_at(progress.samples))]
         result = step_that_fits(engine, optimizer, scaler, batch, step=progress.step + 1, plan=plan,
                                 max_grad_norm=settings.max_grad_norm,
                                 dropout_seeds=sample_seeds(settings.seed, progress.samples, len(batch)),
@@ -141,11 +142,11 @@ def _start(engine: Engine, optimizer: AdamW, scaler: torch.amp.GradScaler, run: 
             progress = restore(files, engine, optimizer, scaler, run.run_id())
         except IntegrityError as error:
             raise error.at(str(path)) from None
-        if (progress.samples != progress.step * settings.batch_size
+        if (progress.samples != settings.batches.samples_after(progress.step)
                 or path.name != f"step-{progress.step:06d}"):
             raise IntegrityError(
                 f"{path}: state.json: {progress.step} steps and {progress.samples} samples do not fit this "
-                f"checkpoint of a run with {settings.batch_size} samples a step",
+                f"checkpoint of a run with {settings.batches.batch_size} samples a step",
                 "Start afresh in another --run folder.")
         if not run.metrics.rewind(progress.metrics):
             notify(f"{run.metrics.path}: not as it was at the checkpoint; its curve may have gaps.")
