@@ -12,9 +12,10 @@ import pytest
 import tunesmith
 from conftest import tunesmith as command
 from tunesmith.data.columns import Holds, columns_of_rows
-from tunesmith.data.dataset import form_of, read_text
+from tunesmith.data.dataset import read_text
 from tunesmith.data.examples import ExampleMaker
 from tunesmith.data.rows import Row
+from tunesmith.data.sets import form_of
 from tunesmith.data.shapes import Shape, recognise
 from tunesmith.embedded import path_of
 from tunesmith.errors import DataError, RecipeError, UsageError

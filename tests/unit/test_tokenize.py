@@ -15,9 +15,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tunesmith import embedded
 from tunesmith.data import tokenize
 from tunesmith.data.chat import conversation_of
-from tunesmith.data.dataset import TextSet, tokenize_text
+from tunesmith.data.dataset import tokenize_text
 from tunesmith.data.examples import Example
 from tunesmith.data.rows import Row
+from tunesmith.data.sets import TextSet
 from tunesmith.data.tokenize import Encoder, Rules
 from tunesmith.errors import DataError, RecipeError
 

@@ -113,16 +113,28 @@ class Terminal:
             self._progress.add_task("", total=total_steps, text="")
         self._progress.update(self._progress.task_ids[0], completed=record["step"], text=text)
 
-    def progress(self, what: str, done: int, whole: int) -> None:
-        """A bar of bytes, on a terminal; elsewhere its end alone is not worth a line."""
+    def progress(self, what: str, done: int, whole: int, unit: str = "bytes") -> None:
+        """A bar, on a terminal; elsewhere its end alone is not worth a line."""
         if self.quiet or not self.console.is_terminal:
             return
+        if not whole:
+            self.stage(f"{what}: {done:,} {unit}")
+            return
         if self._progress is None:
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
             self._end_status()
             self._progress = Progress(TextColumn(f"  {on_one_line(what)}", markup=False),
-                                      BarColumn(bar_width=30), DownloadColumn(), TimeRemainingColumn(),
+                                      BarColumn(bar_width=30),
+                                      DownloadColumn() if unit == "bytes" else MofNCompleteColumn(),
+                                      TimeRemainingColumn(),
                                       console=self.console)
             self._progress.start()
             self._progress.add_task("", total=whole)

@@ -1,7 +1,8 @@
 """From rows to batches: sources, templates, tokens, the held-out split, sample order, micro-batches."""
 
-from tunesmith.data.dataset import Dataset, TextSet, read_text, tokenize_text
+from tunesmith.data.dataset import read_text, tokenize_text, tokens_of
 from tunesmith.data.order import Batches, SampleOrder
+from tunesmith.data.sets import Dataset, Texts, TextSet
 from tunesmith.data.tokenize import TokenRow
 
 __all__ = [
@@ -9,7 +10,9 @@ __all__ = [
     "Dataset",
     "SampleOrder",
     "TextSet",
+    "Texts",
     "TokenRow",
     "read_text",
     "tokenize_text",
+    "tokens_of",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from tunesmith.data.dataset import Dataset, TextSet
+from tunesmith.data.sets import Dataset, Texts
 
 
 class DataWords(Protocol):
@@ -23,7 +23,7 @@ class DataWords(Protocol):
     def template_kwargs(self) -> Mapping[str, Any]: ...  # noqa: D102
 
 
-def remarks_on(settings: DataWords, text: TextSet, data: Dataset) -> Iterator[str]:
+def remarks_on(settings: DataWords, text: Texts, data: Dataset) -> Iterator[str]:
     """The lines, each a sentence."""
     counts, longest = data.counts, settings.max_length
     if counts["truncated"]:

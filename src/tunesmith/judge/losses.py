@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from tunesmith.data import TokenRow
 from tunesmith.data.batches import plan_micro_batches
+from tunesmith.data.token_rows import lengths_of, loss_tokens_of
 from tunesmith.errors import OutOfMemory
 from tunesmith.model.engine import Engine
 from tunesmith.model.memory import in_parts
@@ -29,14 +31,14 @@ class RowLosses:
 
 
 @torch.no_grad()
-def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) -> RowLosses:
+def row_losses(engine: Engine, rows: Sequence[TokenRow], *, max_tokens: int = 2048) -> RowLosses:
     """The loss of each row, in the order of `rows`. The engine must be out of training.
 
     max_tokens: tokens computed at once; fewer when memory runs out. Raises OutOfMemory when a row alone does
     not fit.
     """
     nats = np.zeros(len(rows))
-    micro_batches = plan_micro_batches([len(row.ids) for row in rows], rows=None, max_tokens=max_tokens,
+    micro_batches = plan_micro_batches(lengths_of(rows), rows=None, max_tokens=max_tokens,
                                        overhead_tokens=64, padded=engine.padded)
 
     def too_large(row: int) -> OutOfMemory:
@@ -47,4 +49,4 @@ def row_losses(engine: Engine, rows: list[TokenRow], *, max_tokens: int = 2048) 
     for indices, losses in in_parts(
             micro_batches, lambda part: engine.losses([rows[i] for i in part]).cpu(), too_large):
         nats[indices] = losses.numpy()
-    return RowLosses(nats, np.array([row.loss_tokens for row in rows]))
+    return RowLosses(nats, loss_tokens_of(rows))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from tunesmith.data import TokenRow
+from tunesmith.data.token_rows import taken
 from tunesmith.errors import DivergedError
 from tunesmith.judge.interval import FEWEST, interval_of_mean, interval_of_ratio
 from tunesmith.judge.losses import row_losses
@@ -69,13 +72,14 @@ class Judgement:
         return JudgementSummary(**{key: value for key, value in vars(self).items() if key != "samples"})
 
 
-def mean_validation_loss(engine: Engine, rows: list[TokenRow]) -> float:
+def mean_validation_loss(engine: Engine, rows: Sequence[TokenRow]) -> float:
     """Nats a loss-bearing token over the held-out rows. The engine must be out of training."""
     return row_losses(engine, rows).mean
 
 
-def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples: int, stop_rows: int,
-          matters: float = 0.0, on_stage: Callable[[str], None] = lambda stage: None) -> Judgement:
+def judge(engine: Engine, rows: Sequence[TokenRow], *, max_new_tokens: int, samples: int,
+          stop_rows: int, matters: float = 0.0,
+          on_stage: Callable[[str], None] = lambda stage: None) -> Judgement:
     """Compare the adapter with its bare base on held-out rows; `rows` must not be empty.
 
     stop_rows: how many prompts are answered at most; samples: how many of them are kept to be shown. matters:
@@ -83,8 +87,8 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
     """
     engine.training(False)
     rows = distinct(rows)
-    answered = [row for row in rows
-                if _can_be_answered(row, engine, max_new_tokens)][: max(stop_rows, samples)]
+    answered = list(islice((row for row in rows if _can_be_answered(row, engine, max_new_tokens)),
+                           max(stop_rows, samples)))
     prompts = [row.prompt_ids for row in answered]
     on_stage("judging the bare base")
     with engine.adapter_disabled():
@@ -113,12 +117,13 @@ def judge(engine: Engine, rows: list[TokenRow], *, max_new_tokens: int, samples:
                  for row, b, a in zip(answered[:samples], before, after, strict=False)])
 
 
-def distinct(rows: list[TokenRow]) -> list[TokenRow]:
+def distinct(rows: Sequence[TokenRow]) -> Sequence[TokenRow]:
     """The rows, equal ones once: a row that is repeated says no more than it does alone."""
-    first: dict[tuple[tuple[int, ...], tuple[bool, ...]], TokenRow] = {}
-    for row in rows:
-        first.setdefault((tuple(row.ids), tuple(row.loss_mask)), row)
-    return list(first.values())
+    first: dict[bytes, int] = {}
+    for number, row in enumerate(rows):
+        content = np.array(row.ids, dtype=np.int64).tobytes() + bytes(row.loss_mask)
+        first.setdefault(hashlib.sha256(content).digest(), number)
+    return rows if len(first) == len(rows) else taken(rows, first.values())
 
 
 def _exact_matches(answers: list[TextAnswer], references: list[str]) -> list[float]:

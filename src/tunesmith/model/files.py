@@ -263,13 +263,17 @@ def _is_code(entry: Any) -> bool:
     return isinstance(entry, dict) and entry.get("dtype") not in ("F64", "F32", "F16", "BF16")
 
 
+def small_files(base: BaseFiles) -> list[Path]:
+    """What says what the base is, how text becomes tokens, and where an answer ends; sorted."""
+    return [path for path in sorted(base.folder.iterdir())
+            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in _HASHED_FILES)]
+
+
 def fingerprint(base: BaseFiles) -> dict[str, str]:
     """A hash of each file that makes the base what it is, for the manifest; large weights are sampled."""
     sampled = base.weight_bytes() > _HASH_WHOLE_BYTES
     hashes = {}
-    small_files = [path for path in sorted(base.folder.iterdir())
-                   if any(fnmatch(path.name, pattern) for pattern in _HASHED_FILES)]
-    for path in [*small_files, *base.weights]:
+    for path in [*small_files(base), *base.weights]:
         if path.is_file():
             is_weight = path.suffix == ".safetensors"
             kind = "sha256-of-samples" if sampled and is_weight else "sha256"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from typing import Any
 
 from tunesmith.errors import IntegrityError, RecipeError, TunesmithError
-from tunesmith.model.files import BaseFiles
+from tunesmith.model.files import BaseFiles, small_files
 from tunesmith.model.libraries import quiet_libraries
 from tunesmith.rundir.ordinary import read_json_object
 
@@ -31,6 +33,18 @@ def load_tokenizer(base: BaseFiles) -> Any:
         raise RecipeError(f"{base.name} has no usable tokenizer: {reason}",
                           "The folder needs tokenizer.json (and tokenizer_config.json).",
                           setting="model.base") from None
+
+
+def tokenizer_fingerprint(base: BaseFiles, tokenizer: Any) -> str:
+    """A hash of all that a base's tokenizer and its chat template are made of; for a template that writes
+    the date, of today's as well.
+    """
+    digest = hashlib.sha256()
+    for path in [*small_files(base), *sorted(base.folder.glob("additional_chat_templates/*"))]:
+        digest.update(f"{path.name}\n{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    if "strftime" in str(getattr(tokenizer, "chat_template", None)):
+        digest.update(time.strftime("%Y-%m-%d").encode())
+    return digest.hexdigest()
 
 
 def _is_plain(base: BaseFiles) -> bool:

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ class TrainSettings:
                    **{name: getattr(section, name) for name in names})
 
 
-def train(engine: Engine, rows: list[TokenRow], settings: TrainSettings, run: RunFolder, plan: MicroBatchPlan,
-          stop: StopSignal, *, validation_loss: Callable[[], float] | None,
+def train(engine: Engine, rows: Sequence[TokenRow], settings: TrainSettings, run: RunFolder,
+          plan: MicroBatchPlan, stop: StopSignal, *, validation_loss: Callable[[], float] | None,
           on_step: Callable[[dict[str, Any]], None], notify: Callable[[str], None]) -> Progress:
     """Train the engine's adapter to the last step, from the newest whole checkpoint of `run` if it has one.
 

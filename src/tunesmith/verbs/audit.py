@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.dataset import Dataset, TextSet
+from tunesmith.data.sets import Dataset, Texts
 from tunesmith.data.tokenize import rules_of
 from tunesmith.model.files import BaseFiles, stop_ids
 from tunesmith.recipe import Recipe
@@ -43,7 +43,7 @@ def _half_width(count: int) -> float | None:
     return half_width(count)
 
 
-def cheap_findings(recipe: Recipe, base: BaseFiles, tokenizer: Any, text: TextSet,
+def cheap_findings(recipe: Recipe, base: BaseFiles, tokenizer: Any, text: Texts,
                    data: Dataset) -> list[str]:
     """What matters of the first rows, in at most two lines; by the checks that cost little."""
     from tunesmith.data.inspect import CHECKS, audit, seen_already

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.dataset import Dataset, read_text
+from tunesmith.data.dataset import read_text
 from tunesmith.data.remarks import remarks_on
+from tunesmith.data.sets import Dataset
 from tunesmith.errors import UsageError
 from tunesmith.model.files import BaseFiles, locate_tokenizer, read_config
 from tunesmith.recipe import Recipe, load_recipe

@@ -10,9 +10,9 @@ from typing import Any
 
 from tunesmith.data.chat.render import TemplateRefused, TemplateRenderer, TemplateUnbounded
 from tunesmith.data.columns import Holds
-from tunesmith.data.dataset import form_of
 from tunesmith.data.examples import ExampleMaker
 from tunesmith.data.rows import Row
+from tunesmith.data.sets import form_of
 from tunesmith.data.shapes import Shape
 from tunesmith.data.tokenize import Encoder, TokenRow, rules_of
 from tunesmith.errors import DataError, NetworkError

@@ -108,8 +108,8 @@ def _rows(adapter_files: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: 
             rules = replace(rules_of(chosen.data, stop_ids(base, tokenizer)), max_length=most)
             validation = tokenize_text(read_text(chosen.data, show.note), tokenizer, rules,
                                        training=False).validation
-            cut = [replace(row, ids=row.ids[:longest], loss_mask=row.loss_mask[:longest])
-                   for row in validation]
+            cut = (replace(row, ids=row.ids[:longest], loss_mask=row.loss_mask[:longest])
+                   for row in validation)
             whole = [row for row in validation if len(row.ids) <= longest]
             rows = (whole or [row for row in cut if any(row.loss_mask)])[:_ROWS]
             if rows:
@@ -117,8 +117,9 @@ def _rows(adapter_files: AdapterFiles, base: BaseFiles, tokenizer: Any, recipe: 
     plain = parse_recipe('data: {source: "embedded:quotes", prompt: "{quote}", '
                          'completion: " ({author})", validation: 64}\n'
                          'model: {base: "embedded:sprout"}\n', name="the embedded quotes")
-    rows = tokenize_text(read_text(plain.data), tokenizer, Rules("all", False, longest, "truncate"),
-                         training=False).validation[:_ROWS]
+    quotes = tokenize_text(read_text(plain.data), tokenizer, Rules("all", False, longest, "truncate"),
+                           training=False)
+    rows = list(quotes.validation[:_ROWS])
     show.note("No held-out rows of this adapter are known: the merge is measured on the embedded quotes. "
               "--recipe names rows.")
     return rows, "the embedded quotes"

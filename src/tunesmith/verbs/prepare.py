@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from tunesmith.data import Dataset, read_text, tokenize_text
+import numpy as np
+
+from tunesmith.data import Dataset, read_text, tokens_of
+from tunesmith.data.making import Making
 from tunesmith.data.remarks import remarks_on
+from tunesmith.data.token_rows import largest_of, lengths_of
 from tunesmith.data.tokenize import rules_of
 from tunesmith.errors import RecipeError
 from tunesmith.model.files import BaseFiles, locate_base, stop_ids
@@ -14,6 +19,9 @@ from tunesmith.recipe import Recipe
 from tunesmith.verbs.audit import cheap_findings
 from tunesmith.verbs.decide import Decisions
 from tunesmith.verbs.show import Show
+
+#: Of data that is read again for it, a training run looks at so many of the first rows.
+_LOOKED_AT_ROWS = 2_000
 
 
 @dataclass(frozen=True)
@@ -40,19 +48,24 @@ def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool 
     show.stage("reading the data")
     text = read_text(recipe.data, show.note)
     base = locate_base(decisions.base, decisions.revision, show.note)
-    from tunesmith.model.tokenizer import load_tokenizer
+    from tunesmith.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 
     tokenizer = load_tokenizer(base)
     show.stage("tokenizing")
     rules = rules_of(recipe.data, stop_ids(base, tokenizer))
-    data = tokenize_text(text, tokenizer, rules, training=training)
+    making = Making(partial(load_tokenizer, base), tokenizer_fingerprint(base, tokenizer), show.note,
+                    lambda done, whole: show.progress("tokenizing", done, whole, unit="rows"))
+    data = tokens_of(text, tokenizer, rules, making, training=training)
     for line in remarks_on(recipe.data, text, data):
         show.note(line)
     if training:
-        for line in cheap_findings(recipe, base, tokenizer, text, data):
-            show.note(line)
+        looked_at = text.beginning(_LOOKED_AT_ROWS)
+        which = "" if looked_at is text else f"Among the first {_LOOKED_AT_ROWS:,} rows: "
+        for line in cheap_findings(recipe, base, tokenizer, looked_at, data):
+            show.note(which + line)
     _require_embedded(data, base, tokenizer)
-    longest = max(data.train + data.validation, key=lambda row: len(row.ids))
+    longest = max((rows[int(np.argmax(lengths_of(rows)))] for rows in (data.train, data.validation)
+                   if len(rows)), key=lambda row: len(row.ids))
     if base.positions is not None and len(longest.ids) > base.positions:
         raise RecipeError(f"{longest.place} has {len(longest.ids)} tokens, "
                           f"the base has {base.positions} positions",
@@ -66,8 +79,10 @@ def _require_embedded(data: Dataset, base: BaseFiles, tokenizer: Any) -> None:
     size = base.config.get("vocab_size")
     if not isinstance(size, int):
         return
-    for row in [*data.train, *data.validation]:
-        if (token := max(row.ids, default=0)) >= size:
+    for rows in (data.train, data.validation):
+        for number in np.flatnonzero(largest_of(rows) >= size)[:1].tolist():
+            row = rows[number]
+            token = max(row.ids)
             raise RecipeError(f"{row.place}: its token {token} ({tokenizer.convert_ids_to_tokens(token)!r}) "
                               f"is beyond the base's embedding of {size:,} tokens; the tokenizer has "
                               f"{len(tokenizer):,}",

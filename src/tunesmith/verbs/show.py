@@ -50,8 +50,8 @@ class Show(Protocol):
         """One optimiser step is done; the record is the line of metrics.jsonl."""
         ...
 
-    def progress(self, what: str, done: int, whole: int) -> None:
-        """Part of something is done [bytes]."""
+    def progress(self, what: str, done: int, whole: int, unit: str = "bytes") -> None:
+        """Part of something is done; whole: 0 where that is not known."""
         ...
 
 
@@ -70,5 +70,5 @@ class Silent:
     def step(self, record: dict[str, Any], total_steps: int) -> None:
         """Nothing."""
 
-    def progress(self, what: str, done: int, whole: int) -> None:
+    def progress(self, what: str, done: int, whole: int, unit: str = "bytes") -> None:
         """Nothing."""

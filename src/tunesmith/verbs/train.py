@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.token_rows import lengths_of
 from tunesmith.errors import IntegrityError, Interrupted
 from tunesmith.paths import require_utf8
 from tunesmith.recipe import Recipe, load_recipe
@@ -96,7 +97,7 @@ def _run(recipe: Recipe, prepared: Prepared, folder: RunFolder, stop: StopSignal
         prepared.base, prepared.tokenizer, decisions.placement, seed=recipe.train.seed,
         lora=LoraSettings(recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.lora.target_modules))
     settings = TrainSettings.of(recipe.train, rows=len(prepared.data.train))
-    longest = max(len(row.ids) for row in prepared.data.train)
+    longest = max(lengths_of(prepared.data.train))
     plan = MicroBatchPlan.of(decisions.micro_batches(longest), selective=engine.selective)
     tell_facts(recipe, prepared, engine, settings.total_steps, show)
     validation = prepared.data.validation

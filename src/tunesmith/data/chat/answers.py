@@ -65,6 +65,16 @@ class ChatRemarks:
     settings: Counter[str] = field(default_factory=Counter)
     closed: int = 0
 
+    def add(self, more: Mapping[str, Any], times: int = 1) -> None:
+        """Count in what was said of other conversations, by name, so many times."""
+        for name, value in more.items():
+            if isinstance(value, Mapping):
+                counts = getattr(self, name)
+                for key, count in value.items():
+                    counts[key] += count * times
+            else:
+                setattr(self, name, getattr(self, name) + value * times)
+
     def thinking(self) -> Counter[bool | None]:
         """Answers by the template's `enable_thinking` for them; None where it was left to the template."""
         counts: Counter[bool | None] = Counter()

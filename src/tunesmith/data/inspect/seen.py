@@ -14,8 +14,8 @@ from itertools import islice
 from typing import Any
 
 from tunesmith.data.chat.answers import ChatRemarks
-from tunesmith.data.dataset import Dataset, TextSet
 from tunesmith.data.examples import Example
+from tunesmith.data.sets import Dataset, Texts
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.errors import DataError
 
@@ -128,7 +128,7 @@ class SeenRows:
     again.
     """
 
-    def __init__(self, text: TextSet, tokenizer: Any, rules: Rules) -> None:
+    def __init__(self, text: Texts, tokenizer: Any, rules: Rules) -> None:
         self._sides: list[tuple[bool, Sequence[Example]]] = [(False, text.train), (True, text.validation)]
         self._encoder = Encoder(tokenizer, rules)
         self._unlimited = Encoder(tokenizer, replace(rules, max_length=_NO_LIMIT, overlong="truncate"))
@@ -186,7 +186,7 @@ class SeenRows:
         return _seen(index, held_out, example, tokens, whole, overlong=overlong)
 
 
-def seen_already(text: TextSet, data: Dataset, most: int) -> Iterator[SeenRow]:
+def seen_already(text: Texts, data: Dataset, most: int) -> Iterator[SeenRow]:
     """The first rows of a data set that is tokenized already; those that were left out are not among them."""
     index = 0
     for held_out, examples, token_rows in ((False, text.train, data.train),

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -40,7 +41,7 @@ def open_hub(source: str, split: str, key: str, tell: Tell, reading: Reading) ->
     if hub_id is None or hub_id.revision is not None:
         raise _no_such(source, key)
     with quiet_datasets() as datasets:
-        table, files = _load(datasets, _Wanted(source, reading.name, split), key, tell)
+        table, files, made_of = _load(datasets, _Wanted(source, reading.name, split), key, tell)
 
     def rows() -> Iterator[Row]:
         try:
@@ -50,7 +51,8 @@ def open_hub(source: str, split: str, key: str, tell: Tell, reading: Reading) ->
             raise DataError(f"{key}: {source}: a row holds what Python cannot: "
                             f"{str(error).splitlines()[0]}") from None
 
-    return Source(source, [f"{source}/{file}" for file in files], rows, reading.bad, tell, key)
+    return Source(source, [f"{source}/{file}" for file in files], rows, reading.bad, tell, key,
+                  made_of)
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,11 @@ def _no_such(source: str, key: str) -> DataError:
                      "Check the name; a private or gated one needs `hf auth login`.")
 
 
-def _load(datasets: Any, wanted: _Wanted, key: str, tell: Tell) -> tuple[Any, list[str]]:
-    """The split, once its files are in the client's cache and checked; `datasets` reads them from there."""
+def _load(datasets: Any, wanted: _Wanted, key: str, tell: Tell) -> tuple[Any, list[str], list[Path | str]]:
+    """The split, its files, and these with their commit.
+
+    Once they are in the client's cache and checked; `datasets` reads them from there.
+    """
     source = wanted.source
 
     def explain(error: Exception, what: str) -> TunesmithError:
@@ -92,11 +97,14 @@ def _load(datasets: Any, wanted: _Wanted, key: str, tell: Tell) -> tuple[Any, li
                  for file in (builder.config.data_files or {}).get(name) or []
                  if str(file).startswith(prefix)]
         paths = [path for _, _, path in files]
+        made_of: list[Path | str] = ["".join(file) for file in files]
         if not by_hub:
-            return load(), paths
+            table = load()
+            return table, paths, made_of or [str(table._fingerprint)]
     if files:
         download(source, files[0][0], paths, tell, kind="dataset", explain=explain)
-    return load(), paths
+    table = load()
+    return table, paths, made_of or [str(table._fingerprint)]
 
 
 def _builder(datasets: Any, wanted: _Wanted, key: str) -> Any:

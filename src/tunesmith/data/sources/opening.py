@@ -69,7 +69,8 @@ def open_sources(sources: str | Sequence[str], split: str, key: str, tell: Tell 
     if len(opened) == 1:
         return opened[0]
     source = Source(", ".join(names), [file for each in opened for file in each.files],
-                    lambda: chain.from_iterable(each.read() for each in opened), bad, tell, key)
+                    lambda: chain.from_iterable(each.read() for each in opened), bad, tell, key,
+                    [part for each in opened for part in each.made_of])
 
     def mixture() -> Iterator[Row]:
         def ended(number: int, taken: list[int]) -> None:
@@ -101,7 +102,7 @@ def _open(source: str, split: str, key: str, tell: Tell, reading: Reading, alone
         tell(f"{key}: {found.note(taken)}")
     reads = [sliced(_reader(files, reading), part) for part, files in parts]
     return Source(source, [found.name_of(path) for path in taken],
-                  lambda: chain.from_iterable(read() for read in reads), reading.bad, tell, key)
+                  lambda: chain.from_iterable(read() for read in reads), reading.bad, tell, key, [*taken])
 
 
 def _reader(files: list[Path], reading: Reading) -> Read:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 from tunesmith.data.rows import Row
 from tunesmith.data.sources.bad_rows import BadRows
@@ -24,7 +25,8 @@ class Source:
 
     name: as the recipe has it. files: what was taken, by names that hold on any machine. read: its rows from
     the first one. skipped: the bad rows, under `data.bad_rows: skip`, counted while rows are read. tell:
-    receives what is to be said at the end. key: the recipe's key, for errors.
+    receives what is to be said at the end. key: the recipe's key, for errors. made_of: the local files, or
+    words that name the content of what is on the Hub.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Source:
     skipped: BadRows = field(default_factory=BadRows)
     tell: Tell = quiet
     key: str = "data.source"
+    made_of: list[Path | str] = field(default_factory=list)
     _told: set[str] = field(default_factory=set)
 
     def rows(self) -> Iterator[Row]:
@@ -47,6 +50,11 @@ class Source:
             before = self.skipped.count
             yield row
             good += self.skipped.count == before  # whoever uses the rows may skip some, too
+        self.end(good)
+
+    def end(self, good: int) -> None:
+        """Look at what was read, as `rows` does at its end; good: how many rows are used. Raises DataError.
+        """
         if not good:
             why = f": {self.skipped.first[0]}" if self.skipped.first else ""
             raise DataError(f"{self.key}: {self.name} has no rows{why}")

@@ -1,0 +1,153 @@
+"""What runs in a process that turns rows into tokens: chunks of rows in, Arrow record batches out.
+
+Started by `token_workers` alone, with pipes to it. It has a tokenizer of its own, and a process of its own
+that renders chat templates. Each message is one letter, its length and its content.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from tunesmith.data.cache import EXAMPLE
+from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.examples import Example, ExampleMaker
+from tunesmith.data.rows import Row
+from tunesmith.data.store import batch_of
+from tunesmith.data.tokenize import Encoder
+from tunesmith.data.tokenized import Tokenized, tokenized
+from tunesmith.errors import DataError, OutOfMemory, TunesmithError
+
+_HEAD = struct.Struct("<cQ")
+#: Messages: the worker is ready; a chunk of rows, or what became of it; an error of ours; a bug's traceback.
+READY, CHUNK, FAILED, BUG = b"R", b"C", b"E", b"X"
+
+
+@dataclass(frozen=True)
+class ChunkOfTokens:
+    """What became of a chunk of rows.
+
+    rows: a record batch of token rows, as an Arrow stream. examples: an `EXAMPLE` of each row, but for the
+    rejected ones, as bytes. remarks: as JSON, what the examples' `remarks` are places in. written: how often
+    a column that is no text was written. rejected: the errors of rows that make no example.
+    """
+
+    rows: bytes
+    examples: bytes
+    remarks: list[str]
+    written: list[tuple[str, str, int]]
+    rejected: list[DataError]
+
+
+def send(stream: IO[bytes], kind: bytes, content: bytes) -> None:
+    """Write a message."""
+    stream.write(_HEAD.pack(kind, len(content)))
+    stream.write(content)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> tuple[bytes, bytes]:
+    """Read a message. Raises EOFError where the other end is gone."""
+    head = stream.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        raise EOFError
+    kind, size = _HEAD.unpack(head)
+    content = stream.read(size)
+    if len(content) < size:
+        raise EOFError
+    return kind, content
+
+
+def packed(chunk: ChunkOfTokens) -> bytes:
+    """As the content of a message: the small things, then rows and examples as they are."""
+    small = pickle.dumps((len(chunk.rows), chunk.remarks, chunk.written, chunk.rejected))
+    return b"".join((struct.pack("<Q", len(small)), small, chunk.rows, chunk.examples))
+
+
+def unpacked(content: bytes) -> ChunkOfTokens:
+    """The chunk in the content of a message."""
+    at = 8 + struct.unpack_from("<Q", content)[0]
+    size, remarks, written, rejected = pickle.loads(content[8:at])
+    return ChunkOfTokens(content[at:at + size], content[at + size:], remarks, written, rejected)
+
+
+class _Work:
+    """Turns chunks into tokens, one after another."""
+
+    def __init__(self, encoder: Encoder, maker: ExampleMaker) -> None:
+        self.encoder, self.maker = encoder, maker
+        self._written: Counter[tuple[str, str]] = Counter()
+
+    def chunk(self, rows: list[Row]) -> ChunkOfTokens:
+        """Raises DataError, RecipeError."""
+        rejected: list[DataError] = []
+        examples = list(self._examples(rows, rejected))
+        results = list(tokenized(examples, self.encoder))
+        remarks: dict[str, int] = {}
+        about = np.zeros(len(examples), dtype=EXAMPLE)
+        for number, (example, result) in enumerate(zip(examples, results, strict=True)):
+            place = remarks.setdefault(_as_json(result.remarks), len(remarks))
+            about[number] = _about(example, result, place)
+        written, self._written = self.maker.written - self._written, self.maker.written
+        return ChunkOfTokens(_stream(results), about.tobytes(), list(remarks),
+                             [(*key, count) for key, count in written.items()], rejected)
+
+    def _examples(self, rows: list[Row], rejected: list[DataError]) -> Iterator[Example]:
+        for row in rows:
+            try:
+                yield self.maker.make(row)
+            except DataError as error:
+                rejected.append(error)
+
+
+def _about(example: Example, result: Tokenized, remarks: int) -> tuple[Any, ...]:
+    return (bytes.fromhex(example.content_hash), len(result.rows), result.truncated, result.dropped,
+            result.special, remarks)
+
+
+def _as_json(remarks: ChatRemarks) -> str:
+    return json.dumps({name: value for name, value in vars(remarks).items() if value}, sort_keys=True)
+
+
+def _stream(results: list[Tokenized]) -> bytes:
+    batch = batch_of([row for result in results for row in result.rows])
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def main() -> None:
+    """Answer messages until there are no more."""
+    answers, chunks = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
+    os.dup2(2, 1)  # what a library prints is no message
+    kind, answer = FAILED, b""
+    try:
+        load, form, rules = pickle.loads(receive(chunks)[1])
+        work = _Work(Encoder(load(), rules), ExampleMaker(form))
+        send(answers, READY, b"")
+        while True:
+            rows = [Row(*each) for each in pickle.loads(receive(chunks)[1])]
+            send(answers, CHUNK, packed(work.chunk(rows)))
+    except (EOFError, BrokenPipeError):  # whoever asked is gone, or has no more to ask
+        return
+    except TunesmithError as error:
+        answer = pickle.dumps(error)
+    except MemoryError:
+        answer = pickle.dumps(OutOfMemory("this machine's memory is full", "Take shorter rows."))
+    except Exception:
+        kind, answer = BUG, traceback.format_exc().encode()
+    send(answers, kind, answer)

@@ -1,0 +1,77 @@
+"""Examples to the token rows that are kept of them: the rules of length, and what is to be said of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.examples import Example
+from tunesmith.data.tokenize import Encoder, Rules, TokenRow
+from tunesmith.errors import DataError
+
+#: Examples that are tokenized together, at most.
+_AT_ONCE = 4096
+
+
+@dataclass
+class Tokenized:
+    """What became of one example.
+
+    truncated, dropped: how many rows were cut, or left out, for their length. special: whether its text holds
+    that of a special token, which was taken as text. remarks: of its conversation.
+    """
+
+    rows: list[TokenRow]
+    truncated: int = 0
+    dropped: int = 0
+    special: bool = False
+    remarks: ChatRemarks = field(default_factory=ChatRemarks)
+
+
+def tokenized(examples: Iterable[Example], encoder: Encoder) -> Iterator[Tokenized]:
+    """What becomes of each example.
+
+    Raises DataError for an overlong row under `overlong: error`, and for a row with no token that bears loss.
+    """
+    remaining = iter(examples)
+    while chunk := list(islice(remaining, _AT_ONCE)):
+        yield from _tokenized(chunk, encoder)
+
+
+def _tokenized(examples: Sequence[Example], encoder: Encoder) -> Iterator[Tokenized]:
+    rules = encoder.rules
+    encoded = encoder.encode_all(examples)
+    for example in examples:
+        encoder.chat.remarks = ChatRemarks()
+        made = Tokenized([])
+        for row, overlong in next(encoded):
+            if overlong and rules.overlong == "error":
+                raise DataError(f"{row.place}: longer than data.max_length, {rules.max_length} tokens",
+                                "Raise data.max_length, or set data.overlong to truncate, drop or split.")
+            if overlong and rules.overlong == "drop":
+                made.dropped += 1
+                continue
+            made.truncated += overlong and rules.overlong == "truncate"
+            if not row.loss_tokens:
+                raise _nothing_to_learn(row, rules, overlong)
+            made.rows.append(row)
+        made.remarks = encoder.chat.remarks
+        made.special = not rules.special_tokens and any(map(encoder.plain.holds_special, example.texts()))
+        yield made
+
+
+def none_left(examples: int, rules: Rules, *, held_out: bool = False) -> DataError:
+    """The error for a side of which all rows are too long."""
+    which = f"all {examples} held-out rows exceed" if held_out else f"all {examples} rows are longer than"
+    return DataError(f"{which} {rules.max_length} tokens",
+                     "Raise data.max_length, or set data.overlong to truncate.", setting="data.max_length")
+
+
+def _nothing_to_learn(row: TokenRow, rules: Rules, overlong: bool) -> DataError:
+    reason = (f"its prompt alone fills data.max_length, {rules.max_length} tokens" if overlong
+              else "the completion is empty" if rules.loss_on == "completion"
+              else "it is empty or one token long")
+    return DataError(f"{row.place}: no token to learn from: {reason}",
+                     "Remove the row" + (", or set data.overlong to drop." if overlong else "."))
