@@ -103,8 +103,7 @@ def _finding(finding: dict[str, Any]) -> RenderableType:
 
     text = Text(f"{finding['kind']}: {on_one_line(finding['message'], 600)}.")
     if finding["rows"]:
-        places = ", ".join(_place(place) for place in finding["rows"][:3])
-        text.append(f"\n{places}{', ...' if finding['count'] > 3 else ''}", "dim")
+        text.append(f"\n{_places(finding['rows'][:3])}{', ...' if finding['count'] > 3 else ''}", "dim")
     text.append(f"\n{on_one_line(finding['advice'], 600)}\n")
     return _labelled(finding["severity"], _COLOURS[finding["severity"]], text)
 
@@ -119,6 +118,16 @@ def _labelled(label: str, colour: str, text: Text | str) -> RenderableType:
     table.add_column(overflow="fold")
     table.add_row(Text(f"  {label}", colour), text if isinstance(text, Text) else Text(text))
     return table
+
+
+def _places(places: list[str]) -> str:
+    """Some places; of those in the same file only the first names it."""
+    shown = [_place(place) for place in places]
+    for number in range(len(places) - 1, 0, -1):
+        before, this = (place.rpartition(", ") for place in places[number - 1:number + 1])
+        if this[1] and this[0] == before[0]:
+            shown[number] = on_one_line(this[2], 100)
+    return ", ".join(shown)
 
 
 def _place(place: str) -> str:
