@@ -172,3 +172,13 @@ def test_an_answer_is_empty_where_only_the_template_s_own_text_is_left(tmp_path:
     rows[7]["a"] = ""
     found = kinds(tunesmith.inspect(write(tmp_path, rows, 'completion: " Answer: {a}"')))
     assert lines(found["empty_answer"]["rows"]) == [8]
+
+
+@pytest.mark.parametrize(("setting", "severity"), [("error", "error"), ("skip", "warning")])
+def test_rows_that_cannot_be_read_are_a_finding(setting: str, severity: str, tmp_path: Path) -> None:
+    rows = clean(COUNT)
+    rows[5]["a"], rows[9] = None, {"q": rows[9]["q"]}
+    result = tunesmith.inspect(write(tmp_path, rows, f"bad_rows: {setting}"))
+    finding = kinds(result)["bad_row"]
+    assert (finding["severity"], finding["count"], result["rows"]) == (severity, 2, COUNT)
+    assert [place.split(": ")[0].rpartition(" ")[2] for place in finding["rows"]] == ["6", "10"]

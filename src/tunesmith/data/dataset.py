@@ -36,7 +36,8 @@ def read_text(settings: DataSettings, tell: Tell = quiet) -> Texts:
         if all_examples is None:
             return LargeText(settings, (source,))
         train, validation = hold_out(all_examples, settings.validation)
-        return TextSet(train, validation, 0, maker.written, source.files, skipped=source.skipped.count)
+        return TextSet(train, validation, 0, maker.written, source.files, skipped=source.skipped.count,
+                       skipped_first=source.skipped.first)
     held_out = open_source(settings, "data.validation", tell)
     held_out_examples = _in_memory(maker.make_all(held_out.rows(), held_out.skipped.reject))
     if all_examples is None or held_out_examples is None:
@@ -51,7 +52,8 @@ def _without_repeated(examples: list[Example], validation: list[Example], maker:
     if not train:
         raise all_repeated()
     return TextSet(train, validation, len(examples) - len(train), maker.written, source.files, held_out.files,
-                   source.skipped.count + held_out.skipped.count)
+                   source.skipped.count + held_out.skipped.count,
+                   [*source.skipped.first, *held_out.skipped.first])
 
 
 def _in_memory(examples: Iterator[Example]) -> list[Example] | None:

@@ -140,6 +140,11 @@ class LargeText:
         return sum(each.skipped for each in self.sides.contents)
 
     @property
+    def skipped_first(self) -> Sequence[str]:
+        """What was wrong with the first of these; nothing where their number is known from the cache."""
+        return [reason for source in self.sources for reason in source.skipped.first]
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 over the content of every example, in order."""
         return self.sides.content_hash

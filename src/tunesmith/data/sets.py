@@ -37,7 +37,7 @@ def form_of(settings: DataSettings) -> Form:
 class Texts(Protocol):
     """Training and validation examples, in memory (`TextSet`) or read again whenever they are asked for.
 
-    repeated, written, files, validation_files, skipped: see `TextSet`.
+    repeated, written, files, validation_files, skipped, skipped_first: see `TextSet`.
     """
 
     @property
@@ -55,6 +55,8 @@ class Texts(Protocol):
     @property
     def skipped(self) -> int: ...  # noqa: D102
     @property
+    def skipped_first(self) -> Sequence[str]: ...  # noqa: D102
+    @property
     def content_hash(self) -> str: ...  # noqa: D102
 
     def beginning(self, most: int) -> TextSet:
@@ -68,7 +70,7 @@ class TextSet:
 
     written: how columns that are no text were written, by column and form, with how many rows. files: those
     that the rows were read from, of data.source and of data.validation. skipped: rows left out under
-    `data.bad_rows: skip`.
+    `data.bad_rows: skip`; skipped_first: what was wrong with the first of them, and where.
     """
 
     train: Sequence[Example]
@@ -78,6 +80,7 @@ class TextSet:
     files: list[str] = field(default_factory=list)
     validation_files: list[str] = field(default_factory=list)
     skipped: int = 0
+    skipped_first: Sequence[str] = ()
 
     @property
     def content_hash(self) -> str:

@@ -41,9 +41,9 @@ def inspect(recipe: str | os.PathLike[str], html: str | os.PathLike[str] | None 
     chosen = load_recipe(os.fspath(recipe), overrides)
     page = None if html is None else _page_path(html)
     show.stage("reading the data")
-    text = read_text(chosen.data, show.note)
+    text = read_text(chosen.data.model_copy(update={"bad_rows": "skip"}), show.note)
     base = _tokenizer_files(chosen, show)
-    from tunesmith.data.inspect import SeenRows, audit
+    from tunesmith.data.inspect import SeenRows, audit, bad_rows, worst_first
     from tunesmith.model.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(base)
@@ -57,9 +57,12 @@ def inspect(recipe: str | os.PathLike[str], html: str | os.PathLike[str] | None 
     show.stage("looking at the rows")
     found = audit(seen, facts, show_rows=max(rows, _PAGE_ROWS if page else 0), on_row=on_row)
     said = Dataset([], [], dict.fromkeys(("truncated", "dropped", "repeated"), 0), seen.remarks)
+    found.counts["rows"] += text.skipped
+    bad = bad_rows(text.skipped, text.skipped_first,
+                   severity="warning" if chosen.data.bad_rows == "skip" else "error")
     result = {**found.counts, "max_length": facts.rules.max_length,
               "remarks": list(remarks_on(chosen.data, text, said)),
-              "findings": [finding.as_dict() for finding in found.findings]}
+              "findings": [finding.as_dict() for finding in worst_first([*bad, *found.findings])]}
     if rows:
         result["examples"] = _examples(found.shown[:rows], tokenizer)
     if page is not None:

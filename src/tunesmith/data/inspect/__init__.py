@@ -38,10 +38,22 @@ from tunesmith.data.inspect.template_learnt import TemplateLearnt
 from tunesmith.data.inspect.tool_arguments import ToolArguments
 from tunesmith.data.inspect.unknown_tokens import UnknownTokens
 from tunesmith.data.inspect.unknown_tools import UnknownTools
-from tunesmith.data.inspect.unusable import Unusable
+from tunesmith.data.inspect.unusable import Unusable, bad_rows
 
-__all__ = ["CHECKS", "Audit", "Check", "Facts", "Finding", "SeenRow", "SeenRows", "audit", "pieces",
-           "seen_already"]
+__all__ = [
+    "CHECKS",
+    "Audit",
+    "Check",
+    "Facts",
+    "Finding",
+    "SeenRow",
+    "SeenRows",
+    "audit",
+    "bad_rows",
+    "pieces",
+    "seen_already",
+    "worst_first",
+]
 
 CHECKS: tuple[type[Check], ...] = (
     NothingToLearn, Unusable, UnknownTokens, PromptTooLong, AnswerCut, EndNotLearnt, TemplateLearnt,
@@ -75,5 +87,9 @@ def audit(rows: Iterable[SeenRow], facts: Facts, *, checks: Sequence[type[Check]
             shown.append(row)
         on_row(done)
     findings = [finding for check in made for finding in check.findings(places)]
-    findings.sort(key=lambda finding: (RANK[finding.severity], -finding.count))
-    return Audit(findings, lengths.as_dict(), shown)
+    return Audit(worst_first(findings), lengths.as_dict(), shown)
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors before warnings before notes; of each those of most rows."""
+    return sorted(findings, key=lambda finding: (RANK[finding.severity], -finding.count))
