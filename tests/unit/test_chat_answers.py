@@ -361,15 +361,18 @@ def test_the_page_s_table_is_what_comes_out() -> None:
     """Where this fails: python docs/draw_chat_table.py"""
     from conftest import ROOT
 
-    rows = [line.strip("|").split("|") for line in (ROOT / "docs" / "chat.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [line.strip("|").split("|") for line in (ROOT / "docs" / "chat.md").read_text().splitlines()
+            if line.startswith("| ")]
     told = {row[0].strip(): [cell.strip() for cell in row[1:6]] for row in rows[1:]}
     if not chat_templates.names():
         pytest.skip("TRL's chat templates are not here: pip install --no-deps trl==1.16.0")
     assert sorted(told) == chat_templates.names()
     for name in ("llama3_1", "qwen3", "gptoss", "gemma"):
-        for kind, cell in zip(("two", "three", "thoughts", "tools", "thoughts and tools"), told[name], strict=True):
+        for kind, cell in zip(("two", "three", "thoughts", "tools", "thoughts and tools"), told[name],
+                              strict=True):
             if cell == "refused":
                 with pytest.raises(DataError):
                     encoder_of(name).encode(conversation_of(row_of(CHATS[kind]), "messages"), "row")
             else:
-                assert len(encoder_of(name).encode(conversation_of(row_of(CHATS[kind]), "messages"), "row")) == int(cell)
+                assert len(encoder_of(name).encode(conversation_of(row_of(CHATS[kind]), "messages"),
+                                                   "row")) == int(cell)

@@ -93,7 +93,9 @@ class Template:
             column, _, form = name.partition("|")
         value = _looked_up(row, column.strip(), self)
         if value is None:
-            raise DataError(f'{row.place}: the column "{column}" is null', "Fill it in or remove the row.")
+            raise DataError(f'{row.place}: the column "{column}" is null',
+                            f"Fill it in, or leave it out where it is empty, with Jinja in {self.key}: "
+                            f"{{% if {column} %}}...{{% endif %}}. data.bad_rows: skip leaves the row out.")
         if isinstance(value, str):
             return value
         if bad := _not_a_number(value):
