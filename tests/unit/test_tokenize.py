@@ -227,3 +227,29 @@ data: {{source: {assets}/chat/sharegpt_500.json, messages: conversations, max_le
     usable = [e for e in text.train if e.conversation and any(e.conversation.answers)][:20]
     for row in tokenize_text(TextSet(usable, [], 0), chat_tokenizer, rules(max_length=100_000)).train:
         assert 0 < row.loss_tokens < len(row.ids)
+
+
+def test_texts_that_were_tokenized_ahead_are_not_kept(sprout: Any) -> None:
+    from tunesmith.data.tokenized import tokenized
+
+    encoder = Encoder(sprout, rules())
+    assert len(list(tokenized([plain(f"a {n}", f"b {n}") for n in range(5)], encoder))) == 5
+    assert not encoder.plain._cache
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts=st.lists(st.one_of(st.text(max_size=30), st.sampled_from(["a</s>b", "<s>", "<|end|>"]))),
+       special=st.booleans())
+def test_the_short_way_to_tokens_gives_those_of_transformers(sprout: Any, texts: list[str],
+                                                             special: bool) -> None:
+    from tunesmith.data.chat.plain import PlainTokens
+
+    texts += list(map(str, sprout.all_special_tokens))
+    kwargs = {"add_special_tokens": False, "split_special_tokens": not special}
+    expected = [sprout(text, **kwargs)["input_ids"] for text in texts]
+    encoder = PlainTokens(sprout, special_tokens=special)
+    assert [encoder.ids(text) for text in texts] == expected
+    encoder.ahead(texts)
+    assert [encoder.ids(text) for text in texts] == expected
+    encoder.ahead(["<s>"])
+    assert sprout("<s>", add_special_tokens=False)["input_ids"] == [sprout.convert_tokens_to_ids("<s>")]

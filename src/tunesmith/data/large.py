@@ -57,8 +57,8 @@ def large_dataset(text: LargeText, rules: Rules, making: Making, *, training: bo
     remarks = ChatRemarks()
     for entry, side, wanted in both:
         numbers = np.bincount(entry.examples["remarks"][side & wanted], minlength=len(entry.remarks))
-        for line, count in zip(entry.remarks, numbers.tolist(), strict=True):
-            remarks.add(json.loads(line), count)
+        for place in np.flatnonzero(numbers).tolist():
+            remarks.add(json.loads(entry.remarks[place]), int(numbers[place]))
     return Dataset(rows[0], rows[1], counts, remarks, sum(int(each["special"].sum()) for each in examples))
 
 

@@ -157,8 +157,9 @@ class LargeText:
                        sides.repeated, self.written, self.files, self.validation_files, self.skipped)
 
     def examples(self, source: Source) -> Iterator[Example]:
-        """All examples of a source; bad rows are skipped as they were when they were counted."""
-        return ExampleMaker(self.form).make_all(source.rows(), source.skipped.reject)
+        """All examples of a source; bad rows are skipped as they were when they were counted and told."""
+        source.skipped.begin()
+        return ExampleMaker(self.form).make_all(source.read(), source.skipped.reject)
 
 
 class _Side(Sequence[Example]):

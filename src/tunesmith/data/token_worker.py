@@ -6,6 +6,7 @@ that renders chat templates. Each message is one letter, its length and its cont
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -138,6 +139,8 @@ def main() -> None:
     try:
         load, form, rules = pickle.loads(receive(chunks)[1])
         work = _Work(Encoder(load(), rules), ExampleMaker(form))
+        gc.freeze()
+        gc.set_threshold(100_000)  # lists of tokens are no cycles: looking at them again and again takes time
         send(answers, READY, b"")
         while True:
             rows = [Row(*each) for each in pickle.loads(receive(chunks)[1])]

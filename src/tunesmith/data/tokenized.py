@@ -41,25 +41,30 @@ def tokenized(examples: Iterable[Example], encoder: Encoder) -> Iterator[Tokeniz
 
 
 def _tokenized(examples: Sequence[Example], encoder: Encoder) -> Iterator[Tokenized]:
-    rules = encoder.rules
-    encoded = encoder.encode_all(examples)
-    for example in examples:
-        encoder.chat.remarks = ChatRemarks()
-        made = Tokenized([])
-        for row, overlong in next(encoded):
-            if overlong and rules.overlong == "error":
-                raise DataError(f"{row.place}: longer than data.max_length, {rules.max_length} tokens",
-                                "Raise data.max_length, or set data.overlong to truncate, drop or split.")
-            if overlong and rules.overlong == "drop":
-                made.dropped += 1
-                continue
-            made.truncated += overlong and rules.overlong == "truncate"
-            if not row.loss_tokens:
-                raise _nothing_to_learn(row, rules, overlong)
-            made.rows.append(row)
-        made.remarks = encoder.chat.remarks
-        made.special = not rules.special_tokens and any(map(encoder.plain.holds_special, example.texts()))
+    encoder.chat.remarks = ChatRemarks()
+    for example, encoded in zip(examples, encoder.encode_all(examples), strict=True):
+        made = _kept(encoded, encoder.rules)
+        made.remarks, encoder.chat.remarks = encoder.chat.remarks, ChatRemarks()
+        made.special = (not encoder.rules.special_tokens
+                        and any(map(encoder.plain.holds_special, example.texts())))
         yield made
+
+
+def _kept(encoded: Sequence[tuple[TokenRow, bool]], rules: Rules) -> Tokenized:
+    """The rows of an example that are kept."""
+    made = Tokenized([])
+    for row, overlong in encoded:
+        if overlong and rules.overlong == "error":
+            raise DataError(f"{row.place}: longer than data.max_length, {rules.max_length} tokens",
+                            "Raise data.max_length, or set data.overlong to truncate, drop or split.")
+        if overlong and rules.overlong == "drop":
+            made.dropped += 1
+            continue
+        made.truncated += overlong and rules.overlong == "truncate"
+        if not row.loss_tokens:
+            raise _nothing_to_learn(row, rules, overlong)
+        made.rows.append(row)
+    return made
 
 
 def none_left(examples: int, rules: Rules, *, held_out: bool = False) -> DataError:

@@ -8,6 +8,8 @@ from typing import Any
 
 #: Stands within a special token's text where that came from a row; a code point that no text may have.
 _MARK = "\ufdd0"
+#: What a tokenizer's call goes through in transformers.
+_CALLED = ("__call__", "_encode_plus", "set_truncation_and_padding")
 
 
 class PlainTokens:
@@ -36,6 +38,19 @@ class PlainTokens:
         self._cache.clear()
 
     @cached_property
+    def _backend(self) -> Any:
+        """What tokenizes within transformers, where a call adds nothing of its own to it: it need not say
+        where in the text each token stands, which takes an eighth of the time.
+        """
+        from transformers import PreTrainedTokenizerFast
+
+        kind = type(self.tokenizer)
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        plain = issubclass(kind, PreTrainedTokenizerFast) and all(
+            getattr(kind, name) is getattr(PreTrainedTokenizerFast, name) for name in _CALLED)
+        return backend if plain and hasattr(backend, "encode_batch_fast") else None
+
+    @cached_property
     def beginning(self) -> list[int]:
         """What the tokenizer puts before a text, such as a BOS token."""
         plain, special = self.ids("a"), list(self.tokenizer("a")["input_ids"])
@@ -58,6 +73,9 @@ class PlainTokens:
                                   "return_token_type_ids": False}
         if not self.special_tokens and any(map(self.holds_special, texts)):
             kwargs["split_special_tokens"] = True
+        elif self._backend is not None and len(texts) > 1:
+            self.tokenizer("a", **kwargs)  # sets it to what a call sets it to
+            return [each.ids for each in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         return [list(ids) for ids in self.tokenizer(texts, **kwargs)["input_ids"]]
 
     def marked(self, text: str) -> str:
