@@ -147,3 +147,14 @@ def test_metadata_of_weights_is_looked_at() -> None:
     assert problems("adapter_model.safetensors",
                     safetensors.torch.save({"a": torch.ones(2)}, metadata={"from": SECRETS[0]}))
     assert problems("adapter_model.safetensors", clean[:7])
+
+
+def test_a_chat_adapter_is_asked_as_it_was_trained() -> None:
+    """Here without a thought: whoever loads it elsewhere has to ask in the same way."""
+    kwargs = {"enable_thinking": False, "x y": "`"}
+    text = render_card(Card(METADATA | {"messages": True, "template_kwargs": kwargs}))
+    assert "`enable_thinking=False`" in text
+    assert 'return_tensors="pt", enable_thinking=False)' in text
+    assert "x y" not in text
+    plain = render_card(Card(METADATA | {"messages": True}))
+    assert "by the tokenizer's chat template." in plain

@@ -102,7 +102,9 @@ def _text(card: Card) -> str:
 def prompts(metadata: dict[str, Any]) -> list[str]:
     """How prompts are written, as a paragraph; nothing where that is not known."""
     if metadata.get("messages"):
-        return ["It was trained on chats, written by the tokenizer's chat template.", ""]
+        settings = ", ".join(f"{name}={value!r}" for name, value in _template_kwargs(metadata).items())
+        return ["It was trained on chats, written by the tokenizer's chat template"
+                + (f" with {code(settings)}" if settings else "") + ".", ""]
     return [f"Its prompts are written {code(metadata['prompt'])}.", ""] if metadata.get("prompt") else []
 
 
@@ -170,6 +172,12 @@ def _loading(card: Card) -> list[str]:
 def _asking(metadata: dict[str, Any]) -> str:
     """A prompt as tokens, in code."""
     if metadata.get("messages"):
+        settings = "".join(f", {name}={value!r}" for name, value in _template_kwargs(metadata).items())
         return ('tokenizer.apply_chat_template([{"role": "user", "content": "..."}], '
-                'add_generation_prompt=True, return_dict=True, return_tensors="pt")')
+                f'add_generation_prompt=True, return_dict=True, return_tensors="pt"{settings})')
     return f'tokenizer({literal(example_prompt(metadata))}, return_tensors="pt")'
+
+
+def _template_kwargs(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The chat template's variables of which the names can stand in code."""
+    return {name: value for name, value in metadata.get("template_kwargs", {}).items() if name.isidentifier()}
