@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tunesmith import embedded
-from tunesmith.data.inspect import Check, Facts, Finding, SeenRow, audit
+from tunesmith.data.inspect import Check, Facts, Finding, SeenRow, audit, pieces
 from tunesmith.data.inspect.control_characters import ControlCharacters
 from tunesmith.data.inspect.doubled_beginning import DoubledBeginning
 from tunesmith.data.inspect.duplicates import Duplicates
@@ -140,3 +141,17 @@ def test_prose_is_no_secret(text: str) -> None:
                                   "-----BEGIN RSA PRIVATE KEY-----"])
 def test_secrets(text: str) -> None:
     assert len(secrets_in(text)) == 1
+
+
+@pytest.mark.parametrize("base", ["embedded", "stories260K", "tokenizers/gpt2"])
+def test_the_pieces_of_a_text_are_the_text(base: str, assets: Path) -> None:
+    if base == "embedded":
+        made = AutoTokenizer.from_pretrained(embedded.path_of(embedded.BASE_NAME))
+    else:
+        made = PreTrainedTokenizerFast(tokenizer_file=str(assets / base / "tokenizer.json"))
+    text = "Plain words,  two blanks\n\n\tand 👩\u200d👩\u200d👧 你好 é e\u0301 \ufffd ∑ שלום end" * 3
+    ids = made(text, add_special_tokens=False)["input_ids"]
+    found = pieces(made, ids)
+    assert len(found) == len(ids)
+    assert "".join(found).lstrip() == text
+    assert sum("�" in piece for piece in found) == 3

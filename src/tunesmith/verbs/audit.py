@@ -49,9 +49,8 @@ def cheap_findings(recipe: Recipe, base: BaseFiles, tokenizer: Any, text: Texts,
     from tunesmith.data.inspect import CHECKS, audit, seen_already
 
     checks = [check for check in CHECKS if check.cheap]
-    findings = [finding
-                for finding in audit(seen_already(text, data, _ROWS), facts_of(recipe, base, tokenizer),
-                                             checks=checks).findings
+    found = audit(seen_already(text, data, _ROWS), facts_of(recipe, base, tokenizer), checks=checks)
+    findings = [finding for finding in found.findings
                 if finding.severity != "note" and finding.kind not in _SAID]
     if not findings:
         return []

@@ -74,16 +74,17 @@ class Audit:
 
 def audit(rows: Iterable[SeenRow], facts: Facts, *, checks: Sequence[type[Check]] = CHECKS,
           show_rows: int = 0, on_row: Callable[[int], None] = lambda done: None) -> Audit:
-    """Let the checks see every row. show_rows: how many of the first rows are kept. on_row: told how many
-    rows were seen.
+    """Let the checks see every row. show_rows: how many of the first rows that have tokens are kept. on_row:
+    told how many rows were seen.
     """
-    made, lengths, places, shown = [check(facts) for check in checks], Lengths(), Places(), []
+    made, lengths, places = [check(facts) for check in checks], Lengths(), Places()
+    shown: list[SeenRow] = []
     for done, row in enumerate(rows, start=1):
         lengths.see(row)
         places.append(row.place)
         for check in made:
             check.see(row)
-        if done <= show_rows:
+        if row.tokens and len(shown) < show_rows:
             shown.append(row)
         on_row(done)
     findings = [finding for check in made for finding in check.findings(places)]
