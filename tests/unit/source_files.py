@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pytest
 
 from tunesmith.data.sources import open_sources
 from tunesmith.data.sources.source import Source
@@ -29,6 +31,15 @@ def put(folder: Path, name: str, content: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def without_permission(path: Path) -> None:
+    """Nobody may read it; skips the test for a user who may all the same."""
+    mode = path.stat().st_mode
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        path.chmod(mode)
+        pytest.skip("this user reads what nobody may")
 
 
 def opened(source: Any, split: str = "train", **how: Any) -> Source:

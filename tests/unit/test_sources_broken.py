@@ -16,15 +16,16 @@ from typing import Any
 
 import pyarrow
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_files import PACKED, arrow, opened, parquet, put, values, xlsx, zstd
+from source_files import PACKED, arrow, opened, parquet, put, values, without_permission, xlsx, zstd
 
 from tunesmith.data.sources import inputs, json_document, json_lines
 from tunesmith.data.sources.bad_rows import BadRows
 from tunesmith.errors import DataError, EnvironmentFault, TunesmithError
 
 GOOD = '{"a": 1}\n'
+LINES = b"".join(b'{"a": "%d"}\n' % number for number in range(50))
 POINTER = ("version https://git-lfs.github.com/spec/v1\noid "
            "sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa"
            "5e2ca24d17e2393\nsize 123456789\n")
@@ -154,6 +155,35 @@ def test_after_a_line_that_is_too_long_reading_goes_on(tmp_path: Path,
             "line 2: broken JSON: a value")
 
 
+PIECES = st.sampled_from([b'{"a": 1}', b'{"a": ', b"[", b"]", b"{", b"}", b",", b'"', b":", b"\n", b"\r\n",
+                          b"\r", b" ", b"a", b"a,b", b";", b"\t", b"1e999", b"-", b"NaN", b"null", b"\\u",
+                          b"\\ud800", b"\\", b"\0", b"\xff", b"\xe9", b"\xc3", b"\xc3\xa9", b"\xef\xbb\xbf",
+                          b"\xff\xfe", b"sep=;", b"data", b'"data": [{', b'{"columns": ["a"], "data": [[1]]}',
+                          b'{"0": {"a": 1}}'])
+ENDINGS = ["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow", "xlsx", "ndjson.gz", "json.zst",
+           "arrow.gz"]
+
+
+@settings(max_examples=300)
+@given(content=st.lists(PIECES, max_size=12).map(b"".join) | st.binary(max_size=40),
+       ending=st.sampled_from(ENDINGS), skip=st.booleans(), pack=st.booleans(), chunk=st.integers(1, 30))
+def test_any_bytes_are_rows_or_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes,
+                                           ending: str, skip: bool, pack: bool, chunk: int) -> None:
+    path = tmp_path_factory.getbasetemp() / f"any.{ending}"
+    path.write_bytes(PACKED[path.suffix](content) if pack and path.suffix in PACKED else content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_document, "_CHUNK", chunk)
+        try:
+            source = opened(path, skip=skip)
+            rows = [(row.values, row.place) for row in source.rows()]
+            assert str(rows) == str([(row.values, row.place) for row in source.rows()]), "the same again"
+            assert all(str(path) in place for _, place in rows)
+        except TunesmithError as error:
+            assert error.exit_code == 4
+            assert path.name in error.message
+            assert len(str(error)) < 1000
+
+
 # --- encodings ---
 
 
@@ -235,17 +265,27 @@ def test_a_parquet_file_s_shared_values_are_bounded_as_they_are_read(tmp_path: P
     assert peak < 200 << 20
 
 
-@given(at=st.integers(0, 2000), byte=st.integers(0, 255), file=st.booleans())
-def test_a_damaged_arrow_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, at: int, byte: int,
-                                                 file: bool) -> None:
-    content = bytearray(arrow([{"q": "text" * 9, "l": [[1], []]}] * 20, file))
-    content[at % len(content)] = byte
-    path = tmp_path_factory.getbasetemp() / "damaged.arrow"
-    path.write_bytes(content)
+WHOLE = {"stream.arrow": arrow([{"q": "text" * 9, "l": [[1], []]}] * 20, False),
+         "a.jsonl.gz": PACKED[".gz"](LINES), "file.arrow": arrow([{"q": "text" * 9, "l": [[1], []]}] * 20,
+                                                                 True), "a.jsonl.zst": PACKED[".zst"](LINES),
+         "a.parquet": parquet([{"q": "text" * 9, "l": [[1], []]}] * 20), "a.xlsx": xlsx([["q"], ["text"]])}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@given(changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=4),
+       end=st.integers(0, 1 << 16))
+def test_a_damaged_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, name: str,
+                                           changes: list[tuple[int, int]], end: int) -> None:
+    content = bytearray(WHOLE[name])
+    for at, byte in changes:
+        content[at % len(content)] = byte
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(content[:end] if end % 3 == 0 else content)
     try:
         values(path)
     except TunesmithError as error:
         assert error.exit_code == 4
+        assert name in error.message
 
 
 def test_a_spreadsheet_that_is_made_to_fill_the_memory(tmp_path: Path,
@@ -267,11 +307,10 @@ def test_without_openpyxl_the_install_line_is_given(tmp_path: Path, monkeypatch:
     assert caught.value.hint == "pip install 'tunesmith[xlsx]'"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.arrow", "a.xlsx", "a.jsonl.gz"])
 def test_a_file_without_permission(tmp_path: Path, name: str) -> None:
     path = put(tmp_path, name, GOOD)
-    path.chmod(0)
+    without_permission(path)
     error = refused(path, "cannot be read: Permission denied")
     assert f"chmod u+r {path}" in error.hint
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,47 +29,61 @@ _ROW_BYTES = 400
 
 def read_parquet(path: Path, reading: Reading) -> Iterator[Row]:
     """The rows of a parquet file. Raises DataError."""
-    import pyarrow
-    import pyarrow.parquet
-
     with open_seekable(path) as opened:
-        size_bytes = opened.seek(0, 2)
-        opened.seek(0)
+        yield from _rows(_pulled(_parquet_batches(path, opened), path, "parquet"), path, opened, reading)
+
+
+def read_arrow(path: Path, reading: Reading) -> Iterator[Row]:
+    """The rows of an Arrow file, of either of its formats (a stream, or one that can be jumped in)."""
+    with open_seekable(path) as opened:
+        yield from _rows(_pulled(_arrow_batches(path, opened), path, "Arrow"), path, opened, reading)
+
+
+def _pulled(batches: Iterator[Any], path: Path, kind: str) -> Iterator[Any]:
+    """The batches. Raises DataError for whatever pyarrow makes of a damaged file."""
+    import pyarrow
+
+    while True:
         try:
-            # A column is read in pieces, rather than a whole row group of it at once.
-            file = pyarrow.parquet.ParquetFile(opened, buffer_size=_PIECE_BYTES, pre_buffer=False)
-            require_unique(file.schema_arrow.names, str(path))
-            _require_honest_size(path, _stated_bytes(file.metadata), size_bytes)
-            yield from _checked(_batches(file, opened), path, size_bytes, reading)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise _broken(path, "parquet", error) from None
+            batch = next(batches, None)
+        except DataError:
+            raise
+        except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{path}: not a readable {kind} file: {on_one_line(why)}",
+                            "It is cut short, damaged, or something else under this name.") from None
+        if batch is None:
+            return
+        yield batch
 
 
-def _stated_bytes(metadata: Any) -> int:
-    """What a parquet file says that its rows take, at least, once they are decoded."""
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
-    return int(max(_ROW_BYTES * metadata.num_rows, sum(group.total_byte_size for group in groups),
-                   8 * values))
-
-
-def _batches(file: Any, opened: Any) -> Iterator[Any]:
-    """The batches of a parquet file, each of about _BATCH_BYTES."""
+def _parquet_batches(path: Path, opened: Any) -> Iterator[Any]:
+    """The batches of a parquet file, each of about _BATCH_BYTES. Raises DataError, and what pyarrow does."""
     import pyarrow.parquet
 
-    metadata = file.metadata
-    leaves = [metadata.row_group(0).column(i).path_in_schema
-              for i in range(metadata.num_columns)] if metadata.num_row_groups else []
-    as_stored = pyarrow.parquet.ParquetFile(opened, metadata=metadata, read_dictionary=leaves,
-                                            buffer_size=_PIECE_BYTES, pre_buffer=False)
+    # A column is read in pieces, rather than a whole row group of it at once.
+    pieces = {"buffer_size": _PIECE_BYTES, "pre_buffer": False}
+    size_bytes = os.fstat(opened.fileno()).st_size
+    file = pyarrow.parquet.ParquetFile(opened, **pieces)
+    metadata, schema = file.metadata, file.schema
+    require_unique(file.schema_arrow.names, str(path))
+    stated_bytes = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    _require_honest_size(path, max(stated_bytes, _ROW_BYTES * metadata.num_rows), size_bytes)
+    leaves = [schema.column(i).path for i in range(len(schema))]
+    as_stored = pyarrow.parquet.ParquetFile(opened, metadata=metadata, read_dictionary=leaves, **pieces)
+    values = 0
     for number in range(metadata.num_row_groups):
+        # What a damaged file says of its columns ends the process, unless a reader has checked it before.
+        if next(as_stored.iter_batches(1, row_groups=[number]), None) is None:
+            continue
         group = metadata.row_group(number)
-        rows = max(1, group.num_rows)
-        row_bytes = group.total_byte_size // rows
+        columns = [group.column(i) for i in range(group.num_columns)]
+        values += sum(column.num_values for column in columns)
+        _require_honest_size(path, 8 * values, size_bytes)
+        row_bytes = group.total_byte_size // max(1, group.num_rows)
         # A text that many rows share is stored once, and may be as long as all that is stored.
-        shared = sum(column.total_uncompressed_size for column in map(group.column, range(group.num_columns))
-                     if column.has_dictionary_page)
-        if shared * min(rows, _BATCH_ROWS) > _MOST_SHARED_BYTES:
+        shared = sum(column.total_uncompressed_size for column in columns if column.has_dictionary_page)
+        if shared * min(group.num_rows, _BATCH_ROWS) > _MOST_SHARED_BYTES:
             row_bytes = max(row_bytes, _longest_shared(as_stored, number) or shared)
         batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(1, row_bytes)))
         yield from file.iter_batches(batch_rows, row_groups=[number])
@@ -102,34 +117,23 @@ def _dictionaries(array: Any) -> Iterator[Any]:
         yield from _dictionaries(array.values)
 
 
-def read_arrow(path: Path, reading: Reading) -> Iterator[Row]:
-    """The rows of an Arrow file, of either of its formats (a stream, or one that can be jumped in)."""
+def _arrow_batches(path: Path, opened: Any) -> Iterator[Any]:
+    """The batches of an Arrow file, each of about _BATCH_BYTES. Raises DataError, and what pyarrow does."""
     import pyarrow
 
-    with open_seekable(path) as opened:
-        size_bytes = opened.seek(0, 2)
-        if not size_bytes:
-            raise empty(path)
-        # Of a batch in a mapped file only what is looked at is in memory, and that can be given back.
-        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        try:
-            source = pyarrow.BufferReader(pyarrow.py_buffer(mapped))
-            if mapped[:6] == b"ARROW1":
-                file = pyarrow.ipc.open_file(source)
-                batches, schema = map(file.get_batch, range(file.num_record_batches)), file.schema
-            else:
-                stream = pyarrow.ipc.open_stream(source)
-                batches, schema = iter(stream), stream.schema
-            require_unique(schema.names, str(path))
-            yield from _checked(_small(batches, mapped), path, size_bytes, reading)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise _broken(path, "Arrow", error) from None
-
-
-def _broken(path: Path, kind: str, error: BaseException) -> DataError:
-    return DataError(f"{path}: not a readable {kind} file: "
-                     f"{(str(error).splitlines() or ['no reason given'])[0]}",
-                     "It is cut short, damaged, or something else under this name.")
+    if not os.fstat(opened.fileno()).st_size:
+        raise empty(path)
+    # Of a batch in a mapped file only what is looked at is in memory, and that can be given back.
+    mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    source = pyarrow.BufferReader(pyarrow.py_buffer(mapped))
+    if mapped[:6] == b"ARROW1":
+        file = pyarrow.ipc.open_file(source)
+        batches, schema = map(file.get_batch, range(file.num_record_batches)), file.schema
+    else:
+        stream = pyarrow.ipc.open_stream(source)
+        batches, schema = iter(stream), stream.schema
+    require_unique(schema.names, str(path))
+    yield from _small(batches, mapped)
 
 
 def _small(batches: Iterator[Any], mapped: mmap.mmap) -> Iterator[Any]:
@@ -148,8 +152,9 @@ def _small(batches: Iterator[Any], mapped: mmap.mmap) -> Iterator[Any]:
                 looked_at_bytes = 0
 
 
-def _checked(batches: Iterator[Any], path: Path, size_bytes: int, reading: Reading) -> Iterator[Row]:
+def _rows(batches: Iterator[Any], path: Path, opened: Any, reading: Reading) -> Iterator[Row]:
     number = decoded_bytes = 0
+    size_bytes = os.fstat(opened.fileno()).st_size
     for batch in map(_plain, batches):
         decoded_bytes += batch.nbytes
         _require_honest_size(path, decoded_bytes, size_bytes)

@@ -5,6 +5,7 @@ header.
 from __future__ import annotations
 
 import datetime
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ def _books(path: Path, file: Any) -> Iterator[tuple[Any, Any]]:
     try:
         with zipfile.ZipFile(file) as archive:
             unpacked, packed = sum(each.file_size for each in archive.infolist()), file.seek(0, 2)
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, OSError, ValueError, EOFError) as error:
         raise _unreadable(path, error) from None
     if unpacked > _MOST_UNPACKED_BYTES and unpacked > _MOST_EXPANSION * packed:
         raise DataError(f"{path}: its {packed:,} bytes become {unpacked / 2**30:.1f} GiB",
