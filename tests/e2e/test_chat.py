@@ -98,3 +98,23 @@ def test_a_tool_call_that_the_template_does_not_know_is_no_empty_answer(folder: 
         in done.stderr
     )
     assert not (folder / "runs" / "r" / "adapter").exists()
+
+
+def test_rows_that_the_template_refuses_are_skipped_where_that_is_asked_for(folder: Path) -> None:
+    rows = [talk(number) for number in range(30)]
+    rows[4] = [{"role": "user", "content": "Nobody answers."}]
+    rows[9][1]["content"] = None
+    write_rows(folder, rows)
+    refused = tunesmith("train", "r.yaml", cwd=folder)
+    assert refused.returncode == 4
+    done = tunesmith("train", "r.yaml", "--set", "data.bad_rows=skip", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "rows.jsonl, line 5: no message of the assistant to learn" in done.stderr
+    assert "rows.jsonl, line 10: " in done.stderr
+    assert done.stderr.count("1 row skipped (data.bad_rows)") == 2
+    write_rows(folder, [talk(1) if number % 2 else rows[4] for number in range(300)])
+    many = tunesmith("train", "r.yaml", "--set", "data.bad_rows=skip", "--run", "other", cwd=folder)
+    assert many.returncode == 4
+    assert "data.bad_rows: " in many.stderr
+    assert "The first: " in many.stderr
+    assert "no message of the assistant to learn" in many.stderr

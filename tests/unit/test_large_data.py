@@ -223,7 +223,7 @@ def test_an_error_in_a_row_is_the_same(changes: dict[str, Any], message: str, ca
     with pytest.raises(DataError, match=message):
         seen(recipe_of(validation=0, **changes))
     assert not [each for each in cache_place.glob("*") if each.name.startswith(".tmp")]
-    assert not psutil.Process().children()
+    assert not workers_of(os.getpid())
 
 
 @pytest.mark.usefixtures("large")
@@ -240,7 +240,7 @@ def test_a_worker_that_is_killed_ends_it_in_words(cache_place: Path, monkeypatch
         seen(recipe_of(validation=4))
     assert "memory is full" in caught.value.hint
     assert not list(cache_place.iterdir())
-    assert not psutil.Process().children()
+    assert not workers_of(os.getpid())
 
 
 @pytest.mark.usefixtures("large")

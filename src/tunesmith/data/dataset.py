@@ -15,6 +15,7 @@ from tunesmith.data.large_text import LargeText, all_repeated
 from tunesmith.data.making import Making
 from tunesmith.data.sets import Dataset, DataSettings, Texts, TextSet, form_of
 from tunesmith.data.sources import Source, open_source
+from tunesmith.data.sources.bad_rows import BadRows
 from tunesmith.data.split import hold_out
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.data.tokenized import none_left, tokenized
@@ -71,13 +72,18 @@ def _in_memory(examples: Iterator[Example]) -> list[Example] | None:
 def tokens_of(text: Texts, tokenizer: Any, rules: Rules, making: Making, *, training: bool = True) -> Dataset:
     """Turn texts into token rows; those of large ones on all cores, or from the cache. As `tokenize_text`.
 
-    making: used for large texts alone.
+    making: used for large texts alone. Raises DataError where too many rows are skipped (`data.bad_rows`).
     """
     if not isinstance(text, LargeText):
-        return tokenize_text(text, tokenizer, rules, training=training)
-    from tunesmith.data.large import large_dataset
+        data = tokenize_text(text, tokenizer, rules, training=training)
+    else:
+        from tunesmith.data.large import large_dataset
 
-    return large_dataset(text, rules, making, training=training)
+        data = large_dataset(text, rules, making, training=training)
+    refused = data.remarks.refused
+    skipped = BadRows(True, text.skipped + sum(refused.values()), [*text.skipped_first, *refused])
+    skipped.require_few(len(data.train) + len(data.validation))
+    return data
 
 
 def tokenize_text(text: Texts, tokenizer: Any, rules: Rules, *, training: bool = True) -> Dataset:
@@ -92,9 +98,9 @@ def tokenize_text(text: Texts, tokenizer: Any, rules: Rules, *, training: bool =
     train = _encode_all(text.train, encoder, counts, remarks) if training else []
     validation = _encode_all(text.validation, encoder, counts, remarks)
     if training and not train:
-        raise none_left(len(text.train), rules)
+        raise none_left(len(text.train), rules, remarks.refused)
     if len(text.validation) and not validation:
-        raise none_left(len(text.validation), rules, held_out=True)
+        raise none_left(len(text.validation), rules, remarks.refused, held_out=True)
     special = counts.pop("special")
     counts |= {"train": len(train), "validation": len(validation),
                "tokens": sum(len(row.ids) for row in train)}

@@ -47,9 +47,6 @@ def large_dataset(text: LargeText, rules: Rules, making: Making, *, training: bo
     both = ((entries[0], sides.train, training), (entries[-1], sides.validation, True))
     rows = [entry.rows.take(np.flatnonzero(np.repeat(side & wanted, entry.examples["rows"])))
             for entry, side, wanted in both]
-    for side, made, wanted in ((sides.train, rows[0], training), (sides.validation, rows[1], True)):
-        if wanted and side.any() and not len(made):
-            raise none_left(int(side.sum()), rules, held_out=made is rows[1])
     examples = [entry.examples[side] for entry, side, wanted in both if wanted]
     counts = {name: sum(int(each[name].sum()) for each in examples) for name in ("truncated", "dropped")}
     counts |= {"repeated": text.repeated, "train": len(rows[0]), "validation": len(rows[1]),
@@ -59,6 +56,9 @@ def large_dataset(text: LargeText, rules: Rules, making: Making, *, training: bo
         numbers = np.bincount(entry.examples["remarks"][side & wanted], minlength=len(entry.remarks))
         for place in np.flatnonzero(numbers).tolist():
             remarks.add(json.loads(entry.remarks[place]), int(numbers[place]))
+    for side, made, wanted in ((sides.train, rows[0], training), (sides.validation, rows[1], True)):
+        if wanted and side.any() and not len(made):
+            raise none_left(int(side.sum()), rules, remarks.refused, held_out=made is rows[1])
     return Dataset(rows[0], rows[1], counts, remarks, sum(int(each["special"].sum()) for each in examples))
 
 

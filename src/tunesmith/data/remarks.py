@@ -33,6 +33,9 @@ def remarks_on(settings: DataWords, text: Texts, data: Dataset) -> Iterator[str]
         yield f"{_rows(counts['dropped'])} dropped: longer than data.max_length, {longest} tokens."
     if counts["repeated"]:
         yield f"{_rows(counts['repeated'])} left out: they also stand in data.validation."
+    if refused := data.remarks.refused:
+        more = f" (and {len(refused) - 3:,} more)" if len(refused) > 3 else ""
+        yield f"{_rows(sum(refused.values()))} skipped (data.bad_rows): {'; '.join([*refused][:3])}{more}."
     for key, template in (("data.prompt", settings.prompt), ("data.completion", settings.completion or "")):
         if "\\n" in template or "\\t" in template:
             yield (f"{key} has a backslash and a letter (\\n or \\t), which is learnt as these two "

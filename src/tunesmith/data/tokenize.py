@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from tunesmith.data.chat.answers import ChatEncoder, ChatRow
 from tunesmith.data.chat.plain import PlainTokens
 from tunesmith.data.examples import Example
-from tunesmith.errors import RecipeError
+from tunesmith.errors import DataError, RecipeError
 
 #: How many examples are tokenized in one call: so many that the call costs little, and few enough to fit.
 _AT_ONCE = 512
@@ -60,6 +60,7 @@ class Rules:
     answers: str = "all"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     stop_ids: tuple[int, ...] = ()
+    skip_bad: bool = False
 
 
 class LengthSettings(Protocol):
@@ -81,13 +82,15 @@ class LengthSettings(Protocol):
     def answers(self) -> str: ...  # noqa: D102
     @property
     def template_kwargs(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def bad_rows(self) -> str: ...  # noqa: D102
 
 
 def rules_of(settings: LengthSettings, stop_ids: tuple[int, ...]) -> Rules:
     """The rules of a data section, for a base whose generation stops on these tokens."""
     return Rules(settings.loss_on, settings.append_eos, settings.max_length, settings.overlong,
                  settings.stride, settings.special_tokens, settings.answers, settings.template_kwargs,
-                 stop_ids)
+                 stop_ids, settings.bad_rows == "skip")
 
 
 class Encoder:
@@ -122,8 +125,10 @@ class Encoder:
         begun = self.rules.special_tokens and self.beginning and ids[:len(self.beginning)] == self.beginning
         return ids if begun else self.beginning + ids
 
-    def encode_all(self, examples: Sequence[Example]) -> Iterator[list[tuple[TokenRow, bool]]]:
-        """What `encode` gives for each; plain texts are tokenized many at a time."""
+    def encode_all(self, examples: Sequence[Example]) -> Iterator[list[tuple[TokenRow, bool]] | DataError]:
+        """What `encode` gives for each, or with `skip_bad` why it gives nothing; texts are tokenized many at
+        a time.
+        """
         for start in range(0, len(examples), _AT_ONCE):
             chunk = examples[start:start + _AT_ONCE]
             texts = [example for example in chunk if example.conversation is None]
@@ -131,8 +136,16 @@ class Encoder:
                               for text in (example.prompt, example.prompt + example.completion)])
             self.plain.ahead([example.completion for example in texts if self._in_one_piece(example) is None])
             for example in chunk:
-                yield self.encode(example)
+                yield self._encode_or_error(example)
             self.plain.forget()
+
+    def _encode_or_error(self, example: Example) -> list[tuple[TokenRow, bool]] | DataError:
+        try:
+            return self.encode(example)
+        except DataError as error:
+            if not self.rules.skip_bad:
+                raise
+            return error
 
     def encode(self, example: Example) -> list[tuple[TokenRow, bool]]:
         """The example's rows, and of each whether it exceeded `max_length`: then it is cut, without end

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -33,7 +34,8 @@ class Tokenized:
 def tokenized(examples: Iterable[Example], encoder: Encoder) -> Iterator[Tokenized]:
     """What becomes of each example.
 
-    Raises DataError for an overlong row under `overlong: error`, and for a row with no token that bears loss.
+    Raises DataError for an overlong row under `overlong: error`, and for a row with no token that bears loss;
+    with `skip_bad` such rows are counted in the remarks.
     """
     remaining = iter(examples)
     while chunk := list(islice(remaining, _AT_ONCE)):
@@ -43,7 +45,16 @@ def tokenized(examples: Iterable[Example], encoder: Encoder) -> Iterator[Tokeniz
 def _tokenized(examples: Sequence[Example], encoder: Encoder) -> Iterator[Tokenized]:
     encoder.chat.remarks = ChatRemarks()
     for example, encoded in zip(examples, encoder.encode_all(examples), strict=True):
-        made = _kept(encoded, encoder.rules)
+        try:
+            if isinstance(encoded, DataError):
+                raise encoded
+            made = _kept(encoded, encoder.rules)
+        except DataError as error:
+            if not encoder.rules.skip_bad:
+                raise
+            encoder.chat.remarks = ChatRemarks()
+            yield Tokenized([], remarks=ChatRemarks(refused=Counter([error.message])))
+            continue
         made.remarks, encoder.chat.remarks = encoder.chat.remarks, ChatRemarks()
         made.special = (not encoder.rules.special_tokens
                         and any(map(encoder.plain.holds_special, example.texts())))
@@ -67,8 +78,14 @@ def _kept(encoded: Sequence[tuple[TokenRow, bool]], rules: Rules) -> Tokenized:
     return made
 
 
-def none_left(examples: int, rules: Rules, *, held_out: bool = False) -> DataError:
-    """The error for a side of which all rows are too long."""
+def none_left(examples: int, rules: Rules, refused: Mapping[str, int], *,
+              held_out: bool = False) -> DataError:
+    """The error for a side of which no row is left. refused: rows that were skipped, by what is wrong."""
+    if refused:
+        return DataError(f"none of {examples}{' held-out' if held_out else ''} rows can be used. The first: "
+                         f"{next(iter(refused))}",
+                         "So many are a fault of the file or of the recipe, not of single rows: correct it.",
+                         setting="data.bad_rows")
     which = f"all {examples} held-out rows exceed" if held_out else f"all {examples} rows are longer than"
     return DataError(f"{which} {rules.max_length} tokens",
                      "Raise data.max_length, or set data.overlong to truncate.", setting="data.max_length")

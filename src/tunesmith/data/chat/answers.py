@@ -55,6 +55,7 @@ class ChatRemarks:
     opened: answers that nothing comes before, so that the template cannot ask for them.
     settings: answers by the template's settings for them, as JSON.
     closed: answers without a thought where the template opens one that it cannot leave out.
+    refused: rows, of chats or not, that were skipped because they cannot be trained on, by what is wrong.
     """
 
     split: int = 0
@@ -64,6 +65,7 @@ class ChatRemarks:
     opened: int = 0
     settings: Counter[str] = field(default_factory=Counter)
     closed: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
 
     def add(self, more: Mapping[str, Any], times: int = 1) -> None:
         """Count in what was said of other conversations, by name, so many times."""

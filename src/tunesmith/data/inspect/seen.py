@@ -169,7 +169,10 @@ class SeenRows:
             try:
                 for encoded in self._encoder.encode_all(examples):
                     done += 1
-                    yield encoded
+                    if isinstance(encoded, DataError):  # data.bad_rows: skip
+                        yield encoded.message.removeprefix(f"{examples[done - 1].place}: ")
+                    else:
+                        yield encoded
             except DataError as error:
                 yield error.message.removeprefix(f"{examples[done].place}: ")
                 done += 1
