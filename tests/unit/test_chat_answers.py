@@ -376,3 +376,36 @@ def test_the_page_s_table_is_what_comes_out() -> None:
             else:
                 assert len(encoder_of(name).encode(conversation_of(row_of(CHATS[kind]), "messages"),
                                                    "row")) == int(cell)
+
+
+@pytest.mark.parametrize(("marked", "differs"), [
+    (CHATML.replace("{{ m.content }}<|im_end|>",
+                    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>"
+                    "{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}"), 0),
+    (CHATML.replace("<|im_start|>{{ m.role }}\n",
+                    "{% if m.role == 'assistant' %}{% generation %}<|im_start|>{{ m.role }}\n"
+                    "{% endgeneration %}{% else %}<|im_start|>{{ m.role }}\n{% endif %}"), 2), (CHATML, 0)],
+    ids=["agree", "differ", "none"])
+def test_a_template_s_own_marks_are_compared(marked: str, differs: int) -> None:
+    encoder = plain_encoder(marked)
+    before = encoder.remarks.marked_otherwise
+    (row,) = encoder.encode(conversation_of(Row({"m": CHATS["two"]}, "p"), "m"), "p")
+    assert [encoder.tokenizer.decode(row.ids[a:b]) for a, b in spans(row)] == ["A1<|im_end|>", "A2<|im_end|>"]
+    assert encoder.remarks.marked_otherwise - before == differs
+
+
+def test_trl_s_marks_for_training_agree_with_what_is_learnt() -> None:
+    """For chats without thoughts: there these templates are the models' own, with marks."""
+    place = chat_templates.folder()
+    if place is None:
+        pytest.skip("TRL's chat templates are not here: pip install --no-deps trl==1.16.0")
+    compared = []
+    for path in sorted(place.glob("*_training.jinja")):
+        if path.stem.removesuffix("_training") not in ("llama3", "qwen2_5", "gemma", "cohere", "lfm2", "phi3",
+                                                       "phi3"):
+            continue
+        encoder = encoder_of(path.stem)
+        encoder.encode(conversation_of(row_of(CHATS["two"]), "messages"), "row 1")
+        assert not encoder.remarks.marked_otherwise, path.stem
+        compared.append(path.stem)
+    assert len(compared) >= 5

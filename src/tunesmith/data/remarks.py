@@ -68,6 +68,9 @@ def _on_chats(settings: DataWords, data: Dataset) -> Iterator[str]:
     if remarks.opened:
         yield (f"{remarks.opened} answer{'s' if remarks.opened > 1 else ''} that open a conversation are not "
                "learnt: the chat template cannot ask for them.")
+    if remarks.marked_otherwise:
+        yield ("The chat template marks other text as the answer ({% generation %}) than the model will have "
+               "to write: what it will have to write is learnt.")
     if remarks.closed:
         yield (f"The chat template opens a thought before every answer: {remarks.closed} answers without one "
                "learn to close it at once.")

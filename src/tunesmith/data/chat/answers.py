@@ -30,6 +30,8 @@ _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 _PROBE = "qzthoughtq"
 #: How far behind the place where two texts part the same mark may stand [characters].
 _NEAR = 80
+#: Of so many answers the template's own marks are compared with what is learnt.
+_COMPARED = 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class ChatRemarks:
     opened: answers that nothing comes before, so that the template cannot ask for them.
     settings: answers by the template's settings for them, as JSON.
     closed: answers without a thought where the template opens one that it cannot leave out.
+    marked_otherwise: of the first answers, those of which the template marks other text than is learnt.
     refused: rows, of chats or not, that were skipped because they cannot be trained on, by what is wrong.
     """
 
@@ -65,6 +68,7 @@ class ChatRemarks:
     opened: int = 0
     settings: Counter[str] = field(default_factory=Counter)
     closed: int = 0
+    marked_otherwise: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
     def add(self, more: Mapping[str, Any], times: int = 1) -> None:
@@ -119,6 +123,7 @@ class ChatEncoder:
         self.renderer = TemplateRenderer(tokenizer)
         self.profile = TemplateProfile(self.renderer)
         self.remarks = ChatRemarks()
+        self._compared = 0
 
     def encode(self, conversation: Conversation, place: str, *, everything: bool = False) -> list[ChatRow]:
         """The rows of a conversation. everything: all of its tokens bear loss (`loss_on: all`), in one row.
@@ -223,10 +228,22 @@ class ChatEncoder:
         self.remarks.settings[json.dumps(settings, sort_keys=True)] += 1
         prompt_ids, answer_ids = self._tokens(prompt, rest)
         stop = next((at for at, token in enumerate(answer_ids) if token in self.stop_ids), None)
+        if self._compared < _COMPARED:
+            self._compare_marks(Chat(messages[:index + 1], False, conversation.tools, settings), rest)
         if stop is not None:
             return _Answer(prompt_ids, answer_ids[:stop + 1], prompt)
         return _Answer(prompt_ids, answer_ids + self._end(conversation, messages, index, settings, place),
                        prompt)
+
+    def _compare_marks(self, chat: Chat, rest: str) -> None:
+        """Count an answer of which the template marks other text (`{% generation %}`) than the model has to
+        write; white space and marks around it aside.
+        """
+        self._compared += 1
+        marked = self.renderer.last_marked(chat)
+        if marked is not None and not (marked.strip() and marked.strip() in rest
+                                       and rest.strip().startswith(marked.strip())):
+            self.remarks.marked_otherwise += 1
 
     def _otherwise(self, conversation: Conversation, messages: list[Message], index: int,
                    settings: dict[str, Any], prompt: str, place: str) -> str | None:

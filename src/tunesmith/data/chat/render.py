@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -28,6 +29,9 @@ from tunesmith.errors import DataError
 _LONGEST_S, _MEMORY_BYTES, _TEXT_BYTES = 10.0, 512 << 20, 64 << 20
 #: How long the process may take to start [s].
 _START_S = 120.0
+
+#: By which transformers knows what a template marks as the assistant's.
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 _WORKER = """
 import json, os, resource, sys
@@ -49,11 +53,12 @@ for line in sys.stdin.buffer:
     asked, made = json.loads(line), []
     for chat in asked["chats"]:
         try:
-            text = render_jinja_template([chat["messages"]], tools=chat["tools"] or None,
-                                         chat_template=asked["template"],
-                                         add_generation_prompt=chat["prompt"],
-                                         **{**asked["special_tokens"], **chat["kwargs"]})[0][0]
-            made.append({"text": text} if len(text) <= longest else {"size": len(text)})
+            (text,), marks = render_jinja_template([chat["messages"]], tools=chat["tools"] or None,
+                                                   chat_template=asked["template"],
+                                                   add_generation_prompt=chat["prompt"],
+                                                   return_assistant_tokens_mask=asked["marks"],
+                                                   **{**asked["special_tokens"], **chat["kwargs"]})
+            made.append({"text": text, "marks": marks} if len(text) <= longest else {"size": len(text)})
         except MemoryError:
             made.append({"memory": True})
         except Exception as error:
@@ -123,13 +128,31 @@ class TemplateRenderer:
         """
         if self.by_code():
             return [self._by_transformers(chat) for chat in chats]
+        return [_text_of(answer) for answer in self._answers(chats)]
+
+    def last_marked(self, chat: Chat) -> str | None:
+        """The last text that the template marks as the assistant's (`{% generation %}`); None where it marks
+        none.
+        """
+        if self.by_code() or not _MARKS.search(self.source):
+            return None
+        answer = self._answers([chat], marks=True)[0]
+        spans = (answer.get("marks") or [[]])[0]
+        if not spans:
+            return None
+        start, end = spans[-1]
+        for before in reversed(spans[:-1]):  # several that touch are one
+            start = before[0] if before[1] == start else start
+        return str(answer["text"])[start:end]
+
+    def _answers(self, chats: Sequence[Chat], *, marks: bool = False) -> list[dict[str, Any]]:
         source = self.source
         tokens = {name: str(token) if not isinstance(token, list) else list(map(str, token))
                   for name, token in self._tokenizer.special_tokens_map.items()}
-        asked = {"template": source, "special_tokens": tokens, "chats": [
+        asked = {"template": source, "special_tokens": tokens, "marks": marks, "chats": [
             {"messages": list(chat.messages), "tools": list(chat.tools), "prompt": chat.prompt,
              "kwargs": dict(chat.kwargs)} for chat in chats]}
-        return [_text_of(answer) for answer in self._ask(json.dumps(asked).encode() + b"\n")]
+        return self._ask(json.dumps(asked).encode() + b"\n")
 
     def by_code(self) -> bool:
         """Whether no template of anybody's makes the text, but code of transformers'."""
