@@ -401,7 +401,7 @@ def test_trl_s_marks_for_training_agree_with_what_is_learnt() -> None:
         pytest.skip("TRL's chat templates are not here: pip install --no-deps trl==1.16.0")
     compared = []
     for path in sorted(place.glob("*_training.jinja")):
-        if path.stem.removesuffix("_training") not in ("llama3", "qwen2_5", "gemma", "cohere", "lfm2", "phi3",
+        if path.stem.removesuffix("_training") not in ("llama3", "qwen2_5", "gemma", "cohere", "lfm2",
                                                        "phi3"):
             continue
         encoder = encoder_of(path.stem)
