@@ -66,7 +66,7 @@ def test_a_large_file_s_pointer_is_named(tmp_path: Path, name: str) -> None:
     ("a.csv", "\n\n", "the file is empty"), ("a.csv", "a,b\n", "has no rows"),
     ("a.txt", " \n", "the file is empty"), ("a.jsonl", b"\xff\xfe", "the file is empty"),
     ("a.jsonl", b"\xff\xfe{\x00}", "not whole utf-16-le text"), ("a.jsonl", b"PK\x03\x04", "zip archive"),
-    ("a.jsonl", gzip.compress(GOOD.encode()), "compressed by gzip"),
+    ("a.jsonl", gzip.compress(GOOD.encode(), mtime=0), "compressed by gzip"),
     ("a.csv", zstd(b"a"), "compressed by zstd"), ("a.jsonl", parquet([{"a": 1}]), "a parquet file"),
     ("a.json", arrow([{"a": 1}], True), "an Arrow file"), ("a.jsonl.gz", GOOD, "not a whole .gz file"),
     ("a.jsonl.zst", GOOD, "not a whole .zst file"),
