@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_files import PACKED, arrow, opened, parquet, put, values, xlsx
 
+from tunesmith.data.examples import ExampleMaker, Form
 from tunesmith.data.sources import json_document, read_source
+from tunesmith.errors import DataError
 
 ROWS: list[dict[str, Any]] = [{"q": "“a” \u2028 b", "n": 1, "tags": ["x", "y"]},
                               {"q": 'c, "d"\r\ne', "n": 2, "tags": []}, {"q": "", "n": 3, "tags": ["z"]}]
@@ -130,6 +132,23 @@ def test_columns_of_bytes_that_are_text(tmp_path: Path) -> None:
         assert values(path) == [{"q": "café"}, {"q": None}]
     image = pyarrow.table({"q": pyarrow.array([b"\x89PNG\xff"], pyarrow.binary())})
     assert values(put(tmp_path, "b.parquet", parquet(image))) == [{"q": b"\x89PNG\xff"}]
+
+
+def test_bytes_that_are_no_text_are_not_learnt(tmp_path: Path) -> None:
+    rows = [{"q": b"\x89PNG\xff", "i": {"bytes": b"\xff"}, "c": "x"}]
+    (row,) = opened(put(tmp_path, "a.parquet", parquet(rows))).rows()
+    for template in ("{q}", "{i}", "{{ q }}", "{{ i }}", "{{ [q] }}"):
+        with pytest.raises(DataError, match=r"a\.parquet, row 1: .* holds bytes that are no UTF-8 text"):
+            ExampleMaker(Form(template, "{c}")).make(row)
+
+
+def test_maps_are_objects(tmp_path: Path) -> None:
+    maps = pyarrow.array([[("a", 1), ("b", None)], [], None], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    path = put(tmp_path, "a.parquet", parquet(pyarrow.table({"m": maps})))
+    assert values(path) == [{"m": {"a": 1, "b": None}}, {"m": {}}, {"m": None}]
+    twice = pyarrow.array([[("a", 1), ("a", 2)]], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    with pytest.raises(DataError, match="row 1: the column 'm' holds what Python cannot"):
+        values(put(tmp_path, "b.parquet", parquet(pyarrow.table({"m": twice}))))
 
 
 def test_nested_lists_and_objects_in_parquet(tmp_path: Path) -> None:

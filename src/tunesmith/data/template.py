@@ -98,7 +98,7 @@ class Template:
                             f"{{% if {column} %}}...{{% endif %}}. data.bad_rows: skip leaves the row out.")
         if isinstance(value, str):
             return value
-        if bad := _not_a_number(value):
+        if bad := _no_text(value):
             holds = "is" if isinstance(value, float) else "holds"
             raise DataError(f'{row.place}: the column "{column}" {holds} {bad}',
                             "Fill it in or remove the row.")
@@ -134,12 +134,14 @@ def _no_column(row: Row, column: str, template: Text) -> DataError:
                      f"Change {template.key} in the recipe, or: --set {template.key}='{meant}'")
 
 
-def _not_a_number(value: Any) -> str | None:
-    """nan or inf if a value is or holds one, which JSON has no word for."""
+def _no_text(value: Any) -> str | None:
+    """nan, inf or bytes if a value is or holds that, which JSON has no word for."""
     if isinstance(value, float):
         return None if math.isfinite(value) else str(value)
+    if isinstance(value, bytes):
+        return f"bytes that are no UTF-8 text ({len(value):,} of them)"
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return next((bad for item in inside if (bad := _not_a_number(item))), None)
+    return next((bad for item in inside if (bad := _no_text(item))), None)
 
 
 def _written(value: Any, form: str, where: str) -> tuple[str, str]:
@@ -211,6 +213,8 @@ def _as_text(value: Any) -> Any:
     """What Jinja puts into the text for a value: nothing for null, JSON for what is no text."""
     if value is None:
         return ""
+    if isinstance(value, bytes | list | dict) and (bad := _no_text(value)):
+        raise ValueError(f"a column holds {bad}")
     if isinstance(value,
                   bool | dict) or (isinstance(value, list) and not all(isinstance(x, str) for x in value)):
         return json.dumps(value, ensure_ascii=False, default=str)

@@ -167,8 +167,8 @@ def _rows(batches: Iterator[Any], path: Path, opened: Any, reading: Reading) -> 
 def _values(batch: Any, path: Path, before: int, reading: Reading) -> Iterator[dict[str, Any] | None]:
     """The rows of a batch as Python's objects; None for one that was skipped. before: rows before it."""
     try:
-        rows = batch.to_pylist()
-    except (ValueError, OverflowError, ArithmeticError):
+        rows = batch.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, OverflowError, ArithmeticError, LookupError):
         rows = None
     if rows is not None:
         yield from rows
@@ -177,8 +177,8 @@ def _values(batch: Any, path: Path, before: int, reading: Reading) -> Iterator[d
         values: dict[str, Any] | None = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
-                values[name] = column[number].as_py()  # type: ignore[index]
-            except (ValueError, OverflowError, ArithmeticError) as error:
+                values[name] = column[number].as_py(maps_as_pydicts="strict")  # type: ignore[index]
+            except (ValueError, OverflowError, ArithmeticError, LookupError) as error:
                 reading.bad.reject(DataError(
                     f"{path}, row {before + number + 1}: the column {on_one_line(name)!r} holds what Python "
                     f"cannot: {str(error).splitlines()[0]}",
