@@ -182,3 +182,12 @@ def test_rows_that_cannot_be_read_are_a_finding(setting: str, severity: str, tmp
     finding = kinds(result)["bad_row"]
     assert (finding["severity"], finding["count"], result["rows"]) == (severity, 2, COUNT)
     assert [place.split(": ")[0].rpartition(" ")[2] for place in finding["rows"]] == ["6", "10"]
+
+
+def test_with_bad_rows_skip_a_refused_row_is_no_error(tmp_path: Path) -> None:
+    rows = clean_chats(COUNT)
+    CASES["unusable_row"].plant(rows, PLANTED)
+    base = base_without_weights(tmp_path / "base")
+    found = kinds(tunesmith.inspect(write(tmp_path, rows, "bad_rows: skip", base=base, chat=True)))
+    assert found["unusable_row"]["severity"] == "warning"
+    assert found["unusable_row"]["count"] == len(PLANTED)

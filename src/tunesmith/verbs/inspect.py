@@ -58,8 +58,7 @@ def inspect(recipe: str | os.PathLike[str], html: str | os.PathLike[str] | None 
     found = audit(seen, facts, show_rows=max(rows, _PAGE_ROWS if page else 0), on_row=on_row)
     said = Dataset([], [], dict.fromkeys(("truncated", "dropped", "repeated"), 0), seen.remarks)
     found.counts["rows"] += text.skipped
-    bad = bad_rows(text.skipped, text.skipped_first,
-                   severity="warning" if chosen.data.bad_rows == "skip" else "error")
+    bad = bad_rows(text.skipped, text.skipped_first, facts.refused)
     result = {**found.counts, "max_length": facts.rules.max_length,
               "remarks": list(remarks_on(chosen.data, text, said)),
               "findings": [finding.as_dict() for finding in worst_first([*bad, *found.findings])]}

@@ -32,7 +32,7 @@ class AnswerCut(Check):
                 "answer_cut", "warning", f"{longer}: the answer is cut, and its end is not learnt",
                 f"{raise_it}, shorten these rows, or set data.overlong to drop or split.")
         if rules.overlong == "error":
-            return self.found("too_long", "error", f"{longer}, and data.overlong is error",
+            return self.found("too_long", self.facts.refused, f"{longer}, and data.overlong is error",
                               f"{raise_it}, or set data.overlong to drop, truncate or split.")
         return self.found("too_long", "warning", f"{longer}: left out",
                           f"{raise_it} to keep them, or shorten them.")

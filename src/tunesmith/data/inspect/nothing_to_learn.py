@@ -24,7 +24,7 @@ class NothingToLearn(Check):
 
     def findings(self, places: Places) -> Iterable[Finding]:  # noqa: D102
         return self.found(
-            "nothing_to_learn", "error",
+            "nothing_to_learn", self.facts.refused,
             f"{rows_phrase(self.hits.count, 'has', 'have')} no token to learn from: the answer is empty or "
             "missing",
             "Remove these rows, or give them an answer.")

@@ -27,6 +27,6 @@ class PromptTooLong(Check):
                    f"data.max_length, {rules.max_length:,} tokens, and "
                    + ("left out" if dropped else "no token of the answer is left"))
         message = message.replace(" and left out", f" and {'is' if self.hits.count == 1 else 'are'} left out")
-        return self.found("prompt_too_long", "warning" if dropped else "error", message,
+        return self.found("prompt_too_long", "warning" if dropped else self.facts.refused, message,
                           "Raise data.max_length, shorten the prompts, or set data.overlong to drop."
                           if not dropped else "Raise data.max_length, or shorten the prompts.")

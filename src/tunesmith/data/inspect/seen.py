@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.data.chat.answers import ChatRemarks
 from tunesmith.data.examples import Example
@@ -109,6 +109,11 @@ class Facts:
     half_width: Callable[[int], float | None]
     repeated: int = 0
 
+    @property
+    def refused(self) -> Literal["error", "warning"]:
+        """How bad a row is that training refuses: with `data.bad_rows: skip` it is left out."""
+        return "warning" if self.rules.skip_bad else "error"
+
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         """The tokenizer's special tokens: text to id."""
@@ -130,7 +135,7 @@ class SeenRows:
 
     def __init__(self, text: Texts, tokenizer: Any, rules: Rules) -> None:
         self._sides: list[tuple[bool, Sequence[Example]]] = [(False, text.train), (True, text.validation)]
-        self._encoder = Encoder(tokenizer, rules)
+        self._encoder = Encoder(tokenizer, replace(rules, skip_bad=True))
         self._unlimited = Encoder(tokenizer, replace(rules, max_length=_NO_LIMIT, overlong="truncate"))
 
     def __len__(self) -> int:
@@ -164,19 +169,9 @@ class SeenRows:
 
     def _encode(self, examples: list[Example]) -> Iterator[list[tuple[TokenRow, bool]] | str]:
         """For each its tokens, or why it has none."""
-        while examples:
-            done = 0
-            try:
-                for encoded in self._encoder.encode_all(examples):
-                    done += 1
-                    if isinstance(encoded, DataError):  # data.bad_rows: skip
-                        yield encoded.message.removeprefix(f"{examples[done - 1].place}: ")
-                    else:
-                        yield encoded
-            except DataError as error:
-                yield error.message.removeprefix(f"{examples[done].place}: ")
-                done += 1
-            examples = examples[done:]
+        for example, encoded in zip(examples, self._encoder.encode_all(examples), strict=True):
+            yield (encoded.message.removeprefix(f"{example.place}: ") if isinstance(encoded, DataError)
+                   else encoded)
 
     def _row(self, index: int, held_out: bool, example: Example,
              encoded: list[tuple[TokenRow, bool]] | str) -> SeenRow:

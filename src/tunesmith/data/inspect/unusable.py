@@ -25,7 +25,7 @@ class Unusable(Check):
             self.reason = self.reason or row.refusal
 
     def findings(self, places: Places) -> Iterable[Finding]:  # noqa: D102
-        return self.found("unusable_row", "error",
+        return self.found("unusable_row", self.facts.refused,
                           f"{rows_phrase(self.hits.count, 'cannot', 'cannot')} be used: "
                           f"{on_one_line(self.reason, 200)}", "Mend or remove these rows.")
 
