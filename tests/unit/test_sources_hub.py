@@ -82,14 +82,14 @@ def test_configurations_splits_and_slices(hub: HubServer, tmp_path: Path) -> Non
 def test_what_is_not_there_is_named(hub: HubServer, tmp_path: Path) -> None:
     several, unknown, split, odd, plain = results(
         hub, tmp_path, ("maker/two", "train", None), ("maker/two", "train", "mian"),
-        ("maker/two", "dev", "main"), ("maker/two", "train[x:]", "main"), ("maker/plain", "train", None))
+        ("maker/two", "held", "main"), ("maker/two", "train[x:]", "main"), ("maker/plain", "train", None))
     assert several[:2] == [4, "data.name"]
     assert "maker/two has several configurations: main, other" in several[2]
     assert "--set data.name='main'" in several[2]
     assert unknown[:2] == [4, "data.name"]
     assert "no configuration 'mian'" in unknown[2]
     assert split[:2] == [4, "data.split"]
-    assert "has no split 'dev'" in split[2]
+    assert "has no split 'held'" in split[2]
     assert "It has train, test." in split[2]
     assert odd[0] == 4
     assert "train[x:]" in odd[2]

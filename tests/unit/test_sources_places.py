@@ -277,6 +277,20 @@ def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
         taken(tmp_path / "both", "validation")
 
 
+def test_json_inside_a_table_is_what_it_says(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"a": datasets.Json(), "t": datasets.List(datasets.Json()),
+                                  "m": datasets.List(
+        {"role": datasets.Value("string"), "args": datasets.Json()})})
+    rows = [{"a": {"x": 1}, "t": [{"n": 1}, {"n": "x"}], "m": [{"role": "u", "args": {"k": [1, "2"]}}]},
+            {"a": "abc", "t": [], "m": []}, {"a": None, "t": None, "m": [{"role": "u", "args": None}]}]
+    table = datasets.Dataset.from_list(rows, features=features)
+    table.save_to_disk(tmp_path / "saved")
+    table.to_parquet(tmp_path / "a.parquet")
+    assert values(tmp_path / "saved") == values(tmp_path / "a.parquet") == rows
+
+
 @pytest.mark.parametrize(("name", "content"), [
     ("state.json", "{"), ("state.json", "[]"),
     ("state.json", '{"_data_files": [{"filename": "../a.arrow"}]}'),

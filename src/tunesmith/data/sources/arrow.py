@@ -12,6 +12,7 @@ from typing import Any
 
 from tunesmith.data.rows import Row
 from tunesmith.data.sources.inputs import empty, open_seekable
+from tunesmith.data.sources.json_columns import decoder
 from tunesmith.data.sources.reading import Reading, require_unique
 from tunesmith.errors import DataError
 from tunesmith.visible import on_one_line
@@ -23,6 +24,8 @@ _BATCH_ROWS, _BATCH_BYTES = 1024, 16 << 20
 _PIECE_BYTES, _MOST_SHARED_BYTES = 1 << 20, 256 << 20
 #: A parquet file is refused beyond so many bytes and so many times its own size.
 _MOST_DECODED_BYTES, _MOST_EXPANSION = 1 << 30, 64
+#: What is raised for a value that Python cannot hold.
+_NOT_PYTHON = (ValueError, OverflowError, ArithmeticError, LookupError, RecursionError)
 #: About what a row costs in memory besides its values.
 _ROW_BYTES = 400
 
@@ -166,9 +169,12 @@ def _rows(batches: Iterator[Any], path: Path, opened: Any, reading: Reading) -> 
 
 def _values(batch: Any, path: Path, before: int, reading: Reading) -> Iterator[dict[str, Any] | None]:
     """The rows of a batch as Python's objects; None for one that was skipped. before: rows before it."""
+    decoders = {each.name: found for each in batch.schema if (found := decoder(each.type)) is not None}
     try:
         rows = batch.to_pylist(maps_as_pydicts="strict")
-    except (ValueError, OverflowError, ArithmeticError, LookupError):
+        for row in rows if decoders else ():
+            row.update({name: decode(row[name]) for name, decode in decoders.items()})
+    except _NOT_PYTHON:
         rows = None
     if rows is not None:
         yield from rows
@@ -177,8 +183,9 @@ def _values(batch: Any, path: Path, before: int, reading: Reading) -> Iterator[d
         values: dict[str, Any] | None = {}
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             try:
-                values[name] = column[number].as_py(maps_as_pydicts="strict")  # type: ignore[index]
-            except (ValueError, OverflowError, ArithmeticError, LookupError) as error:
+                value = column[number].as_py(maps_as_pydicts="strict")
+                values[name] = decoders[name](value) if name in decoders else value  # type: ignore[index]
+            except _NOT_PYTHON as error:
                 reading.bad.reject(DataError(
                     f"{path}, row {before + number + 1}: the column {on_one_line(name)!r} holds what Python "
                     f"cannot: {str(error).splitlines()[0]}",

@@ -8,16 +8,18 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tunesmith.data.rows import Row
+from tunesmith.data.sources.arrow import read_arrow
 from tunesmith.data.sources.reading import Reading
-from tunesmith.data.sources.source import Source
-from tunesmith.data.sources.splits import NoSuchSplit
+from tunesmith.data.sources.source import Read, Source, sliced
+from tunesmith.data.sources.splits import ALL, NoSuchSplit, Part, match_split, parse_split
 from tunesmith.errors import DataError, Kind, TunesmithError
 from tunesmith.hub import call, download, parse_hub_id
 from tunesmith.hub.client import Tell, quiet_datasets, without_network
@@ -41,18 +43,34 @@ def open_hub(source: str, split: str, key: str, tell: Tell, reading: Reading) ->
     if hub_id is None or hub_id.revision is not None:
         raise _no_such(source, key)
     with quiet_datasets() as datasets:
-        table, files, made_of = _load(datasets, _Wanted(source, reading.name, split), key, tell)
+        found = _load(datasets, _Wanted(source, reading.name, split), key, tell)
+    reads = [sliced(_reader(table, source, key, reading), part) for part, table in found.parts]
+
+    def rows() -> Iterator[Row]:
+        for number, row in enumerate(chain.from_iterable(read() for read in reads), start=1):
+            yield replace(row, place=f"{source}, row {number}")
+
+    return Source(source, [f"{source}/{file}" for file in found.files], rows, reading.bad, tell, key,
+                  found.made_of)
+
+
+def _reader(table: Any, source: str, key: str, reading: Reading) -> Read:
+    """The rows of a split, from the Arrow files that `datasets` made of it: in bounded memory, and images or
+    sounds as the bytes that they are.
+    """
+    files = [Path(each["filename"]) for each in table.cache_files]
+    if files:
+        return lambda: chain.from_iterable(read_arrow(file, reading) for file in files)
 
     def rows() -> Iterator[Row]:
         try:
-            for number, value in enumerate(table, start=1):
-                yield Row(dict(value), f"{source}, row {number}", from_arrow=True)
+            for value in table:
+                yield Row(dict(value), source, from_arrow=True)
         except (ValueError, OverflowError) as error:
             raise DataError(f"{key}: {source}: a row holds what Python cannot: "
                             f"{str(error).splitlines()[0]}") from None
 
-    return Source(source, [f"{source}/{file}" for file in files], rows, reading.bad, tell, key,
-                  made_of)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -69,10 +87,20 @@ def _no_such(source: str, key: str) -> DataError:
                      "Check the name; a private or gated one needs `hf auth login`.")
 
 
-def _load(datasets: Any, wanted: _Wanted, key: str, tell: Tell) -> tuple[Any, list[str], list[Path | str]]:
-    """The split, its files, and these with their commit.
+@dataclass(frozen=True)
+class _Loaded:
+    """Each part of what `data.split` asks for, with its whole split as a table; the files of all of them, and
+    what they are known by: with their commit.
+    """
 
-    Once they are in the client's cache and checked; `datasets` reads them from there.
+    parts: list[tuple[Part, Any]]
+    files: list[str]
+    made_of: list[Path | str]
+
+
+def _load(datasets: Any, wanted: _Wanted, key: str, tell: Tell) -> _Loaded:
+    """The splits, once their files are in the client's cache and checked; `datasets` reads them from
+    there.
     """
     source = wanted.source
 
@@ -85,26 +113,44 @@ def _load(datasets: Any, wanted: _Wanted, key: str, tell: Tell) -> tuple[Any, li
     def ask(action: Callable[[], Any]) -> Any:
         return call(source, lambda: _read(action, datasets, source, key), tell, explain=explain)
 
-    def load() -> Any:
-        return ask(lambda: datasets.load_dataset(source, wanted.name, split=wanted.split))
+    def load(split: str) -> Any:
+        return ask(lambda: datasets.load_dataset(source, wanted.name, split=split))
 
     _, by_hub = current_commit(source, None, tell, kind="dataset", explain=explain)
     with nullcontext() if by_hub else without_network(datasets):
         builder = ask(lambda: _builder(datasets, wanted, key))
-        names = _require_split(builder, wanted.split, source)
+        parts = _parts(builder, wanted)
+        names = list(dict.fromkeys(name for _, name in parts))
+        if ALL in names:
+            names = list(_splits(builder))
         prefix = f"hf://datasets/{source}@"
         files = [str(file).removeprefix(prefix).partition("/") for name in names
                  for file in (builder.config.data_files or {}).get(name) or []
                  if str(file).startswith(prefix)]
         paths = [path for _, _, path in files]
-        made_of: list[Path | str] = ["".join(file) for file in files]
-        if not by_hub:
-            table = load()
-            return table, paths, made_of or [str(table._fingerprint)]
-    if files:
-        download(source, files[0][0], paths, tell, kind="dataset", explain=explain)
-    table = load()
-    return table, paths, made_of or [str(table._fingerprint)]
+        if files and by_hub:
+            download(source, files[0][0], paths, tell, kind="dataset", explain=explain)
+        tables = {name: load(name) for name in dict.fromkeys(name for _, name in parts)}
+    return _Loaded([(part, tables[name]) for part, name in parts], paths,
+                   ["".join(file) for file in files]
+                   or [str(table._fingerprint) for table in tables.values()])
+
+
+def _parts(builder: Any, wanted: _Wanted) -> list[tuple[Part, str]]:
+    """The parts of what `data.split` asks for, each with its split's name. Raises NoSuchSplit."""
+    available = _splits(builder)
+    parts = []
+    for part in parse_split(wanted.split):
+        name = match_split(part.name, available) or (part.name if part.name == ALL or not available else None)
+        if name is None:
+            raise NoSuchSplit(wanted.source, part.name, available)
+        parts.append((part, name))
+    return parts
+
+
+def _splits(builder: Any) -> list[str]:
+    """The names of the splits; none where the data set says them only once it is read."""
+    return [str(name) for name in builder.config.data_files or builder.info.splits or ()]
 
 
 def _builder(datasets: Any, wanted: _Wanted, key: str) -> Any:
@@ -139,14 +185,3 @@ def _read(action: Callable[[], Any], datasets: Any, source: str, key: str) -> An
             raise _no_such(source, key) from None
         reason = redacted((str(error).splitlines() or [type(error).__name__])[0])
         raise DataError(f"{key}: {source}: {reason}") from None
-
-
-def _require_split(builder: Any, split: str, source: str) -> set[str]:
-    """The names of the splits in `split`, such as `train[:100]+test`. Raises DataError if one is missing."""
-    available = list(builder.config.data_files or builder.info.splits or ())
-    names = {part.strip().partition("[")[0] for part in split.split("+")}
-    if "all" in names:
-        return set(available)
-    if available and (unknown := sorted(names - set(available))):
-        raise NoSuchSplit(source, unknown[0], available)
-    return names
