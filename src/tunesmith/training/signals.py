@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from tunesmith.errors import Interrupted
 from tunesmith.interrupts import outside_imports
@@ -26,9 +28,11 @@ class StopSignal:
         self.number: int | None = None
         self._deferring = False
         self._before: dict[int, object] = {}
+        self._hook_before: Callable[[Any], object] = sys.unraisablehook
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
+            self._hook_before, sys.unraisablehook = sys.unraisablehook, self._dropped
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, outside_imports(self._handle))
         return self
@@ -36,6 +40,20 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._before:
+            sys.unraisablehook = self._hook_before
+
+    def _dropped(self, unraisable: Any) -> None:
+        """Python drops an exception that falls into a callback, with a traceback: `check` raises it again."""
+        if not isinstance(unraisable.exc_value, Interrupted):
+            self._hook_before(unraisable)
+
+    def check(self) -> None:
+        """Raise Interrupted where a signal came and its exception was dropped; called again and again in
+        what takes long.
+        """
+        if self.number is not None and not self._deferring:
+            raise _interrupted(self.number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
@@ -45,9 +63,7 @@ class StopSignal:
             self._tell("Stopping: this step is finished and saved first. Once more leaves at once, at the "
                        "last checkpoint.")
         else:
-            raise Interrupted(number, "Stopped.",
-                              "Run the same command again: it goes on from the newest checkpoint, or begins "
-                              "anew where there is none.")
+            raise _interrupted(number)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -57,3 +73,8 @@ class StopSignal:
             yield
         finally:
             self._deferring = False
+
+
+def _interrupted(number: int) -> Interrupted:
+    return Interrupted(number, "Stopped.", "Run the same command again: it goes on from the newest "
+                       "checkpoint, or begins anew where there is none.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,8 +41,10 @@ class Prepared:
     validation_files: list[str]
 
 
-def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool = True) -> Prepared:
+def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool = True,
+            check: Callable[[], None] = lambda: None) -> Prepared:
     """Read the data, find the base, tokenize. training: without it only the validation set becomes tokens.
+    check: called again and again while that takes long; may raise.
 
     Raises RecipeError, DataError, EnvironmentFault, NetworkError or IntegrityError.
     """
@@ -53,8 +56,13 @@ def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool 
     tokenizer = load_tokenizer(base)
     show.stage("tokenizing")
     rules = rules_of(recipe.data, stop_ids(base, tokenizer))
+
+    def progress(done: int, whole: int) -> None:
+        check()
+        show.progress("tokenizing", done, whole, unit="rows")
+
     making = Making(partial(load_tokenizer, base), tokenizer_fingerprint(base, tokenizer), show.note,
-                    lambda done, whole: show.progress("tokenizing", done, whole, unit="rows"))
+                    progress)
     data = tokens_of(text, tokenizer, rules, making, training=training)
     for line in remarks_on(recipe.data, text, data):
         show.note(line)

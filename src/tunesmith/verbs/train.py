@@ -61,7 +61,7 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
         decisions = decide(chosen, show)
         if chosen.train.engine == "auto" and decisions.placement.engine == "hf":
             show.note(f"Engine hf: {decisions.placement.reason}.")
-        prepared = prepare(chosen, decisions, show)
+        prepared = prepare(chosen, decisions, show, check=stop.check)
         warn_of_sharing(chosen, show)
         with folder, advise_to_resume(folder):
             refuse_another(folder, chosen)
