@@ -409,3 +409,72 @@ def test_trl_s_marks_for_training_agree_with_what_is_learnt() -> None:
         assert not encoder.remarks.marked_otherwise, path.stem
         compared.append(path.stem)
     assert len(compared) >= 5
+
+
+def test_a_special_token_s_text_is_taken_as_the_rest_of_its_text_is() -> None:
+    """Here with a tokenizer that puts a blank before every text, and one that joins blanks with what
+    follows.
+    """
+    from conftest import ASSETS
+
+    if not (ASSETS / "stories260K").is_dir():
+        pytest.skip(f"the real inputs are not here ({ASSETS})")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "stories260K")
+    plain = PlainTokens(tokenizer, special_tokens=False)
+    text = "It is </s> and on"
+    rendered = f"<s>user{plain.marked(text)}</s>"
+    ids = plain.rendered_ids(rendered)
+    assert tokenizer.decode(ids).count("</s>") == 2
+    assert ids.count(tokenizer.eos_token_id) == 1
+    inside = ids[1:-1]
+    assert inside == tokenizer("user" + text, add_special_tokens=False,
+                               split_special_tokens=True)["input_ids"]
+
+
+def test_columns_of_a_row_are_read_or_named() -> None:
+    encoder = plain_encoder(CHATML + "{# 9 #}")
+    row = Row({"m": [user("Q"), answer("A")], "system": "Be brief.", "id": 3, "source": None,
+               "functions": [{"name": "f", "parameters": {}}]}, "p")
+    talk = conversation_of(row, "m")
+    assert [message["role"] for message in talk.messages] == ["system", "user", "assistant"]
+    assert talk.tools[0]["function"]["name"] == "f"
+    encoder.encode(talk, "p")
+    assert encoder.remarks.unused == {"id": 1}
+
+
+def test_keys_are_read_where_they_make_a_difference() -> None:
+    """The words of this template's text are no keys that it reads."""
+    template = ("{{ 'name query' }}{% for m in messages %}{{ '<|im_start|>' + m.role }}"
+                "{{ ' ' + m.name if m.name and m.role == 'tool' }}{{ '\n' }}"
+                "{{ m.content or m.tool_calls[0].function.name }}<|im_end|>\n{% endfor %}"
+                "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    encoder = plain_encoder(template)
+    messages = [{**user("Q"), "name": "ann", "query": "lost"}, answer(None, tool_calls=CALL),
+                {"role": "tool", "name": "weather", "content": {"t": 2}}, answer("A", name="bob")]
+    (row,) = encoder.encode(conversation_of(Row({"m": messages}, "p"), "m"), "p")
+    assert encoder.remarks.unread == {"name": 2, "query": 1}
+    assert '<|im_start|>tool weather\n{"t": 2}' in encoder.tokenizer.decode(row.ids)
+
+
+def test_a_thought_alone_is_no_empty_answer() -> None:
+    for content in ("", None):
+        with pytest.raises(DataError, match="message 2: this answer is a thought alone"):
+            plain_encoder().encode(conversation_of(
+                Row({"m": [user("Q"), answer(content, reasoning_content="hm")]}, "p"), "m"), "p")
+
+
+def test_what_stands_behind_the_last_learnt_answer_is_not_missed() -> None:
+    encoder = plain_encoder(CHATML + "{# 12 #}")
+    messages = [user("Q1"), answer("A1"), user("Q2"), answer("no", weight=0), user("Q3")]
+    encoder.encode(conversation_of(Row({"m": messages}, "p"), "m"), "p")
+    assert not any(encoder.remarks.unwritten.values())
+
+
+def test_why_a_conversation_became_several_rows() -> None:
+    tokenizer = chat_templates.byte_tokenizer(CHATML.replace("<|im_end|>", ""), ["<|im_start|>"])
+    encoder = ChatEncoder(tokenizer, PlainTokens(tokenizer, special_tokens=False),
+                          stop_ids=[tokenizer.eos_token_id], append_eos=True)
+    encoder.encode(conversation_of(Row({"m": CHATS["two"]}, "p"), "m"), "p")
+    assert (encoder.remarks.split, encoder.remarks.split_by_end) == (1, 1)

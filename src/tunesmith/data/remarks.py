@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from tunesmith.data.chat.answers import ChatRemarks
 from tunesmith.data.sets import Dataset, Texts
 
 
@@ -47,24 +48,29 @@ def remarks_on(settings: DataWords, text: Texts, data: Dataset) -> Iterator[str]
     if data.special:
         yield (f"{_rows(data.special)} with the text of special tokens, such as an end token: they are taken "
                "as text. data.special_tokens: true takes them as tokens.")
-    yield from _on_chats(settings, data)
+    yield from _on_chats(data)
 
 
-def _on_chats(settings: DataWords, data: Dataset) -> Iterator[str]:
+def _on_chats(data: Dataset) -> Iterator[str]:
     remarks = data.remarks
     for key, count in sorted(remarks.unread.items()):
-        yield (f'"{key}" of {count} message{"s" if count > 1 else ""} is read by nothing: the chat template '
+        yield (f'"{key}" of {_messages(count)} is read by nothing: the chat template '
                'of this base does not '
                "know it, so it is left out.")
+    if remarks.unused:
+        columns = ", ".join(f"{name} ({_rows(count)})" for name, count in sorted(remarks.unused.items())[:10])
+        yield f"Columns that nothing reads: {columns}{', ...' if len(remarks.unused) > 10 else ''}."
     for role, count in sorted(remarks.unwritten.items()):
         if count:
-            yield (f"The text of {count} messages of the {role} is not written by the chat template as it "
+            yield (f"The text of {_messages(count)} of the {role} is not written by the chat template as it "
                    "is, or left out. tunesmith inspect shows what the model sees.")
-    if remarks.split:
-        yield (f"{remarks.split} conversation{'s' if remarks.split > 1 else ''} became "
-               f"{remarks.split + remarks.extra_rows} rows: the "
-               "chat template writes earlier turns differently once others follow, so each answer is learnt "
-               "in the form in which it is asked for. What they share is computed for each.")
+    if remarks.thoughts_off:
+        yield (f"{remarks.thoughts_off} thoughts (reasoning_content) are left out: with these settings of "
+               "the chat template (enable_thinking) it writes none.")
+    if remarks.cut_thoughts:
+        yield (f"{remarks.cut_thoughts} answers have </think> and no <think> before it: what stands before "
+               "it is learnt as a thought.")
+    yield from _on_splits(remarks)
     if remarks.opened:
         yield (f"{remarks.opened} answer{'s' if remarks.opened > 1 else ''} that open a conversation are not "
                "learnt: the chat template cannot ask for them.")
@@ -74,11 +80,29 @@ def _on_chats(settings: DataWords, data: Dataset) -> Iterator[str]:
     if remarks.closed:
         yield (f"The chat template opens a thought before every answer: {remarks.closed} answers without one "
                "learn to close it at once.")
-    if "enable_thinking" not in settings.template_kwargs:
-        for mode, thought in ((False, "without a thought"), (True, "with a thought")):
-            if count := remarks.thinking()[mode]:
-                yield (f"{count} answers {thought} are asked for with enable_thinking: {str(mode).lower()}. "
-                       "data.template_kwargs decides otherwise.")
+    for mode, thought in (("False", "without a thought"), ("True", "with a thought")):
+        if count := remarks.decided[mode]:
+            yield (f"{count} answers {thought} are asked for with enable_thinking: {mode.lower()}. "
+                   "data.template_kwargs decides otherwise.")
+
+
+def _on_splits(remarks: ChatRemarks) -> Iterator[str]:
+    if not remarks.split:
+        return
+    why = "the chat template writes earlier turns differently once others follow"
+    if remarks.split_by_end == remarks.split:
+        why = ("the chat template ends an answer with no token on which generation stops, so the end token "
+               "is put behind it")
+    elif remarks.split_by_end:
+        why += (f" (in {remarks.split_by_end} of them an end token is put behind an answer, which it does "
+                "not write)")
+    yield (f"{remarks.split} conversation{'s' if remarks.split > 1 else ''} became "
+           f"{remarks.split + remarks.extra_rows} rows: {why}. So each answer is learnt in the form in which "
+           "it is asked for; what they share is computed for each.")
+
+
+def _messages(count: int) -> str:
+    return f"{count} message{'s' if count != 1 else ''}"
 
 
 def _rows(count: int) -> str:

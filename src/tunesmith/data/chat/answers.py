@@ -51,23 +51,31 @@ class ChatRow:
 class ChatRemarks:
     """What is to be said of all conversations together.
 
-    split: conversations that became several rows; extra_rows: how many more than one each.
-    unread: messages by the key that neither Tunesmith nor the template reads.
-    unwritten: messages by role whose text the template leaves out.
-    opened: answers that nothing comes before, so that the template cannot ask for them.
-    settings: answers by the template's settings for them, as JSON.
-    closed: answers without a thought where the template opens one that it cannot leave out.
-    marked_otherwise: of the first answers, those of which the template marks other text than is learnt.
-    refused: rows, of chats or not, that were skipped because they cannot be trained on, by what is wrong.
+    split: conversations that became several rows; extra_rows: how many more than one each; split_by_end:
+    those of them where the end token, which the template does not write, is why. unread: messages by the key
+    that neither Tunesmith nor the template reads. unwritten: messages by role whose text the template leaves
+    out. unused: rows by the column that nothing reads. opened: answers that nothing comes before, so that the
+    template cannot ask for them. settings: answers by the template's settings for them, as JSON. closed:
+    answers without a thought where the template opens one that it cannot leave out. thoughts_off: thoughts
+    that the template knows and that its settings keep it from writing. cut_thoughts: answers with `</think>`
+    that do not begin with `<think>`: what stands before is taken for a thought. decided: answers for which
+    `enable_thinking` was set here, by its value. marked_otherwise: of the first answers, those of which the
+    template marks other text than is learnt. refused: rows, of chats or not, that were skipped because they
+    cannot be trained on, by what is wrong.
     """
 
     split: int = 0
     extra_rows: int = 0
+    split_by_end: int = 0
     unread: Counter[str] = field(default_factory=Counter)
     unwritten: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
     opened: int = 0
     settings: Counter[str] = field(default_factory=Counter)
     closed: int = 0
+    thoughts_off: int = 0
+    cut_thoughts: int = 0
+    decided: Counter[str] = field(default_factory=Counter)
     marked_otherwise: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
@@ -97,9 +105,15 @@ class ChatRemarks:
 
 @dataclass(frozen=True)
 class _Answer:
+    """index: of its message. ended: whether the end token was put behind it, which the template does not
+    write.
+    """
+
+    index: int
     prompt_ids: list[int]
     ids: list[int]
     prompt: str
+    ended: bool = False
 
 
 class ChatEncoder:
@@ -145,22 +159,24 @@ class ChatEncoder:
             raise DataError(f"{place}: its only answer has nothing before it, and the chat template cannot "
                             "ask for it",
                             "Put a message of the user before it, or remove the row.")
-        self._look_for_unwritten(messages, answers[-1].prompt)
+        self._look_for_unwritten(messages[:answers[-1].index], answers[-1].prompt)
         if everything:
             return [self._whole(conversation, messages, answers[-1], place)]
         rows = list(_joined(answers))
         if len(rows) > 1:
             self.remarks.split += 1
             self.remarks.extra_rows += len(rows) - 1
+            self.remarks.split_by_end += any(answer.ended for answer in answers[:-1])
         return [self._row(ids, mask, answer) for ids, mask, answer in rows]
 
     def _as_read(self, conversation: Conversation, place: str) -> list[Message]:
         """The messages in the forms that the template wants; what it does not read is counted."""
-        for message in conversation.messages:
-            self.remarks.unread.update(self.profile.unread(message))
+        self.remarks.unused.update(conversation.unused)
         if conversation.tools and not self.profile.reads("tools"):
             self.remarks.unread["tools"] += 1
         try:
+            for message in conversation.messages:
+                self.remarks.unread.update(self.profile.unread(message))
             return [self._marked(self.profile.as_read(message)) for message in conversation.messages]
         except TemplateUnbounded as error:
             raise _unbounded(error, place) from None
@@ -170,7 +186,7 @@ class ChatEncoder:
         for message in messages:
             content = message["content"]
             texts = [part["text"] for part in content] if isinstance(content, list) else [content or ""]
-            if message["role"] == "assistant" or message is messages[-1]:
+            if message["role"] == "assistant":
                 continue
             written = all(text.strip() in prompt
                           or json.dumps(text.strip(), ensure_ascii=False)[1:-1] in prompt
@@ -222,18 +238,19 @@ class ChatEncoder:
                             "Set data.template_kwargs as the template wants it for such answers, or "
                             "data.loss_on to all.")
         lost, _, prompt, rest, settings = min(found, key=lambda each: each[:2])
-        self._require_written(messages[index], text, rest, f"{place}: message {index + 1}")
-        if lost and "reasoning_content" in conversation.messages[index]:
-            self.remarks.unread["reasoning_content"] += 1
+        self._require_written(messages[index], thought, text, rest, f"{place}: message {index + 1}")
+        self._look_at_thought(conversation.messages[index], settings, lost=lost)
+        if _THINKING in settings and _THINKING not in {**self.kwargs, **conversation.template_kwargs}:
+            self.remarks.decided[str(settings[_THINKING])] += 1
         self.remarks.settings[json.dumps(settings, sort_keys=True)] += 1
         prompt_ids, answer_ids = self._tokens(prompt, rest)
         stop = next((at for at, token in enumerate(answer_ids) if token in self.stop_ids), None)
         if self._compared < _COMPARED:
             self._compare_marks(Chat(messages[:index + 1], False, conversation.tools, settings), rest)
         if stop is not None:
-            return _Answer(prompt_ids, answer_ids[:stop + 1], prompt)
-        return _Answer(prompt_ids, answer_ids + self._end(conversation, messages, index, settings, place),
-                       prompt)
+            return _Answer(index, prompt_ids, answer_ids[:stop + 1], prompt)
+        end = self._end(conversation, messages, index, settings, place)
+        return _Answer(index, prompt_ids, answer_ids + end, prompt, end == [self.tokenizer.eos_token_id])
 
     def _compare_marks(self, chat: Chat, rest: str) -> None:
         """Count an answer of which the template marks other text (`{% generation %}`) than the model has to
@@ -281,7 +298,19 @@ class ChatEncoder:
         self.remarks.closed += not thought
         return f"{thought.strip()}\n</think>\n\n{whole[len(start):].lstrip()}"
 
-    def _require_written(self, message: Message, text: str, rest: str, where: str) -> None:
+    def _look_at_thought(self, message: Message, settings: Mapping[str, Any], *, lost: bool) -> None:
+        """Count a thought that the template does not write, or that it takes from an answer's own text."""
+        content = message.get("content")
+        if lost and "reasoning_content" in message:
+            if settings.get(_THINKING) is False:
+                self.remarks.thoughts_off += 1
+            else:
+                self.remarks.unread["reasoning_content"] += 1
+        elif (isinstance(content, str) and "</think>" in content and "reasoning_content" not in message
+              and not content.lstrip().startswith("<think>")):
+            self.remarks.cut_thoughts += 1
+
+    def _require_written(self, message: Message, thought: str, text: str, rest: str, where: str) -> None:
         """Raise DataError where the template leaves the answer, or a call in it, out: it would be learnt as
         empty.
         """
@@ -290,6 +319,10 @@ class ChatEncoder:
             raise DataError(f"{where}: the chat template of this base does not write the call of "
                             f"{missing[0]}: the answer would be learnt without it",
                             "Take a base whose template knows tool calls, or remove the row.")
+        if not text.strip() and not names and thought.strip() not in rest:
+            raise DataError(f"{where}: this answer is a thought alone, which the chat template of this base "
+                            "does not write: an empty answer would be learnt",
+                            "Give it an answer, or remove the row.")
         if text.strip() and text.strip() not in rest:
             raise DataError(f"{where}: the chat template of this base does not write this answer as it is",
                             "Look at it with tunesmith inspect, or remove the row.")

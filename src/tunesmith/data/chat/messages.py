@@ -27,6 +27,9 @@ _TEXT_KEYS = ("content", "value", "text")
 _UNDERSTOOD = {"role", "from", *_TEXT_KEYS, "tool_calls", "function_call", "tool_call_id", "name",
                "reasoning_content", "reasoning", "thinking", "weight", "train"}
 
+#: Columns with a row's own variables for the chat template.
+_KWARGS = ("chat_template_kwargs", "template_kwargs")
+
 Message = dict[str, Any]
 
 
@@ -36,13 +39,15 @@ class Conversation:
     reasoning_content, and keys that only a chat template may know.
 
     answers: for each message whether it is an answer to be learnt. tools: what the model may call, as JSON
-    schemas. template_kwargs: of this row, for the chat template.
+    schemas. template_kwargs: of this row, for the chat template. unused: columns of the row that nothing
+    reads.
     """
 
     messages: tuple[Message, ...]
     answers: tuple[bool, ...]
     tools: tuple[dict[str, Any], ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
     def as_json(self) -> list[Any]:
         """Everything that makes it what it is, for a hash of its content."""
@@ -69,9 +74,10 @@ def conversation_of(row: Row, column: str, *, tools: str | None = None,
                     prompt: str | None = None) -> Conversation:
     """The conversation in a column of a row.
 
-    tools: the column of its tools; None for `tools` where the row has that. prompt: a column with the
-    messages that come before those of `column`, and from which nothing is learnt (the prompt and completion
-    columns of TRL's conversational form). Raises DataError naming the message and what is wrong with it.
+    tools: the column of its tools; None for `tools` or `functions` where the row has one. A column `system`
+    with text is the system message of a conversation that has none. prompt: a column with the messages that
+    come before those of `column`, and from which nothing is learnt (the prompt and completion columns of
+    TRL's conversational form). Raises DataError naming the message and what is wrong with it.
     """
     before = _messages(row, prompt) if prompt is not None else []
     messages = before + _messages(row, column)
@@ -79,8 +85,14 @@ def conversation_of(row: Row, column: str, *, tools: str | None = None,
               for each, number, where in messages]
     answers = [learnt and message["role"] == "assistant" for message, learnt in parsed]
     answers[:len(before)] = [False] * len(before)
-    return Conversation(tuple(message for message, _ in parsed), tuple(answers),
-                        _tools(row, tools), _template_kwargs(row))
+    made = [message for message, _ in parsed]
+    system = row.values.get("system")
+    if isinstance(system, str) and system.strip() and made[0]["role"] not in ("system", "developer"):
+        made, answers = [{"role": "system", "content": system}, *made], [False, *answers]
+    read = {column, prompt, tools, "tools" if tools is None else tools, "system", *_KWARGS}
+    read |= {"functions"} if tools is None and row.values.get("tools") is None else set()
+    unused = tuple(str(name) for name, value in row.values.items() if name not in read and value is not None)
+    return Conversation(tuple(made), tuple(answers), _tools(row, tools), _template_kwargs(row), unused)
 
 
 def _messages(row: Row, column: str) -> list[tuple[Any, int, str]]:
@@ -134,7 +146,11 @@ def _message(item: Any, where: str, from_arrow: bool) -> tuple[Message, bool]:
     message: Message = {"role": role}
     calls = _calls(given, where, from_arrow)
     if str(speaker).strip().lower() == "function_call" and not calls:
-        calls = _calls({"tool_calls": given.get("content", given.get("value"))}, where, from_arrow)
+        call = given.get("content", given.get("value"))
+        if isinstance(_parsed(call), str):
+            raise DataError(f"{where}: a call whose text is no JSON: {on_one_line(str(call), 60)}",
+                            'A call is {"name": ..., "arguments": {...}}.')
+        calls = _calls({"tool_calls": call}, where, from_arrow)
         given = {key: value for key, value in given.items() if key not in _TEXT_KEYS}
     reasoning = next((given[key] for key in ("reasoning_content", "reasoning", "thinking") if key in given),
                      None)
@@ -142,6 +158,8 @@ def _message(item: Any, where: str, from_arrow: bool) -> tuple[Message, bool]:
     if content is None and not calls and not (reasoning and role == "assistant"):
         raise DataError(f"{where}: its text is null, and it calls no tool: there is nothing in it",
                         "Fill it in, or remove the message or the row.")
+    if role == "tool" and not isinstance(content, str | list):  # what a tool gives back is often JSON
+        content = json.dumps(content, ensure_ascii=False, default=str)
     message["content"] = None if content is None else _content(content, where)
     if reasoning is not None:
         if not isinstance(reasoning, str):
@@ -170,6 +188,9 @@ def _content(content: Any, where: str) -> str | list[Any]:
     if isinstance(content, str):
         return content
     if isinstance(content, Mapping):
+        if "type" not in content and "text" not in content:
+            raise DataError(f"{where}: its text is an object (keys: {', '.join(map(str, content))})",
+                            "Write it as text, or as a list of parts with type and text.")
         content = [content]
     if not isinstance(content, list):
         raise DataError(f"{where}: its text is {type(content).__name__}, not a string")
@@ -241,7 +262,7 @@ def _tools(row: Row, column: str | None) -> tuple[dict[str, Any], ...]:
 
         raise DataError(f'{row.place}: no column "{column}" (columns: {columns_of(row)})',
                         "Change data.tools in the recipe.")
-    name = column or "tools"
+    name = column or ("tools" if row.values.get("tools") is not None else "functions")
     tools = _parsed(row.values.get(name))
     if isinstance(tools, Mapping):
         tools = [tools]
@@ -261,7 +282,7 @@ def _tools(row: Row, column: str | None) -> tuple[dict[str, Any], ...]:
 
 def _template_kwargs(row: Row) -> Mapping[str, Any]:
     """What a row itself says to the chat template."""
-    for column in ("chat_template_kwargs", "template_kwargs"):
+    for column in _KWARGS:
         value = _parsed(row.values.get(column))
         if value is None:
             continue

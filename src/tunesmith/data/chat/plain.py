@@ -86,30 +86,49 @@ class PlainTokens:
 
     def unmarked(self, text: str) -> str:
         """The same as it was."""
-        return text.replace(_MARK, "")
+        return text if _MARK not in text or self._special is None else self._marked_special.sub(
+            lambda found: found[0][0] + found[0][2:], text)
+
+    @cached_property
+    def _marked_special(self) -> re.Pattern[str]:
+        texts = {str(token) for token in self.tokenizer.all_special_tokens if str(token)}
+        return re.compile("|".join(re.escape(text[0] + _MARK + text[1:])
+                                   for text in sorted(texts, key=len, reverse=True)))
 
     def rendered_ids(self, text: str) -> list[int]:
         """The tokens of what a chat template wrote: its own special tokens are tokens, those of marked texts
         are not.
         """
-        if _MARK not in text:
+        if _MARK not in text or self._special is None:
             return self._as_template(text)
         ids: list[int] = []
         at = 0
-        pattern = self._marked_tokens
-        for match in pattern.finditer(text):
-            ids += self._as_template(text[at:match.start()]) + self._as_text(self.unmarked(match[0]))
+        for match in self._special.finditer(text):  # those of the template: the others are marked
+            ids += self._segment(text[at:match.start()], first=not at)
+            ids.append(int(self.tokenizer.convert_tokens_to_ids(match[0])))
             at = match.end()
-        return ids + self._as_template(text[at:])
+        return ids + self._segment(text[at:], first=not at)
+
+    def _segment(self, text: str, *, first: bool) -> list[int]:
+        """A text between two special tokens, as the tokenizer takes it there."""
+        text = self.unmarked(text)
+        if first or not text or self._segments_stand_alone:
+            return self._as_text(text)
+        anchor, whole = self._as_text("a"), self._as_text(f"a{text}")
+        return whole[len(anchor):] if whole[:len(anchor)] == anchor else self._as_text(text)
 
     @cached_property
-    def _marked_tokens(self) -> re.Pattern[str]:
-        texts = sorted({str(token) for token in self.tokenizer.all_special_tokens if str(token)}, key=len,
-                       reverse=True)
-        return re.compile("|".join(re.escape(text[0] + _MARK + text[1:]) for text in texts))
+    def _segments_stand_alone(self) -> bool:
+        """Whether a text is taken behind a special token as it is alone, with a blank put before it, for
+        example.
+        """
+        token = next(str(token) for token in self.tokenizer.all_special_tokens if str(token))
+        return self._as_template(f"{token}a b")[1:] == self._as_text("a b")
 
     def _as_template(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def _as_text(self, text: str) -> list[int]:
+        if not text:
+            return []
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

@@ -11,6 +11,8 @@ from typing import Any
 from tunesmith.data.chat.messages import Message
 from tunesmith.data.chat.render import Chat, TemplateRefused, TemplateRenderer
 
+#: What every template is given, and what `unread` looks for itself.
+_ALWAYS = ("role", "content", "tool_calls", "reasoning_content")
 _PROBE, _ANSWER, _VALUE = "qzprobeq", "qzanswerq", "qzvalueq"
 
 
@@ -31,7 +33,9 @@ class TemplateProfile:
 
     def __init__(self, renderer: TemplateRenderer) -> None:
         self._renderer = renderer
-        self.names = frozenset(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", renderer.source))
+        code = " ".join(re.findall(r"\{\{.*?\}\}|\{%.*?%\}", renderer.source, re.DOTALL))
+        self.names = frozenset(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", code))
+        self._keys: dict[tuple[str, str], bool] = {}
         self.is_code = renderer.by_code()
 
     def reads(self, name: str) -> bool:
@@ -42,11 +46,11 @@ class TemplateProfile:
 
     def as_read(self, message: Message) -> Message:
         """A message in the forms that the template wants; keys that it does not read are left out."""
-        made = {key: value for key, value in message.items()
-                if key in ("role", "content", "tool_calls") or self.reads(key)}
+        made = {key: value for key, value in message.items() if key in _ALWAYS
+                or self._reads_key(key, message)}
         if message["role"] == "developer" and not self.reads("developer"):
             made["role"] = "system"
-        made["content"] = self._content(message["content"])
+        made["content"] = self._content(message["content"], calls="tool_calls" in message)
         made.pop("reasoning_content", None)
         if "reasoning_content" in message and self.thought_key:
             made[self.thought_key] = message["reasoning_content"]
@@ -62,17 +66,35 @@ class TemplateProfile:
 
     def unread(self, message: Message) -> list[str]:
         """The keys of a message that are dropped, because the template does not read them."""
-        keys = [key for key in message if key not in ("role", "content") and not self.reads(key)]
-        if "reasoning_content" in keys and message["role"] == "assistant":
-            # counted where an answer is rendered: a template may open a thought itself
-            keys.remove("reasoning_content")
-        if "tool_calls" in keys and self.is_code:
-            keys.remove("tool_calls")
+        keys = [key for key in message if key not in _ALWAYS and not self._reads_key(key, message)]
+        if "tool_calls" in message and not self.reads("tool_calls"):
+            keys.append("tool_calls")
+        if "reasoning_content" in message and message["role"] != "assistant":
+            keys.append("reasoning_content")  # an answer's is looked for where it is rendered
         return keys
 
-    def _content(self, content: str | list[Any] | None) -> Any:
-        if content is None:
+    def _reads_key(self, key: str, message: Message) -> bool:
+        """Whether a key of a message makes any difference to what the template writes for one of its role."""
+        role = str(message["role"])
+        if (role, key) not in self._keys:
+            self._keys[role, key] = key in self.names and self._makes_a_difference(key, message[key], role)
+        return self._keys[role, key]
+
+    def _makes_a_difference(self, key: str, value: Any, role: str) -> bool:
+        asked, replied = (_user(self._content(_PROBE, calls=False)),
+                          _answer(self._content(_ANSWER, calls=False)))
+        call = {**_answer(self._forms.empty), "tool_calls": [self._call(_probe_call({"key": _VALUE}))]}
+        before = {"assistant": [asked], "tool": [asked, call]}.get(role, [])
+        behind = {"system": [asked, replied], "developer": [asked, replied], "user": [replied]}.get(role, [])
+        plain = {"role": role, "content": self._content(_PROBE, calls=False)}
+        with_key = self._rendered([*before, {**plain, key: value}, *behind])
+        return bool(with_key) and with_key != self._rendered([*before, plain, *behind])
+
+    def _content(self, content: str | list[Any] | None, *, calls: bool) -> Any:
+        if content is None and calls:
             return self._forms.empty
+        if content is None:
+            content = ""
         if isinstance(content, str):
             return [_part(content)] if self._forms.parts else content
         return list(content) if self._forms.parts else "\n".join(str(part["text"]) for part in content)
@@ -101,9 +123,9 @@ class TemplateProfile:
 
     def _called(self, arguments: Any, parts: bool, empty: Any) -> str:
         """What the template writes for a call with these arguments."""
-        call = {"type": "function", "id": "call00001", "function": {"name": "probe", "arguments": arguments}}
         return self._rendered([_user([_part(_PROBE)] if parts else _PROBE),
-                               {"role": "assistant", "content": empty, "tool_calls": [call]}])
+                               {"role": "assistant", "content": empty,
+                                "tool_calls": [_probe_call(arguments)]}])
 
     def _writes(self, text: str, *messages: Message) -> bool:
         return text in self._rendered(list(messages))
@@ -111,6 +133,10 @@ class TemplateProfile:
     def _rendered(self, messages: list[Message]) -> str:
         text = self._renderer.try_all([Chat(messages)])[0]
         return "" if isinstance(text, TemplateRefused) else text
+
+
+def _probe_call(arguments: Any) -> dict[str, Any]:
+    return {"type": "function", "id": "call00001", "function": {"name": "probe", "arguments": arguments}}
 
 
 def _user(content: Any) -> Message:
