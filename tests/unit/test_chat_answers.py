@@ -478,3 +478,29 @@ def test_why_a_conversation_became_several_rows() -> None:
                           stop_ids=[tokenizer.eos_token_id], append_eos=True)
     encoder.encode(conversation_of(Row({"m": CHATS["two"]}, "p"), "m"), "p")
     assert (encoder.remarks.split, encoder.remarks.split_by_end) == (1, 1)
+
+
+def test_a_misspelt_variable_of_the_template_is_refused() -> None:
+    encoder = plain_encoder(CHATML + "{% if enable_thinking %}{% endif %}", kwargs=None)
+    encoder.encode(conversation_of(Row({"m": CHATS["one"]}, "p"), "m"), "p")
+    tokenizer = encoder.tokenizer
+    wrong = ChatEncoder(tokenizer, PlainTokens(tokenizer, special_tokens=False),
+                        stop_ids=[tokenizer.eos_token_id], append_eos=True, kwargs={"enable_thinkin": False})
+    with pytest.raises(RecipeError,
+                       match="enable_thinkin: the chat template of this base has no such variable") as caught:
+        wrong.encode(conversation_of(Row({"m": CHATS["one"]}, "p"), "m"), "p")
+    assert "enable_thinking" in caught.value.hint
+
+
+def test_nothing_of_an_answer_is_left_out() -> None:
+    said = answer("I will call weather now.", tool_calls=CALL)
+    with pytest.raises(DataError, match="does not write the call of weather"):
+        plain_encoder().encode(conversation_of(Row({"m": [user("Q"), said]}, "p"), "m"), "p")
+    cut = answer("It is <|im_end|> and more")
+    with pytest.raises(DataError, match="has a token on which generation stops"):
+        plain_encoder(special_tokens=True).encode(conversation_of(Row({"m": [user("Q"), cut]}, "p"), "m"),
+                                                  "p")
+    for twice in ({"role": "user", "content": "a", "value": "b"},
+                  {"role": "user", "from": "gpt", "content": "a"}):
+        with pytest.raises(DataError, match="has both"):
+            conversation_of(Row({"m": [twice]}, "p"), "m")

@@ -12,7 +12,7 @@ from tunesmith.data.examples import Example, Form, make_examples
 from tunesmith.data.rows import Row
 from tunesmith.data.sources import read_source
 from tunesmith.data.split import hold_out
-from tunesmith.data.template import Template
+from tunesmith.data.template import Template, text_of
 from tunesmith.errors import DataError, RecipeError
 
 VALUES = [{"quote": "a \u2028 b", "tags": ["x", "y"], "n": 1}, {"quote": "c, \"d\"\ne", "tags": [], "n": 2}]
@@ -172,3 +172,41 @@ def test_jsonl_of_anything_is_read_back(tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("rows")
     path = write(folder, "rows.jsonl", "\n".join(json.dumps(v) for v in values))
     assert [row.values for row in read_source(path, "train")] == values
+
+
+def test_forms_of_a_value() -> None:
+    row = Row({"l": ["a", "b"], "o": {"x": None, "y": True}, "b": True, "n": [1, None], "t": {"u": "deep"}},
+              "r")
+    for text, wanted in (("{l}", "['a', 'b']"), ("{o}", '{"x": null, "y": true}'), ("{b}", "true"),
+                         ("{n}", "[1, null]"), ("{l|json}", '["a", "b"]'), ("{l|join(' + ')}", "a + b"),
+                         ("{o|python}", "{'x': None, 'y': True}"), ("{t.u}", "deep")):
+        assert Template(text, "data.prompt").fill(row) == wanted
+    template = Template("{l} {o} {l|json}", "data.prompt")
+    template.fill(row)
+    assert template.written == {("l", "as Python writes it"): 1, ("o", "as JSON"): 1}
+    with pytest.raises(RecipeError, match="'upper' is no form of a value"):
+        Template("{t|upper}", "data.prompt").fill(Row({"t": "text"}, "r"))
+
+
+def test_a_column_in_double_braces_is_told() -> None:
+    template = Template("{{q}} ->", "data.prompt")
+    assert template.fill(Row({"q": "x"}, "r")) == "{q} ->"
+    assert template.written == {("q", "literal"): 1}
+    other = Template("{{z}} {q}", "data.prompt")
+    other.fill(Row({"q": "x"}, "r"))
+    assert not other.written
+
+
+def test_jinja_leaves_a_part_out() -> None:
+    text = text_of("{{ a }}{% if b %}\n{{ b }}{% endif %}", "data.prompt")
+    assert [text.fill(Row({"a": "x", "b": b}, "r")) for b in ("y", "", None)] == ["x\ny", "x", "x"]
+    assert text.columns == ["a", "b"]
+    assert text_of("{{ a }}", "k").fill(Row({"a": {"z": None}}, "r")) == '{"z": null}'
+    with pytest.raises(DataError, match='r: no column "b"'):
+        text.fill(Row({"a": "x"}, "r"))
+    with pytest.raises(RecipeError, match="data.prompt: line 1"):
+        text_of("{% if %}", "data.prompt")
+    with pytest.raises(DataError, match="the text is longer than"):
+        text_of("{{ 'x' * 99999999 }}", "data.prompt").fill(Row({}, "r"))
+    with pytest.raises(DataError, match="r: data.prompt"):
+        text_of("{{ a.__class__.__mro__ }}", "data.prompt").fill(Row({"a": "x"}, "r"))

@@ -129,8 +129,12 @@ class ExampleMaker:
 
     def _chat(self, row: Row) -> Conversation:
         """A conversation of one turn; a system text that is empty for a row is left out."""
-        texts = {role: self._texts[role].fill(row) for role in ("system", "user", "assistant")
-                 if role in self._texts}
+        roles = [role for role in ("system", "user", "assistant") if role in self._texts]
+        if "system" in roles:
+            columns = self._texts["system"].columns
+            if columns and all(name in row.values and row.values[name] is None for name in columns):
+                roles.remove("system")
+        texts = {role: self._texts[role].fill(row) for role in roles}
         messages = [{"role": role, "content": text} for role, text in texts.items() if role != "system"
                     or text.strip()]
         return Conversation(tuple(messages), tuple(message["role"] == "assistant" for message in messages))

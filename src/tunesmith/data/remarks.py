@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from tunesmith.data.chat.answers import ChatRemarks
 from tunesmith.data.sets import Dataset, Texts
+from tunesmith.data.template import LITERAL
 
 
 class DataWords(Protocol):
@@ -43,8 +44,14 @@ def remarks_on(settings: DataWords, text: Texts, data: Dataset) -> Iterator[str]
                    "characters. YAML makes a line "
                    'break of \\n within double quotes alone: "...\\n...".')
     for (column, form), count in sorted(text.written.items()):
-        yield (f'The column "{column}" is no text in {_rows(count)}: written {form}. {{{column}|json}} and '
-               "the like choose.")
+        if form == LITERAL:
+            yield (f'"{{{{{column}}}}}" is learnt as the text {{{column}}}, not as the column. Write '
+                   f'{{{column}}}; Jinja '
+                   f"has blanks within its braces: {{{{ {column} }}}}.")
+        else:
+            yield (f'The column "{column}" is no text in {_rows(count)}: written {form}. {{{column}|json}} '
+                   'and the '
+                   "like choose.")
     if data.special:
         yield (f"{_rows(data.special)} with the text of special tokens, such as an end token: they are taken "
                "as text. data.special_tokens: true takes them as tokens.")

@@ -18,6 +18,10 @@ from tunesmith.visible import on_one_line
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 #: What makes a text a Jinja template: a statement, a comment, or an expression with blanks inside its braces.
 _JINJA = re.compile(r"\{%|\{#|\{\{\s+[^{}]+\s+\}\}")
+#: How long a Jinja text may become [characters].
+_LONGEST = 64 << 20
+#: The form of a column's name that stands in braces in the text itself.
+LITERAL = "literal"
 _JOIN = re.compile(r"join\((?P<quote>['\"])(?P<word>.*)(?P=quote)\)")
 
 
@@ -79,7 +83,16 @@ class Template:
 
     def fill(self, row: Row) -> str:
         """The text for a row. Raises DataError."""
+        for name in self._in_braces:
+            if name in row.values:  # most likely Jinja, or one brace too many
+                self.written[name, LITERAL] += 1
         return "".join(self._value(row, part) if is_column else part for is_column, part in self._parts)
+
+    @cached_property
+    def _in_braces(self) -> list[str]:
+        """What the text itself has in braces: `{{name}}`."""
+        literal = "".join("\0" if is_column else part for is_column, part in self._parts)
+        return sorted(set(re.findall(r"\{([^{}\0]+)\}", literal)))
 
     def only_column(self) -> str | None:
         """The column where the text is one and nothing else."""
@@ -91,6 +104,7 @@ class Template:
             column, form = name, ""
         else:
             column, _, form = name.partition("|")
+            _require_form(form.strip(), f"{self.key}: {{{name}}}")
         value = _looked_up(row, column.strip(), self)
         if value is None:
             raise DataError(f'{row.place}: the column "{column}" is null',
@@ -144,15 +158,18 @@ def _no_text(value: Any) -> str | None:
     return next((bad for item in inside if (bad := _no_text(item))), None)
 
 
+def _require_form(form: str, where: str) -> None:
+    if form not in ("", "json", "python") and not _JOIN.fullmatch(form):
+        raise RecipeError(f"{where}: {form!r} is no form of a value",
+                          "Known: {column|json}, {column|python}, {column|join(', ')}.")
+
+
 def _written(value: Any, form: str, where: str) -> tuple[str, str]:
     """(a value that is no text, as text; in which form)."""
     if match := _JOIN.fullmatch(form):
         if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in value):
             raise DataError(f"{where}: join needs a list of texts or numbers, this is {type(value).__name__}")
         return match["word"].join(map(str, value)), "joined"
-    if form not in ("", "json", "python"):
-        raise RecipeError(f"{where}: {form!r} is no form of a value",
-                          "Known: {column|json}, {column|python}, {column|join(', ')}.")
     plain_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
     if form == "python" or (form == "" and (plain_list or not isinstance(value, list | dict | bool))):
         return str(value), "as Python writes it"
@@ -196,7 +213,14 @@ class JinjaTemplate:
         import jinja2
 
         try:
-            return str(self._compiled.render(row.values))
+            pieces, size = [], 0
+            for piece in self._compiled.generate(row.values):
+                size += len(piece)
+                if size > _LONGEST:
+                    raise DataError(f"{row.place}: {self.key}: the text is longer than {_LONGEST >> 20} MiB",
+                                    "The template repeats something without an end, or the row is not one.")
+                pieces.append(piece)
+            return "".join(pieces)
         except jinja2.UndefinedError:
             missing = next((name for name in self.columns if name not in row.values), None)
             if missing is not None:

@@ -218,6 +218,8 @@ def _explain(problem: Any, name: str, lines: dict[Key, int], source: dict[Key, s
     path = tuple(part for part in problem["loc"])
     # A problem of a union's member has the member's name at the end of the path.
     key: Key = path[:2]
+    if key == ("data", "chat") and len(path) > 2 and problem["type"] in ("extra_forbidden", "missing"):
+        key = path[:3]  # the one section in a section
     dotted = ".".join(str(part) for part in key)
     where = source.get(key) or (f"{name}, line {lines[key]}" if key in lines else name)
     kind, given = problem["type"], problem.get("input")
@@ -253,6 +255,8 @@ def _field_help(key: Key) -> str:
 
 def _suggestion(key: Key) -> str:
     last = str(key[-1])
+    if len(key) == 3:
+        return " Known here: system, user and assistant."
     if meant := _CALLED_ELSEWHERE.get(last.lower()):
         return f" Did you mean {meant}?"
     siblings = list(section_fields(str(key[0]))) if len(key) > 1 else list(Recipe.model_fields)

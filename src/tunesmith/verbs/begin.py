@@ -77,6 +77,16 @@ def tell_judged_otherwise(folder: RunFolder, recipe: Recipe, show: Show) -> None
         show.note(f"Measure again with: tunesmith evaluate {shlex.quote(str(folder.path))} {options}")
 
 
+def tell_changed(folder: RunFolder, recipe: Recipe, prepared: Prepared, show: Show) -> None:
+    """A finished run is not trained again: say where its base or data are no longer what it was trained
+    on.
+    """
+    try:
+        check_same(read_manifest(folder.path), build_manifest(recipe, prepared), str(folder.path))
+    except RecipeError as error:
+        show.note(f"{error.problem}. What follows is from before. Train again in another folder: --run DIR.")
+
+
 def warn_of_sharing(recipe: Recipe, show: Show) -> None:
     """What will keep the adapter from being pushed is told before it is trained.
 

@@ -19,6 +19,7 @@ from tunesmith.verbs.begin import (
     advise_to_resume,
     open_run,
     refuse_another,
+    tell_changed,
     tell_judged_otherwise,
     warn_of_sharing,
 )
@@ -70,6 +71,7 @@ def train(recipe: str | os.PathLike[str] | Recipe, *, run: str | os.PathLike[str
                 if not damaged:
                     show.note(f"{path} is finished; this is what came out. Another run: --run DIR.")
                     tell_judged_otherwise(folder, chosen, show)
+                    tell_changed(folder, chosen, prepared, show)
                     return push_if_asked(chosen, folder, with_paths(read_result(folder), folder), show)
                 if not folder.checkpoints().any_whole():
                     raise IntegrityError(f"{damaged[0]}: damaged, "

@@ -11,6 +11,7 @@ of its own.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,7 +138,7 @@ class ChatEncoder:
         self.renderer = TemplateRenderer(tokenizer)
         self.profile = TemplateProfile(self.renderer)
         self.remarks = ChatRemarks()
-        self._compared = 0
+        self._compared, self._checked = 0, False
 
     def encode(self, conversation: Conversation, place: str, *, everything: bool = False) -> list[ChatRow]:
         """The rows of a conversation. everything: all of its tokens bear loss (`loss_on: all`), in one row.
@@ -145,10 +146,11 @@ class ChatEncoder:
         Raises DataError where the template refuses it or nothing is to be learnt, RecipeError where the
         tokenizer has no chat template, or an answer has no token on which generation stops.
         """
+        if not self._checked:
+            self._check_kwargs()
         if not getattr(self.tokenizer, "chat_template", None) and not self.profile.is_code:
             raise RecipeError("this base's tokenizer has no chat template",
-                              "Use a chat model as model.base, or data.prompt and data.completion.",
-                              setting="data.messages")
+                              "Use a chat model, or data.prompt and data.completion.", setting="model.base")
         learnt = [index for index, is_answer in enumerate(conversation.answers) if is_answer]
         if not learnt:
             raise DataError(f"{place}: no message of the assistant to learn")
@@ -168,6 +170,16 @@ class ChatEncoder:
             self.remarks.extra_rows += len(rows) - 1
             self.remarks.split_by_end += any(answer.ended for answer in answers[:-1])
         return [self._row(ids, mask, answer) for ids, mask, answer in rows]
+
+    def _check_kwargs(self) -> None:
+        """Raise RecipeError for a variable that the template does not have: it would change nothing."""
+        self._checked = True
+        for name in self.kwargs:
+            if not self.profile.is_code and name not in self.profile.names:
+                close = difflib.get_close_matches(name, self.profile.names, n=1)
+                raise RecipeError(f"{name}: the chat template of this base has no such variable",
+                                  f"Did you mean {close[0]}?" if close else "Leave it out.",
+                                  setting="data.template_kwargs")
 
     def _as_read(self, conversation: Conversation, place: str) -> list[Message]:
         """The messages in the forms that the template wants; what it does not read is counted."""
@@ -244,6 +256,10 @@ class ChatEncoder:
             self.remarks.decided[str(settings[_THINKING])] += 1
         self.remarks.settings[json.dumps(settings, sort_keys=True)] += 1
         prompt_ids, answer_ids = self._tokens(prompt, rest)
+        if self.plain.special_tokens and self.plain.holds_stop(text, self.stop_ids):
+            raise DataError(f"{place}: message {index + 1}: the answer's text has a token on which "
+                            "generation stops: what stands behind it would never be said",
+                            "Take it out of the text, or set data.special_tokens to false.")
         stop = next((at for at, token in enumerate(answer_ids) if token in self.stop_ids), None)
         if self._compared < _COMPARED:
             self._compare_marks(Chat(messages[:index + 1], False, conversation.tools, settings), rest)
@@ -315,7 +331,9 @@ class ChatEncoder:
         empty.
         """
         names = [call["function"]["name"] for call in message.get("tool_calls", ())]
-        if missing := [name for name in names if name not in rest]:
+        own = text.strip()
+        markup = rest.replace(own, "", 1) if own else rest
+        if missing := [name for name in names if name not in markup]:
             raise DataError(f"{where}: the chat template of this base does not write the call of "
                             f"{missing[0]}: the answer would be learnt without it",
                             "Take a base whose template knows tool calls, or remove the row.")
@@ -323,7 +341,8 @@ class ChatEncoder:
             raise DataError(f"{where}: this answer is a thought alone, which the chat template of this base "
                             "does not write: an empty answer would be learnt",
                             "Give it an answer, or remove the row.")
-        if text.strip() and text.strip() not in rest:
+        pieces = own.split("\n") if isinstance(message["content"], list) else [own]
+        if any(piece.strip() not in rest for piece in pieces):
             raise DataError(f"{where}: the chat template of this base does not write this answer as it is",
                             "Look at it with tunesmith inspect, or remove the row.")
 
@@ -459,6 +478,8 @@ def _thought(message: Message) -> tuple[str, str]:
         if isinstance(message.get(key), str) and message[key].strip():
             return message[key], str(message.get("content") or "")
     content = message.get("content")
+    if isinstance(content, list):
+        return "", "\n".join(str(part["text"]) for part in content)
     if isinstance(content, str) and "</think>" in content:
         before, _, after = content.rpartition("</think>")
         return before.rpartition("<think>")[2], after

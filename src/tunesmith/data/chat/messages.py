@@ -154,7 +154,12 @@ def _message(item: Any, where: str, from_arrow: bool) -> tuple[Message, bool]:
         given = {key: value for key, value in given.items() if key not in _TEXT_KEYS}
     reasoning = next((given[key] for key in ("reasoning_content", "reasoning", "thinking") if key in given),
                      None)
-    content = next((given[key] for key in _TEXT_KEYS if key in given), None)
+    texts = [key for key in _TEXT_KEYS if key in given]
+    if len(texts) > 1 or ("role" in given and "from" in given):
+        twice = texts if len(texts) > 1 else ["role", "from"]
+        raise DataError(f"{where}: has both {twice[0]} and {twice[1]}: which one counts cannot be told",
+                        "Keep one of them.")
+    content = given[texts[0]] if texts else None
     if content is None and not calls and not (reasoning and role == "assistant"):
         raise DataError(f"{where}: its text is null, and it calls no tool: there is nothing in it",
                         "Fill it in, or remove the message or the row.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
@@ -67,6 +68,11 @@ class PlainTokens:
     def holds_special(self, text: str) -> bool:
         """Whether there is a special token's text in a text."""
         return self._special is not None and self._special.search(text) is not None
+
+    def holds_stop(self, text: str, stop_ids: Collection[int]) -> bool:
+        """Whether a text holds the text of one of these tokens, with more behind it."""
+        stops = [str(token) for token in self.tokenizer.convert_ids_to_tokens(sorted(stop_ids))]
+        return any(stop in text.rstrip()[:-1] and not text.rstrip().endswith(stop) for stop in stops)
 
     def _tokenized(self, texts: list[str]) -> list[list[int]]:
         kwargs: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False,
