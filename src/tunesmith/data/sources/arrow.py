@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from collections.abc import Iterator
@@ -218,35 +217,3 @@ def _require_honest_size(path: Path, decoded_bytes: int, size_bytes: int) -> Non
         raise DataError(f"{path}: its {size_bytes:,} bytes become more than {decoded_bytes / 2**30:.1f} GiB: "
                         "one value is repeated very often, or the file is made to fill the memory",
                         "Take out what is repeated.")
-
-
-def saved_files(folder: Path) -> list[Path]:
-    """The files of one data set that `datasets.save_to_disk` wrote, in their order. Raises DataError."""
-    path = folder / "state.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        names = [str(each["filename"]) for each in state["_data_files"]]
-        reordered = bool(state.get("_indices_data_files"))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{path}: not the state of a data set that save_to_disk wrote",
-                        "Save the data set again, or name its .arrow files.") from None
-    if reordered:
-        raise DataError(f"{path}: saved by an old version of datasets, with its order in a file of its own",
-                        "Save it again: load_from_disk(...).flatten_indices().save_to_disk(...).")
-    if bad := next((name for name in names if Path(name).name != name), None):
-        raise DataError(f"{path}: names a file outside of its folder: {on_one_line(bad)}")
-    return [folder / name for name in names]
-
-
-def saved_splits(folder: Path) -> list[str]:
-    """The names of the splits of a DatasetDict that `save_to_disk` wrote. Raises DataError."""
-    path = folder / "dataset_dict.json"
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))["splits"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        names = None
-    if not isinstance(names,
-                      list) or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise DataError(f"{path}: not the list of splits that save_to_disk writes",
-                        "Save the data set again.")
-    return names

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tunesmith import embedded
-from tunesmith.data.sources.arrow import saved_files, saved_splits
 from tunesmith.data.sources.cards import configuration
 from tunesmith.data.sources.files import KNOWN, SUFFIXES, format_of
 from tunesmith.data.sources.inputs import compression_of, unreadable
+from tunesmith.data.sources.saved import saved_files, saved_splits
 from tunesmith.data.sources.splits import ALL, NoSuchSplit, Part, match_split, parse_split, split_of
 from tunesmith.errors import DataError
 from tunesmith.paths import close_file, expanded
