@@ -210,3 +210,10 @@ def test_jinja_leaves_a_part_out() -> None:
         text_of("{{ 'x' * 99999999 }}", "data.prompt").fill(Row({}, "r"))
     with pytest.raises(DataError, match="r: data.prompt"):
         text_of("{{ a.__class__.__mro__ }}", "data.prompt").fill(Row({"a": "x"}, "r"))
+
+
+def test_bytes_are_text_or_are_named() -> None:
+    template = Template("{a}", "data.completion")
+    assert template.fill(Row({"a": "é".encode()}, "r")) == "é"
+    with pytest.raises(DataError, match='r: the column "a" holds bytes that are no UTF-8 text'):
+        template.fill(Row({"a": b"\xff\xfe"}, "r"))

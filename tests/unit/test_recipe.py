@@ -190,3 +190,16 @@ def test_local_paths_become_absolute_from_here_or_from_the_recipe(tmp_path: Path
     monkeypatch.chdir(tmp_path)
     assert load_recipe("there/r.yaml").data.source == str(tmp_path / "there" / "rows.jsonl")
     assert load_recipe("there/r.yaml").model.base == "a"
+
+
+def test_settings_that_are_mappings_are_set_as_such() -> None:
+    sets = ["data.template_kwargs={enable_thinking: false}", "data.completion=null", "data.prompt=",
+            'data.chat={user: "{q}", assistant: "{a}"}']
+    recipe = parse_recipe(SMALL, overrides=sets)
+    assert recipe.data.template_kwargs == {"enable_thinking": False}
+    assert recipe.data.chat is not None
+    assert recipe.data.chat.user == "{q}"
+    assert parse_recipe(SMALL, overrides=["data.completion={tags}"]).data.completion == "{tags}"
+    with pytest.raises(RecipeError,
+                       match=r"data.chat.asistant: no such setting. Known here: system, user and"):
+        parse_recipe(SMALL, overrides=[*sets[1:3], 'data.chat={user: "{q}", asistant: "{a}"}'])

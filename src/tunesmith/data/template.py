@@ -112,6 +112,8 @@ class Template:
                             f"{{% if {column} %}}...{{% endif %}}. data.bad_rows: skip leaves the row out.")
         if isinstance(value, str):
             return value
+        if isinstance(value, bytes):
+            return _decoded(value, f'{row.place}: the column "{column}"')
         if bad := _no_text(value):
             holds = "is" if isinstance(value, float) else "holds"
             raise DataError(f'{row.place}: the column "{column}" {holds} {bad}',
@@ -138,6 +140,14 @@ def _looked_up(row: Row, column: str, template: Text) -> Any:
             raise _no_column(row, column, template)
         value = value[part]
     return value
+
+
+def _decoded(value: bytes, where: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise DataError(f"{where} holds bytes that are no UTF-8 text: {value[:20]!r}",
+                        "Write the column as text, or set data.bad_rows to skip.") from None
 
 
 def _no_column(row: Row, column: str, template: Text) -> DataError:

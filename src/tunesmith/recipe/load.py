@@ -175,7 +175,7 @@ def _apply_override(values: dict[str, Any], override: str, source: dict[Key, str
     if not equals or len(parts) != 2 or not all(parts):
         raise RecipeError(f"--set {override}: not of the form section.key=value",
                           "For example: --set train.learning_rate=1e-4")
-    value = _override_value(text)
+    value = _override_value(text, mapping=parts in _MAPPINGS)
     section = values.setdefault(parts[0], {})
     if section is None:
         section = values[parts[0]] = {}
@@ -184,18 +184,22 @@ def _apply_override(values: dict[str, Any], override: str, source: dict[Key, str
         source[tuple(parts)] = f"--set {override}"
 
 
-def _override_value(text: str) -> Any:
+#: The settings that are mappings.
+_MAPPINGS = (["data", "chat"], ["data", "template_kwargs"])
+
+
+def _override_value(text: str, *, mapping: bool) -> Any:
     """The value of a --set word: as YAML, or the text itself where YAML would make of it what nobody means.
 
-    A template such as `{tags}` or `Q: {question}` is a mapping to YAML; no setting is one, so it is taken as
-    text.
+    A template such as `{tags}` or `Q: {question}` is a mapping to YAML; where no mapping is wanted, it is
+    taken as text.
     """
     try:
         _refuse_aliases_and_tags(text)
         value = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError, ValueError, KeyError, IndexError, AttributeError, TypeError):
         return text
-    if isinstance(value, dict) or (value is None and text.strip() not in ("null", "~")):
+    if (isinstance(value, dict) and not mapping) or (value is None and text.strip() not in ("null", "~")):
         return text
     return value
 

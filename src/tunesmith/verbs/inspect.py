@@ -78,6 +78,8 @@ def _page_path(html: str | os.PathLike[str]) -> Path:
         raise UsageError(f"--html: {path} is a folder", f"Name a file: --html {path / 'inspect.html'}")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"--html: {path.parent}: no such folder", f"Make it first: mkdir -p {path.parent}")
+    if path.exists() and not path.read_bytes()[:200].lstrip().lower().startswith(b"<!doctype html"):
+        raise UsageError(f"--html: {path} is there and is no page", "Name another file: --html inspect.html")
     return path
 
 
