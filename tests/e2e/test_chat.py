@@ -118,3 +118,18 @@ def test_rows_that_the_template_refuses_are_skipped_where_that_is_asked_for(fold
     assert "data.bad_rows: " in many.stderr
     assert "The first: " in many.stderr
     assert "no message of the assistant to learn" in many.stderr
+
+
+def test_inspect_has_no_false_alarm_on_whole_conversations_and_windows(folder: Path) -> None:
+    (folder / "base" / "chat_template.jinja").write_text(TEMPLATE.replace("</s>", "</s>{{ '\\n' }}"))
+    write_rows(folder, [talk(number) for number in range(30)])
+
+    def kinds(*sets: str) -> set[str]:
+        words = [word for each in sets for word in ("--set", each)]
+        done = tunesmith("inspect", "r.yaml", "--json", *words, cwd=folder)
+        assert done.returncode == 0, done.stdout[-2000:]
+        return {finding["kind"] for finding in json.loads(done.stdout)["findings"]}
+
+    assert "end_not_learnt" not in kinds("data.loss_on=all")
+    assert "prompt_too_long" not in kinds("data.max_length=40", "data.overlong=split")
+    assert "prompt_too_long" not in kinds("data.max_length=40", "data.overlong=truncate", "data.loss_on=all")

@@ -8,6 +8,10 @@ from tunesmith.data.inspect.finding import Check, Finding, Places, rows_phrase
 from tunesmith.data.inspect.seen import SeenRow
 from tunesmith.data.tokenize import TokenRow
 
+#: With `loss_on: all`, how many tokens of a template's own, such as a line break, may stand behind the end
+#: token.
+_BEHIND_END = 4
+
 
 def learnt_runs(tokens: TokenRow) -> list[tuple[int, int]]:
     """The stretches of tokens that bear loss: first, and one beyond the last."""
@@ -35,7 +39,8 @@ class EndNotLearnt(Check):
         for tokens in row.tokens:
             runs = learnt_runs(tokens)
             if self.facts.rules.loss_on == "all":  # what ends within the row is not told apart
-                runs = runs[-1:]
+                end = {tokens.ids[at] for at in range(max(0, len(tokens.ids) - _BEHIND_END), len(tokens.ids))}
+                runs = [] if end & set(self.facts.stop_ids) else runs[-1:]
             if any(tokens.ids[last - 1] not in self.facts.stop_ids for _, last in runs):
                 self.hits.add(row)
                 return

@@ -10,6 +10,8 @@ from tunesmith.data.inspect.seen import Facts, SeenRow
 
 def prompt_fills(row: SeenRow, facts: Facts) -> bool:
     """Whether the prompt leaves no room for an answer."""
+    if facts.rules.overlong in ("split", "truncate") and any(tokens.loss_tokens for tokens in row.tokens):
+        return False  # of an earlier answer, or in a later window
     return row.overlong and row.prompt_length >= facts.rules.max_length
 
 
