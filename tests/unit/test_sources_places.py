@@ -317,3 +317,17 @@ def test_a_name_with_odd_characters(tmp_path: Path) -> None:
     raw = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl")
     Path(raw).write_text('{"from": "x"}')
     assert taken(raw) == ["x"]
+
+
+def test_a_split_to_hold_out_that_is_not_there_is_the_validation_set_s(tmp_path: Path) -> None:
+    from tunesmith.data import read_text
+    from tunesmith.recipe import parse_recipe
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"q": "x", "a": "y"}\n')
+    recipe = parse_recipe("model: {base: b}\ndata: {source: %s, prompt: '{q}', completion: '{a}', "
+                          "validation: 'split:nope'}"
+                          % (tmp_path / "data"))
+    with pytest.raises(DataError, match="has no split 'nope'") as caught:
+        read_text(recipe.data)
+    assert caught.value.setting == "data.validation"

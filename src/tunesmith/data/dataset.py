@@ -16,6 +16,7 @@ from tunesmith.data.making import Making
 from tunesmith.data.sets import Dataset, DataSettings, Texts, TextSet, form_of
 from tunesmith.data.sources import Source, open_source
 from tunesmith.data.sources.bad_rows import BadRows
+from tunesmith.data.sources.splits import NoSuchSplit
 from tunesmith.data.split import hold_out
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.data.tokenized import none_left, tokenized
@@ -39,7 +40,10 @@ def read_text(settings: DataSettings, tell: Tell = quiet) -> Texts:
         train, validation = hold_out(all_examples, settings.validation)
         return TextSet(train, validation, 0, maker.written, source.files, skipped=source.skipped.count,
                        skipped_first=source.skipped.first)
-    held_out = open_source(settings, "data.validation", tell)
+    try:
+        held_out = open_source(settings, "data.validation", tell)
+    except NoSuchSplit as error:  # `split:NAME`
+        raise error.reword(setting="data.validation") from None
     held_out_examples = _in_memory(maker.make_all(held_out.rows(), held_out.skipped.reject))
     if all_examples is None or held_out_examples is None:
         return LargeText(settings, (source, held_out))
