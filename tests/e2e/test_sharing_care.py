@@ -124,7 +124,7 @@ def local(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
                                     + "share: {repo: tester/local}\n")
     done = tunesmith("train", "my.yaml", cwd=folder, env=env)
     assert done.returncode == 0, done.stderr
-    before, _, _ = done.stderr.partition("1/")
+    before, _, _ = done.stderr.partition("step 1/")
     assert "which nobody else can load" in before, "told before it trains"
     assert "--base ORG/NAME" in done.stderr
     return folder / "runs" / "my"

@@ -167,7 +167,8 @@ def test_a_prompt_with_a_secret_is_told_before_training_and_not_pushed(
                                       + "share: {repo: tester/leak}\n")
     done = tunesmith("train", "my.yaml", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
-    assert "data.prompt holds a Hugging Face token" in done.stderr.partition("1/")[0], "told before it trains"
+    before = done.stderr.partition("step 1/")[0]
+    assert "data.prompt holds a Hugging Face token" in before, "told before it trains"
     assert "change data.prompt" in done.stderr
     assert secret not in done.stderr
     assert ("model", "tester/leak") not in hub.repositories

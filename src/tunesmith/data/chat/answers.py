@@ -391,7 +391,7 @@ class ChatEncoder:
             return []
         if eos is None or eos not in self.stop_ids:
             raise RecipeError("the chat template ends an answer with no token on which generation stops "
-                              f"(it stops on {self._names(self.stop_ids) or 'none'})",
+                              f"(it stops on {self._names(self.stop_ids) or 'no token'})",
                               "Set data.append_eos to false; answers will then not end by themselves.",
                               setting="data.messages")
         return [eos]

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from tunesmith.data.inspect.finding import Check, Finding, Places, rows_phrase
 from tunesmith.data.inspect.seen import Facts, SeenRow
+from tunesmith.secrets import secrets_in
 
 #: Rows on which the tokenizer is tried; what most of them show holds for the rest.
 _TRIED = 500
@@ -46,7 +47,9 @@ class PromptEndsInBlank(Check):
 
     def findings(self, places: Places) -> Iterable[Finding]:  # noqa: D102
         prompt, completion = self.facts.prompt_template, self.facts.completion_template
-        if prompt.endswith(" "):
+        if secrets_in(prompt + completion):  # a secret is shown nowhere
+            advice = "Take the blank off the end of data.prompt, and begin data.completion with it."
+        elif prompt.endswith(" "):
             blanks = prompt[len(prompt.rstrip(" ")):]
             advice = f'Write prompt: "{prompt.rstrip(" ")}" and completion: "{blanks}{completion}".'
         else:

@@ -16,7 +16,7 @@ from typing import Any
 from tunesmith.data.rows import Row
 from tunesmith.data.sources.inputs import open_seekable
 from tunesmith.data.sources.reading import Reading, require_unique
-from tunesmith.errors import DataError, EnvironmentFault
+from tunesmith.errors import DataError, EnvironmentFault, TunesmithError
 from tunesmith.visible import on_one_line
 
 #: A file is refused beyond so many bytes of XML and so many times its own size.
@@ -69,6 +69,8 @@ def _books(path: Path, file: Any) -> Iterator[tuple[Any, Any]]:
         try:
             books = [openpyxl.load_workbook(file, read_only=True, data_only=data_only)
                      for data_only in (True, False)]
+        except TunesmithError:  # a signal
+            raise
         except Exception as error:  # openpyxl lets through whatever its parsers of XML raise
             raise _unreadable(path, error) from None
         yield books[0], books[1]
@@ -87,6 +89,8 @@ def _rows(path: Path, sheet: Any, most: int | None = None) -> Iterator[tuple[Any
     while True:
         try:
             row = next(rows, None)
+        except TunesmithError:  # a signal
+            raise
         except Exception as error:  # as when it is opened
             raise _unreadable(path, error) from None
         if row is None:
