@@ -51,20 +51,19 @@ print(time.perf_counter() - started, time.perf_counter() - read, sum(map(len, ma
 """
 OURS = """
 import sys, time
-from functools import partial
-from transformers import PreTrainedTokenizerFast
 from tunesmith.data import read_text, tokens_of
-from tunesmith.data.making import Making
+from tunesmith.data.making import Loader, Making
 from tunesmith.data.tokenize import rules_of
 from tunesmith.recipe import parse_recipe
 source, tokenizer_file, form = sys.argv[1:]
-load = partial(PreTrainedTokenizerFast, tokenizer_file=tokenizer_file, eos_token="</s>")
+loader = Loader("transformers", "PreTrainedTokenizerFast",
+                {"tokenizer_file": tokenizer_file, "eos_token": "</s>"})
 columns = ('prompt: "", completion: "{text}"' if form == "text"
            else 'prompt: "{text} ->: ", completion: "{label}"')
 data = parse_recipe(f'model: {{base: "embedded:sprout"}}\\ndata: {{source: "{source}", {columns}}}').data
 started = time.perf_counter()
-tokenizer = load()
-made = tokens_of(read_text(data), tokenizer, rules_of(data, (tokenizer.eos_token_id,)), Making(load, ""))
+tokenizer = loader.load()
+made = tokens_of(read_text(data), tokenizer, rules_of(data, (tokenizer.eos_token_id,)), Making(loader, ""))
 seconds = time.perf_counter() - started
 print(seconds, seconds, int(made.train.lengths[:1000].sum()))
 """

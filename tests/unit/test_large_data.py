@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,21 @@ from conftest import RECIPE
 from tunesmith import embedded
 from tunesmith.data import dataset
 from tunesmith.data.cache import cache_folder
+from tunesmith.data.examples import Example, ExampleMaker, Form
 from tunesmith.data.large_text import LargeText
-from tunesmith.data.making import Making
+from tunesmith.data.making import Loader, Making
 from tunesmith.data.remarks import remarks_on
+from tunesmith.data.rows import Row
 from tunesmith.data.sets import Dataset, Texts
 from tunesmith.data.split import HASH, held_out_by, stands_in
+from tunesmith.data.token_worker import error_as_json, error_from
 from tunesmith.data.tokenize import rules_of
-from tunesmith.errors import DataError, EnvironmentFault, Interrupted
+from tunesmith.errors import DataError, EnvironmentFault, Interrupted, Kind, RecipeError
 from tunesmith.model.files import locate_base, stop_ids
 from tunesmith.model.tokenizer import load_tokenizer, tokenizer_fingerprint
 from tunesmith.recipe import Recipe, parse_recipe
 from tunesmith.training.signals import StopSignal
+from tunesmith.verbs.prepare import loader_of
 
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -58,7 +61,7 @@ def read(recipe: Recipe, tell: Any, training: bool = True) -> tuple[Texts, Datas
     base = locate_base(recipe.model.base, None)
     tokenizer = load_tokenizer(base)
     text = dataset.read_text(recipe.data, tell)
-    making = Making(partial(load_tokenizer, base), tokenizer_fingerprint(base, tokenizer), tell)
+    making = Making(loader_of(base), tokenizer_fingerprint(base, tokenizer), tell)
     rules = rules_of(recipe.data, stop_ids(base, tokenizer))
     return text, dataset.tokens_of(text, tokenizer, rules, making, training=training)
 
@@ -248,12 +251,11 @@ def test_a_worker_that_is_killed_ends_it_in_words(cache_place: Path, monkeypatch
 def test_a_bug_in_a_worker_is_a_bug_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "loads_badly.py").write_text("def load():\n    raise ZeroDivisionError('a bug')\n")
     monkeypatch.syspath_prepend(tmp_path)
-    import loads_badly  # type: ignore[import-not-found]
-
     recipe = recipe_of(validation=4)
     text = dataset.read_text(recipe.data)
+    making, rules = Making(Loader("loads_badly", "load", {}), "t"), rules_of(recipe.data, (2,))
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
-        dataset.tokens_of(text, None, rules_of(recipe.data, (2,)), Making(loads_badly.load, "t"))
+        dataset.tokens_of(text, None, rules, making)
 
 
 def start(tmp_path: Path, cache_place: Path) -> subprocess.Popen[str]:
@@ -310,7 +312,7 @@ def test_a_signal_that_fell_into_a_callback_stops_it_yet(cache_place: Path,
     tokenizer, text = load_tokenizer(base), dataset.read_text(recipe.data)
     with StopSignal() as stop:
         Falls()  # and Python drops the exception
-        making = Making(partial(load_tokenizer, base), "t", progress=lambda done, whole: stop.check())
+        making = Making(loader_of(base), "t", progress=lambda done, whole: stop.check())
         with pytest.raises(Interrupted, match="Stopped"):
             dataset.tokens_of(text, tokenizer, rules_of(recipe.data, (2,)), making)
     assert not list(cache_place.iterdir())
@@ -376,3 +378,22 @@ def test_three_hundred_thousand_rows_in_bounded_memory(tmp_path: Path) -> None:
         assert process.returncode == 0
         peaks.append(peak)
     assert max(peaks) < 2 << 30, peaks  # with torch and the base
+
+
+def test_an_example_goes_to_another_process_and_back_as_it_is() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"when": [1.5, None, "\u2028"]}}}
+    row = Row({"m": [{"role": "user", "content": "é\n"},
+                     {"role": "assistant", "content": None, "tool_calls": [call]}],
+               "tools": [{"name": "f"}], "chat_template_kwargs": {"x": True}, "id": 3}, "rows, line 1")
+    for example in (ExampleMaker(Form(messages="m")).make(row), Example("a\n", "b", None, "p")):
+        assert "\n" not in example.to_json()
+        again = Example.from_json(example.to_json().encode())
+        assert again == example
+        assert again.content_hash == example.content_hash
+
+
+def test_an_error_goes_back_from_another_process_as_it_is() -> None:
+    for error in (DataError("a", "b"), RecipeError("c", setting="data.x"),
+                  DataError("d", kind=Kind.DISK_FULL)):
+        again = error_from(error_as_json(error))
+        assert (type(again), str(again), again.kind) == (type(error), str(error), error.kind)

@@ -33,6 +33,22 @@ class Example:
         text = json.dumps(content, ensure_ascii=False, default=str)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
+    def to_json(self) -> str:
+        """All of it on one line, for another process. What JSON has no form for, such as a date, is text."""
+        talk = self.conversation
+        whole = None if talk is None else [*talk.as_json(), list(talk.unused)]
+        return json.dumps([self.prompt, self.completion, whole, self.place], ensure_ascii=False, default=str)
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Example:
+        """An example from `to_json`."""
+        prompt, completion, whole, place = json.loads(line)
+        if whole is None:
+            return cls(prompt, completion, None, place)
+        messages, answers, tools, kwargs, unused = whole
+        talk = Conversation(tuple(messages), tuple(answers), tuple(tools), kwargs, tuple(unused))
+        return cls(prompt, completion, talk, place)
+
     def texts(self) -> Iterator[str]:
         """Every text in it."""
         yield self.prompt

@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pyarrow.ipc
 
 from tunesmith.data.cache import EXAMPLE, Damaged, Entry, EntryWriter, new_entry, open_entry
 from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.examples import ExampleMaker
 from tunesmith.data.large_text import Contents, LargeText
 from tunesmith.data.making import Making
 from tunesmith.data.sets import Dataset
@@ -94,8 +94,7 @@ def _entry(text: LargeText, source: Source, rules: Rules, making: Making) -> Ent
 
 def _make(text: LargeText, source: Source, rules: Rules, making: Making, writer: EntryWriter) -> int:
     """Tokenize a source; returns how many examples it has."""
-    whole, done, count = _expected_rows(source), 0, 0
-    written: Counter[tuple[str, str]] = Counter()
+    whole, count, maker = _expected_rows(source), 0, ExampleMaker(text.form)
     said, tell = [], source.tell
 
     def remember(line: str) -> None:
@@ -105,20 +104,15 @@ def _make(text: LargeText, source: Source, rules: Rules, making: Making, writer:
     source.tell = remember
     source.skipped.begin()
     try:
-        with TokenWorkers(making.load, text.form, rules) as workers:
-            for rows, chunk in workers.run(source.read()):
-                for error in chunk.rejected:
-                    source.skipped.reject(error)
+        with TokenWorkers(making.loader, rules) as workers:
+            for chunk in workers.run(maker.make_all(source.read(), source.skipped.reject)):
                 count += _add(chunk, writer)
-                for column, form, times in chunk.written:
-                    written[column, form] += times
-                done += rows
-                making.progress(min(done, whole), whole)
+                making.progress(min(count + source.skipped.count, whole), whole)
         source.end(count)
     finally:
         source.tell = tell
-    making.progress(done, done)
-    writer.finish({"written": [[*key, times] for key, times in written.items()], "said": said,
+    making.progress(whole, whole)
+    writer.finish({"written": [[*key, times] for key, times in maker.written.items()], "said": said,
                    "skipped": source.skipped.count})
     return count
 

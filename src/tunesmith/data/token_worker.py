@@ -1,4 +1,4 @@
-"""What runs in a process that turns rows into tokens: chunks of rows in, Arrow record batches out.
+"""What runs in a process that turns examples into tokens: chunks in, as JSON, Arrow record batches out.
 
 Started by `token_workers` alone, with pipes to it. It has a tokenizer of its own, and a process of its own
 that renders chat templates. Each message is one letter, its length and its content.
@@ -10,12 +10,9 @@ import gc
 import io
 import json
 import os
-import pickle
 import struct
 import sys
 import traceback
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -23,14 +20,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
+from tunesmith import errors
 from tunesmith.data.cache import EXAMPLE
 from tunesmith.data.chat.answers import ChatRemarks
-from tunesmith.data.examples import Example, ExampleMaker
-from tunesmith.data.rows import Row
+from tunesmith.data.examples import Example
+from tunesmith.data.making import Loader
 from tunesmith.data.store import batch_of
-from tunesmith.data.tokenize import Encoder
+from tunesmith.data.tokenize import Encoder, Rules
 from tunesmith.data.tokenized import Tokenized, tokenized
-from tunesmith.errors import DataError, OutOfMemory, TunesmithError
+from tunesmith.errors import Kind, OutOfMemory, TunesmithError
 
 _HEAD = struct.Struct("<cQ")
 #: Messages: the worker is ready; a chunk of rows, or what became of it; an error of ours; a bug's traceback.
@@ -39,18 +37,15 @@ READY, CHUNK, FAILED, BUG = b"R", b"C", b"E", b"X"
 
 @dataclass(frozen=True)
 class ChunkOfTokens:
-    """What became of a chunk of rows.
+    """What became of a chunk of examples.
 
-    rows: a record batch of token rows, as an Arrow stream. examples: an `EXAMPLE` of each row, but for the
-    rejected ones, as bytes. remarks: as JSON, what the examples' `remarks` are places in. written: how often
-    a column that is no text was written. rejected: the errors of rows that make no example.
+    rows: a record batch of token rows, as an Arrow stream. examples: an `EXAMPLE` of each example, as bytes.
+    remarks: as JSON, what the examples' `remarks` are places in.
     """
 
     rows: bytes
     examples: bytes
     remarks: list[str]
-    written: list[tuple[str, str, int]]
-    rejected: list[DataError]
 
 
 def send(stream: IO[bytes], kind: bytes, content: bytes) -> None:
@@ -74,44 +69,39 @@ def receive(stream: IO[bytes]) -> tuple[bytes, bytes]:
 
 def packed(chunk: ChunkOfTokens) -> bytes:
     """As the content of a message: the small things, then rows and examples as they are."""
-    small = pickle.dumps((len(chunk.rows), chunk.remarks, chunk.written, chunk.rejected))
+    small = json.dumps([len(chunk.rows), chunk.remarks]).encode()
     return b"".join((struct.pack("<Q", len(small)), small, chunk.rows, chunk.examples))
 
 
 def unpacked(content: bytes) -> ChunkOfTokens:
     """The chunk in the content of a message."""
     at = 8 + struct.unpack_from("<Q", content)[0]
-    size, remarks, written, rejected = pickle.loads(content[8:at])
-    return ChunkOfTokens(content[at:at + size], content[at + size:], remarks, written, rejected)
+    size, remarks = json.loads(content[8:at])
+    return ChunkOfTokens(content[at:at + size], content[at + size:], remarks)
 
 
-class _Work:
-    """Turns chunks into tokens, one after another."""
+def error_as_json(error: TunesmithError) -> bytes:
+    """An expected failure, as the content of a message."""
+    kind = error.kind.name if error.kind else None
+    return json.dumps([type(error).__name__, error.problem, error.hint, error.setting, kind]).encode()
 
-    def __init__(self, encoder: Encoder, maker: ExampleMaker) -> None:
-        self.encoder, self.maker = encoder, maker
-        self._written: Counter[tuple[str, str]] = Counter()
 
-    def chunk(self, rows: list[Row]) -> ChunkOfTokens:
-        """Raises DataError, RecipeError."""
-        rejected: list[DataError] = []
-        examples = list(self._examples(rows, rejected))
-        results = list(tokenized(examples, self.encoder))
-        remarks: dict[str, int] = {}
-        about = np.zeros(len(examples), dtype=EXAMPLE)
-        for number, (example, result) in enumerate(zip(examples, results, strict=True)):
-            place = remarks.setdefault(_as_json(result.remarks), len(remarks))
-            about[number] = _about(example, result, place)
-        written, self._written = self.maker.written - self._written, self.maker.written
-        return ChunkOfTokens(_stream(results), about.tobytes(), list(remarks),
-                             [(*key, count) for key, count in written.items()], rejected)
+def error_from(content: bytes) -> TunesmithError:
+    """The failure in the content of a message."""
+    name, problem, hint, setting, kind = json.loads(content)
+    made: TunesmithError = getattr(errors, name)(problem, hint, setting=setting, kind=kind and Kind[kind])
+    return made
 
-    def _examples(self, rows: list[Row], rejected: list[DataError]) -> Iterator[Example]:
-        for row in rows:
-            try:
-                yield self.maker.make(row)
-            except DataError as error:
-                rejected.append(error)
+
+def _work(examples: list[Example], encoder: Encoder) -> ChunkOfTokens:
+    """A chunk as tokens. Raises DataError, RecipeError."""
+    remarks: dict[str, int] = {}
+    about = np.zeros(len(examples), dtype=EXAMPLE)
+    results = list(tokenized(examples, encoder))
+    for number, (example, result) in enumerate(zip(examples, results, strict=True)):
+        place = remarks.setdefault(_as_json(result.remarks), len(remarks))
+        about[number] = _about(example, result, place)
+    return ChunkOfTokens(_stream(results), about.tobytes(), list(remarks))
 
 
 def _about(example: Example, result: Tokenized, remarks: int) -> tuple[Any, ...]:
@@ -137,20 +127,20 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no message
     kind, answer = FAILED, b""
     try:
-        load, form, rules = pickle.loads(receive(chunks)[1])
-        work = _Work(Encoder(load(), rules), ExampleMaker(form))
+        loader, rules = json.loads(receive(chunks)[1])
+        encoder = Encoder(Loader(**loader).load(), Rules(**rules | {"stop_ids": tuple(rules["stop_ids"])}))
         gc.freeze()
         gc.set_threshold(100_000)  # lists of tokens are no cycles: looking at them again and again takes time
         send(answers, READY, b"")
         while True:
-            rows = [Row(*each) for each in pickle.loads(receive(chunks)[1])]
-            send(answers, CHUNK, packed(work.chunk(rows)))
+            examples = [Example.from_json(line) for line in receive(chunks)[1].split(b"\n")]
+            send(answers, CHUNK, packed(_work(examples, encoder)))
     except (EOFError, BrokenPipeError):  # whoever asked is gone, or has no more to ask
         return
     except TunesmithError as error:
-        answer = pickle.dumps(error)
+        answer = error_as_json(error)
     except MemoryError:
-        answer = pickle.dumps(OutOfMemory("this machine's memory is full", "Take shorter rows."))
+        answer = error_as_json(OutOfMemory("this machine's memory is full", "Take shorter rows."))
     except Exception:
         kind, answer = BUG, traceback.format_exc().encode()
     send(answers, kind, answer)

@@ -1,30 +1,29 @@
-"""Rows to tokens on all cores: one process a core, chunks of rows in, Arrow record batches out, in order."""
+"""Examples to tokens on all cores: one process a core, chunks in, Arrow record batches out, in order."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from queue import SimpleQueue
-from typing import Any
 
-from tunesmith.data.examples import Form
-from tunesmith.data.rows import Row
-from tunesmith.data.token_worker import BUG, CHUNK, FAILED, ChunkOfTokens, receive, send, unpacked
+from tunesmith.data.examples import Example
+from tunesmith.data.making import Loader
+from tunesmith.data.token_worker import BUG, CHUNK, FAILED, ChunkOfTokens, error_from, receive, send, unpacked
 from tunesmith.data.tokenize import Rules
 from tunesmith.errors import EnvironmentFault
 
-#: More processes than this wait for the one that reads the rows.
+#: More processes than this wait for the one that reads the rows and makes examples of them.
 _MOST_WORKERS = 16
-#: A chunk has at most so many rows, and ends with the row that makes it this large [bytes].
-_CHUNK_ROWS, _CHUNK_BYTES = 512, 4 << 20
+#: A chunk has at most so many examples, and ends with the one that makes it this large [bytes].
+_CHUNK_EXAMPLES, _CHUNK_BYTES = 512, 4 << 20
 _PROGRAM = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
             "from tunesmith.data.token_worker import main; main()")
 
@@ -35,14 +34,14 @@ def cores() -> int:
 
 
 class TokenWorkers:
-    """Processes that turn rows into tokens; they end with the block.
+    """Processes that turn examples into tokens; they end with the block.
 
-    load: makes the tokenizer in each; it is pickled. Not `multiprocessing`: that would run the main module
+    loader: makes the tokenizer in each. Not `multiprocessing`: that would run the main module
     of whoever calls the Python API once more, or fork a process that has threads.
     """
 
-    def __init__(self, load: Callable[[], Any], form: Form, rules: Rules, count: int | None = None) -> None:
-        self._task = pickle.dumps((load, form, rules))
+    def __init__(self, loader: Loader, rules: Rules, count: int | None = None) -> None:
+        self._task = json.dumps([asdict(loader), asdict(rules)]).encode()
         self._count = count or min(cores(), _MOST_WORKERS)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._idle: SimpleQueue[subprocess.Popen[bytes]] = SimpleQueue()
@@ -80,20 +79,18 @@ class TokenWorkers:
                     stream.close()
             process.wait()
 
-    def run(self, rows: Iterable[Row]) -> Iterator[tuple[int, ChunkOfTokens]]:
-        """(rows in it, what became of them) of one chunk after another, in the rows' order.
+    def run(self, examples: Iterable[Example]) -> Iterator[ChunkOfTokens]:
+        """What became of one chunk after another, in the examples' order.
 
         Raises what is wrong with a row, EnvironmentFault where a process ends on the way.
         """
-        under_way: deque[tuple[int, Future[ChunkOfTokens]]] = deque()
-        for count, chunk in _chunks(rows):
-            under_way.append((count, self._threads.submit(self._ask, chunk)))
+        under_way: deque[Future[ChunkOfTokens]] = deque()
+        for chunk in _chunks(examples):
+            under_way.append(self._threads.submit(self._ask, chunk))
             if len(under_way) >= 2 * self._count:
-                count, future = under_way.popleft()
-                yield count, future.result()
+                yield under_way.popleft().result()
         while under_way:
-            count, future = under_way.popleft()
-            yield count, future.result()
+            yield under_way.popleft().result()
 
     def _ask(self, chunk: bytes) -> ChunkOfTokens:
         """What a process makes of a chunk."""
@@ -111,7 +108,7 @@ class TokenWorkers:
         finally:
             self._idle.put(process)
         if kind == FAILED:
-            raise pickle.loads(content)
+            raise error_from(content)
         if kind == BUG:
             raise RuntimeError(f"in a process that tokenizes: {content.decode()}")
         return unpacked(content)
@@ -125,24 +122,15 @@ def _ended(code: int) -> EnvironmentFault:
                             "Run the same command again; tunesmith doctor says what this machine lacks.")
 
 
-def _chunks(rows: Iterable[Row]) -> Iterator[tuple[int, bytes]]:
-    """(rows in it, the rows pickled): neither many rows nor many bytes at once."""
-    chunk: list[tuple[Any, ...]] = []
+def _chunks(examples: Iterable[Example]) -> Iterator[bytes]:
+    """Chunks with an example in each line: neither many examples nor many bytes at once."""
+    chunk: list[bytes] = []
     size = 0
-    for row in rows:
-        chunk.append((row.values, row.place, row.from_arrow))
-        size += _size(row.values)
-        if len(chunk) == _CHUNK_ROWS or size >= _CHUNK_BYTES:
-            yield len(chunk), pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL)
+    for example in examples:
+        chunk.append(example.to_json().encode())
+        size += len(chunk[-1])
+        if len(chunk) == _CHUNK_EXAMPLES or size >= _CHUNK_BYTES:
+            yield b"\n".join(chunk)
             chunk, size = [], 0
     if chunk:
-        yield len(chunk), pickle.dumps(chunk, pickle.HIGHEST_PROTOCOL)
-
-
-def _size(value: Any) -> int:
-    """About how much memory a value takes [bytes]."""
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list) else 8
+        yield b"\n".join(chunk)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import IntegrityError, RecipeError, TunesmithError
-from tunesmith.model.files import BaseFiles, small_files
+from tunesmith.model.files import BaseFiles, read_config, small_files
 from tunesmith.model.libraries import quiet_libraries
 from tunesmith.rundir.ordinary import read_json_object
 
 #: What a BLOOM base may call its tokenizer, if anything, for AutoTokenizer to come to the plain class.
 _PLAIN = (None, "BloomTokenizer", "BloomTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def load_tokenizer_in(name: str, folder: str) -> Any:
+    """The tokenizer in a folder, for another process. name: of the base. Raises as `load_tokenizer`."""
+    path = Path(folder)
+    return load_tokenizer(BaseFiles(name, None, path, read_config(path)))
 
 
 def load_tokenizer(base: BaseFiles) -> Any:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tunesmith.data import Dataset, read_text, tokens_of
-from tunesmith.data.making import Making
+from tunesmith.data.making import Loader, Making
 from tunesmith.data.remarks import remarks_on
 from tunesmith.data.token_rows import largest_of, lengths_of
 from tunesmith.data.tokenize import rules_of
@@ -61,7 +60,7 @@ def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool 
         check()
         show.progress("tokenizing", done, whole, unit="rows")
 
-    making = Making(partial(load_tokenizer, base), tokenizer_fingerprint(base, tokenizer), show.note,
+    making = Making(loader_of(base), tokenizer_fingerprint(base, tokenizer), show.note,
                     progress)
     data = tokens_of(text, tokenizer, rules, making, training=training)
     for line in remarks_on(recipe.data, text, data):
@@ -80,6 +79,12 @@ def prepare(recipe: Recipe, decisions: Decisions, show: Show, *, training: bool 
                           f"Set data.max_length to {base.positions}, and data.overlong to truncate or drop.",
                           setting="data.max_length")
     return Prepared(decisions, text.content_hash, data, base, tokenizer, text.files, text.validation_files)
+
+
+def loader_of(base: BaseFiles) -> Loader:
+    """What makes a base's tokenizer in another process."""
+    return Loader("tunesmith.model.tokenizer", "load_tokenizer_in",
+                  {"name": base.name, "folder": str(base.folder)})
 
 
 def _require_embedded(data: Dataset, base: BaseFiles, tokenizer: Any) -> None:

@@ -152,7 +152,7 @@ class TemplateRenderer:
         asked = {"template": source, "special_tokens": tokens, "marks": marks, "chats": [
             {"messages": list(chat.messages), "tools": list(chat.tools), "prompt": chat.prompt,
              "kwargs": dict(chat.kwargs)} for chat in chats]}
-        return self._ask(json.dumps(asked).encode() + b"\n")
+        return self._ask(json.dumps(asked, default=str).encode() + b"\n")
 
     def by_code(self) -> bool:
         """Whether no template of anybody's makes the text, but code of transformers'."""
