@@ -504,3 +504,14 @@ def test_nothing_of_an_answer_is_left_out() -> None:
                   {"role": "user", "from": "gpt", "content": "a"}):
         with pytest.raises(DataError, match="has both"):
             conversation_of(Row({"m": [twice]}, "p"), "m")
+
+
+def test_a_thought_beside_an_answer_in_parts() -> None:
+    template = ("{% for m in messages %}<|im_start|>{{ m.role }}{{ '\n' }}{{ m.reasoning_content or '' }}{{ "
+                "m.content }}"
+                "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif "
+                "%}")
+    said = answer(None, reasoning_content="R1") | {"content": [{"type": "text", "text": "A1"}]}
+    (row,) = plain_encoder(template).encode(conversation_of(Row({"m": [user("Q"), said]}, "p"), "m"), "p")
+    assert [plain_encoder(template).tokenizer.decode(row.ids[a:b])
+            for a, b in spans(row)] == ["R1A1<|im_end|>"]

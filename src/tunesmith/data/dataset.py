@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.chat.remarks import ChatRemarks
 from tunesmith.data.examples import Example, ExampleMaker
 from tunesmith.data.large_text import LargeText, all_repeated
 from tunesmith.data.making import Making
-from tunesmith.data.sets import Dataset, DataSettings, Texts, TextSet, form_of
+from tunesmith.data.sets import Dataset, Texts, TextSet, form_of
 from tunesmith.data.sources import Source, open_source
 from tunesmith.data.sources.bad_rows import BadRows
 from tunesmith.data.sources.splits import NoSuchSplit
@@ -21,12 +21,13 @@ from tunesmith.data.split import hold_out
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow
 from tunesmith.data.tokenized import none_left, tokenized
 from tunesmith.hub.client import Tell, quiet
+from tunesmith.recipe.schema import DataSection
 
 #: A source with more rows, or with more text, is large.
 IN_MEMORY_ROWS, _IN_MEMORY_CHARACTERS = 20_000, 256 << 20
 
 
-def read_text(settings: DataSettings, tell: Tell = quiet) -> Texts:
+def read_text(settings: DataSection, tell: Tell = quiet) -> Texts:
     """Read the sources, fill the templates, hold rows out.
 
     Raises DataError (file, line, column), RecipeError (template) or NetworkError.

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from tunesmith.data.cache import EXAMPLE, Damaged, Entry, EntryWriter, new_entry, open_entry
-from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.chat.remarks import ChatRemarks
 from tunesmith.data.examples import ExampleMaker
 from tunesmith.data.large_text import Contents, LargeText
 from tunesmith.data.making import Making

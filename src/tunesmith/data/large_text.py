@@ -12,10 +12,11 @@ from typing import Any, overload
 import numpy as np
 
 from tunesmith.data.examples import Example, ExampleMaker
-from tunesmith.data.sets import DataSettings, TextSet, form_of
+from tunesmith.data.sets import TextSet, form_of
 from tunesmith.data.sources import Source
 from tunesmith.data.split import HASH, held_out_by, stands_in
 from tunesmith.errors import DataError
+from tunesmith.recipe.schema import DataSection
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class LargeText:
     of their tokens.
     """
 
-    def __init__(self, settings: DataSettings, sources: tuple[Source, ...]) -> None:
+    def __init__(self, settings: DataSection, sources: tuple[Source, ...]) -> None:
         self.settings, self.sources, self.form = settings, sources, form_of(settings)
         self._sides: Sides | None = None
 

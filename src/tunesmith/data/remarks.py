@@ -4,28 +4,15 @@ each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator
 
-from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.chat.remarks import ChatRemarks
 from tunesmith.data.sets import Dataset, Texts
 from tunesmith.data.template import LITERAL
+from tunesmith.recipe.schema import DataSection
 
 
-class DataWords(Protocol):
-    """What is read of the recipe's data section."""
-
-    @property
-    def prompt(self) -> str: ...  # noqa: D102
-    @property
-    def completion(self) -> str | None: ...  # noqa: D102
-    @property
-    def max_length(self) -> int: ...  # noqa: D102
-    @property
-    def template_kwargs(self) -> Mapping[str, Any]: ...  # noqa: D102
-
-
-def remarks_on(settings: DataWords, text: Texts, data: Dataset) -> Iterator[str]:
+def remarks_on(settings: DataSection, text: Texts, data: Dataset) -> Iterator[str]:
     """The lines, each a sentence."""
     counts, longest = data.counts, settings.max_length
     if counts["truncated"]:

@@ -5,30 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.chat.remarks import ChatRemarks
 from tunesmith.data.examples import Example, Form
-from tunesmith.data.sources import SourceSettings
 from tunesmith.data.tokenize import TokenRow
+from tunesmith.recipe.schema import DataSection
 
 
-class DataSettings(SourceSettings, Protocol):
-    """What is read of the recipe's data section."""
-
-    @property
-    def prompt(self) -> str: ...  # noqa: D102
-    @property
-    def completion(self) -> str | None: ...  # noqa: D102
-    @property
-    def messages(self) -> str | None: ...  # noqa: D102
-    @property
-    def tools(self) -> str | None: ...  # noqa: D102
-    @property
-    def chat(self) -> Any: ...  # noqa: D102
-
-
-def form_of(settings: DataSettings) -> Form:
+def form_of(settings: DataSection) -> Form:
     """How a data section makes examples of rows."""
     chat = settings.chat.model_dump(exclude_none=True) if settings.chat is not None else None
     return Form(settings.prompt, settings.completion, settings.messages, settings.tools, chat)

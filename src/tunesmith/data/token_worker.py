@@ -22,7 +22,7 @@ import pyarrow.ipc
 
 from tunesmith import errors
 from tunesmith.data.cache import EXAMPLE
-from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.chat.remarks import ChatRemarks
 from tunesmith.data.examples import Example
 from tunesmith.data.making import Loader
 from tunesmith.data.store import batch_of

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from tunesmith.data.chat.answers import ChatEncoder, ChatRow
 from tunesmith.data.chat.plain import PlainTokens
 from tunesmith.data.examples import Example
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.recipe.schema import DataSection
 
 #: How many examples are tokenized in one call: so many that the call costs little, and few enough to fit.
 _AT_ONCE = 512
@@ -63,30 +64,7 @@ class Rules:
     skip_bad: bool = False
 
 
-class LengthSettings(Protocol):
-    """What is read of the recipe's data section."""
-
-    @property
-    def loss_on(self) -> str: ...  # noqa: D102
-    @property
-    def append_eos(self) -> bool: ...  # noqa: D102
-    @property
-    def max_length(self) -> int: ...  # noqa: D102
-    @property
-    def overlong(self) -> str: ...  # noqa: D102
-    @property
-    def stride(self) -> int: ...  # noqa: D102
-    @property
-    def special_tokens(self) -> bool: ...  # noqa: D102
-    @property
-    def answers(self) -> str: ...  # noqa: D102
-    @property
-    def template_kwargs(self) -> Mapping[str, Any]: ...  # noqa: D102
-    @property
-    def bad_rows(self) -> str: ...  # noqa: D102
-
-
-def rules_of(settings: LengthSettings, stop_ids: tuple[int, ...]) -> Rules:
+def rules_of(settings: DataSection, stop_ids: tuple[int, ...]) -> Rules:
     """The rules of a data section, for a base whose generation stops on these tokens."""
     return Rules(settings.loss_on, settings.append_eos, settings.max_length, settings.overlong,
                  settings.stride, settings.special_tokens, settings.answers, settings.template_kwargs,

@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.chat.messages import Conversation, Message
 from tunesmith.data.chat.plain import PlainTokens
 from tunesmith.data.chat.profile import TemplateProfile
+from tunesmith.data.chat.remarks import THINKING, ChatRemarks
 from tunesmith.data.chat.render import Chat, TemplateRefused, TemplateRenderer, TemplateUnbounded
 from tunesmith.errors import DataError, RecipeError
 
-#: The variable by which templates are asked not to begin an answer with a thought.
-_THINKING = "enable_thinking"
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 #: A thought of no model's.
 _PROBE = "qzthoughtq"
@@ -46,62 +44,6 @@ class ChatRow:
     prompt_ids: list[int]
     prompt: str
     reference: str
-
-
-@dataclass
-class ChatRemarks:
-    """What is to be said of all conversations together.
-
-    split: conversations that became several rows; extra_rows: how many more than one each; split_by_end:
-    those of them where the end token, which the template does not write, is why. unread: messages by the key
-    that neither Tunesmith nor the template reads. unwritten: messages by role whose text the template leaves
-    out. unused: rows by the column that nothing reads. opened: answers that nothing comes before, so that the
-    template cannot ask for them. settings: answers by the template's settings for them, as JSON. closed:
-    answers without a thought where the template opens one that it cannot leave out. thoughts_off: thoughts
-    that the template knows and that its settings keep it from writing. cut_thoughts: answers with `</think>`
-    that do not begin with `<think>`: what stands before is taken for a thought. decided: answers for which
-    `enable_thinking` was set here, by its value. marked_otherwise: of the first answers, those of which the
-    template marks other text than is learnt. refused: rows, of chats or not, that were skipped because they
-    cannot be trained on, by what is wrong.
-    """
-
-    split: int = 0
-    extra_rows: int = 0
-    split_by_end: int = 0
-    unread: Counter[str] = field(default_factory=Counter)
-    unwritten: Counter[str] = field(default_factory=Counter)
-    unused: Counter[str] = field(default_factory=Counter)
-    opened: int = 0
-    settings: Counter[str] = field(default_factory=Counter)
-    closed: int = 0
-    thoughts_off: int = 0
-    cut_thoughts: int = 0
-    decided: Counter[str] = field(default_factory=Counter)
-    marked_otherwise: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-
-    def add(self, more: Mapping[str, Any], times: int = 1) -> None:
-        """Count in what was said of other conversations, by name, so many times."""
-        for name, value in more.items():
-            if isinstance(value, Mapping):
-                counts = getattr(self, name)
-                for key, count in value.items():
-                    counts[key] += count * times
-            else:
-                setattr(self, name, getattr(self, name) + value * times)
-
-    def thinking(self) -> Counter[bool | None]:
-        """Answers by the template's `enable_thinking` for them; None where it was left to the template."""
-        counts: Counter[bool | None] = Counter()
-        for settings, count in self.settings.items():
-            counts[json.loads(settings).get(_THINKING)] += count
-        return counts
-
-    def generation_kwargs(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The template's variables with which to ask what was trained. kwargs: the recipe's."""
-        thinking = list(self.thinking())
-        return {**kwargs,
-                _THINKING: thinking[0]} if len(thinking) == 1 and thinking[0] is not None else dict(kwargs)
 
 
 @dataclass(frozen=True)
@@ -127,13 +69,8 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Any, plain: PlainTokens, *, stop_ids: Sequence[int], append_eos: bool,
                  last_only: bool = False, kwargs: Mapping[str, Any] | None = None) -> None:
-        self.plain = plain
-        self.tokenizer, self.stop_ids, self.append_eos, self.last_only = (
-            tokenizer,
-            set(stop_ids),
-            append_eos,
-            last_only,
-        )
+        self.tokenizer, self.plain, self.stop_ids = tokenizer, plain, set(stop_ids)
+        self.append_eos, self.last_only = append_eos, last_only
         self.kwargs = dict(kwargs or {})
         self.renderer = TemplateRenderer(tokenizer)
         self.profile = TemplateProfile(self.renderer)
@@ -213,8 +150,8 @@ class ChatEncoder:
                  for index, settings in asked for last in (False, True)]
         texts = self._try_all(chats, place)
         for index in learnt:
-            choices = [(settings, texts[2 * n], texts[2 * n + 1]) for n,
-                       (i, settings) in enumerate(asked) if i == index]
+            choices = [(settings, texts[2 * n], texts[2 * n + 1])
+                       for n, (i, settings) in enumerate(asked) if i == index]
             if index == 0 and all(isinstance(prompt, TemplateRefused) for _, prompt, _ in choices):
                 self.remarks.opened += 1
                 continue
@@ -224,36 +161,37 @@ class ChatEncoder:
         """The variables to try for an answer: unless the user decides, a thought is asked for where there is
         one.
         """
-        if _THINKING in given or not self.profile.reads(_THINKING):
+        if THINKING in given or not self.profile.reads(THINKING):
             return [dict(given)]
-        return [dict(given), {**given, _THINKING: bool(_thought(message)[0])}]
+        return [dict(given), {**given, THINKING: bool(_thought(message)[0])}]
 
     def _answer(self, conversation: Conversation, messages: list[Message], index: int,
                 choices: list[tuple[dict[str, Any], str | TemplateRefused, str | TemplateRefused]],
                 place: str) -> _Answer:
         thought, text = _thought(self._marked(conversation.messages[index]))
-        found: list[tuple[bool, int, str, str, dict[str, Any]]] = []
+        found: list[tuple[bool, int, bool, str, str, dict[str, Any]]] = []
         for settings, prompt, through in choices:
             for each in (prompt, through):
                 if isinstance(each, TemplateRefused):
                     raise self._refused(each, conversation, place)
-            rest = _behind(str(prompt), str(through))
+            rest, closed = _behind(str(prompt), str(through)), False
             if rest is None:
-                rest = self._otherwise(conversation, messages, index, settings, str(prompt), place)
+                rest, closed = self._otherwise(conversation, messages, index, settings, str(prompt), place)
             if rest is not None:
                 # A thought that is there has to be written; else what the template writes of its own is least
                 # where the setting fits the answer.
-                found.append((thought.strip() not in rest, len(rest), str(prompt), rest, settings))
+                found.append((thought.strip() not in rest, len(rest), closed, str(prompt), rest, settings))
         if not found:
             raise DataError(f"{place}: message {index + 1}: the chat template begins this answer differently "
                             "than it asks for it, so what the model would have to write cannot be told",
                             "Set data.template_kwargs as the template wants it for such answers, or "
                             "data.loss_on to all.")
-        lost, _, prompt, rest, settings = min(found, key=lambda each: each[:2])
+        lost, _, closed, prompt, rest, settings = min(found, key=lambda each: each[:2])
+        self.remarks.closed += closed
         self._require_written(messages[index], thought, text, rest, f"{place}: message {index + 1}")
         self._look_at_thought(conversation.messages[index], settings, lost=lost)
-        if _THINKING in settings and _THINKING not in {**self.kwargs, **conversation.template_kwargs}:
-            self.remarks.decided[str(settings[_THINKING])] += 1
+        if THINKING in settings and THINKING not in {**self.kwargs, **conversation.template_kwargs}:
+            self.remarks.decided[str(settings[THINKING])] += 1
         self.remarks.settings[json.dumps(settings, sort_keys=True)] += 1
         prompt_ids, answer_ids = self._tokens(prompt, rest)
         if self.plain.special_tokens and self.plain.holds_stop(text, self.stop_ids):
@@ -274,14 +212,13 @@ class ChatEncoder:
         """
         self._compared += 1
         marked = self.renderer.last_marked(chat)
-        if marked is not None and not (marked.strip() and marked.strip() in rest
-                                       and rest.strip().startswith(marked.strip())):
+        if marked is not None and not (marked.strip() and rest.strip().startswith(marked.strip())):
             self.remarks.marked_otherwise += 1
 
     def _otherwise(self, conversation: Conversation, messages: list[Message], index: int,
-                   settings: dict[str, Any], prompt: str, place: str) -> str | None:
-        """What the model has to write where the template's two texts part before the answer; None where it
-        cannot be told.
+                   settings: dict[str, Any], prompt: str, place: str) -> tuple[str | None, bool]:
+        """(what the model has to write where the template's two texts part before the answer, None where it
+        cannot be told; whether it has to close a thought at once).
 
         Either the template takes thoughts out of earlier turns once the answer is there: then the answer is
         read off without them. Or it opens a thought when it asks for an answer that has none: then how it
@@ -291,34 +228,32 @@ class ChatEncoder:
         history = [_without_thought(message) for message in messages[:index]]
         answer, tools = messages[index], conversation.tools
         thought, _ = _thought(self._marked(conversation.messages[index]))
-        closed = {**answer,
-                  self.profile.thought_key: _PROBE} if self.profile.thought_key and not thought else answer
+        key = None if thought else self.profile.thought_key
+        closed = {**answer, key: _PROBE} if key else answer
         texts = self._try_all([Chat(history, True, tools, settings),
                                Chat([*history, answer], False, tools, settings),
                                Chat([*messages[:index], closed], False, tools, settings)], place)
         before, through, with_probe = (text if isinstance(text, str) else "" for text in texts)
         rest = _behind(before, through)
         if rest is not None and (before == prompt or thought):
-            return rest
-        if closed is not answer and (rest := _behind(prompt,
-                                                     with_probe)) is not None and rest.startswith(_PROBE):
-            self.remarks.closed += 1
-            return rest[len(_PROBE):]
+            return rest, False
+        rest = _behind(prompt, with_probe) if key else None
+        if rest is not None and rest.startswith(_PROBE):
+            return rest[len(_PROBE):], True
         opened = prompt.rstrip()
         if not opened.endswith("<think>") or not texts[1]:
-            return None
+            return None, False
         start = opened[:-len("<think>")]
         whole = self._try_all([Chat(messages[:index + 1], False, tools, settings)], place)[0]
         if not isinstance(whole, str) or not whole.startswith(start):
-            return None
-        self.remarks.closed += not thought
-        return f"{thought.strip()}\n</think>\n\n{whole[len(start):].lstrip()}"
+            return None, False
+        return f"{thought.strip()}\n</think>\n\n{whole[len(start):].lstrip()}", not thought
 
     def _look_at_thought(self, message: Message, settings: Mapping[str, Any], *, lost: bool) -> None:
         """Count a thought that the template does not write, or that it takes from an answer's own text."""
         content = message.get("content")
         if lost and "reasoning_content" in message:
-            if settings.get(_THINKING) is False:
+            if settings.get(THINKING) is False:
                 self.remarks.thoughts_off += 1
             else:
                 self.remarks.unread["reasoning_content"] += 1
@@ -337,7 +272,7 @@ class ChatEncoder:
             raise DataError(f"{where}: the chat template of this base does not write the call of "
                             f"{missing[0]}: the answer would be learnt without it",
                             "Take a base whose template knows tool calls, or remove the row.")
-        if not text.strip() and not names and thought.strip() not in rest:
+        if not own and not names and thought.strip() not in rest:
             raise DataError(f"{where}: this answer is a thought alone, which the chat template of this base "
                             "does not write: an empty answer would be learnt",
                             "Give it an answer, or remove the row.")
@@ -474,16 +409,15 @@ def _without_thought(message: Message) -> Message:
 
 def _thought(message: Message) -> tuple[str, str]:
     """(the thought, the answer without it): of its own key, or written into the answer in `<think>` marks."""
+    content = message.get("content") or ""
+    text = "\n".join(str(part["text"]) for part in content) if isinstance(content, list) else str(content)
     for key in _THOUGHTS:
         if isinstance(message.get(key), str) and message[key].strip():
-            return message[key], str(message.get("content") or "")
-    content = message.get("content")
-    if isinstance(content, list):
-        return "", "\n".join(str(part["text"]) for part in content)
-    if isinstance(content, str) and "</think>" in content:
-        before, _, after = content.rpartition("</think>")
+            return message[key], text
+    if "</think>" in text:
+        before, _, after = text.rpartition("</think>")
         return before.rpartition("<think>")[2], after
-    return "", content if isinstance(content, str) else ""
+    return "", text
 
 
 def _advice(messages: Sequence[Message]) -> str:
@@ -493,9 +427,8 @@ def _advice(messages: Sequence[Message]) -> str:
     twice = next((n for n in range(1, len(roles)) if roles[n] == roles[n - 1]
                   and roles[n] in ("user", "assistant")), None)
     if turns[:1] == ["assistant"]:
-        return (
-            "It begins with the assistant: put a message of the user before that, or remove the first answer."
-        )
+        return ("It begins with the assistant: put a message of the user before that, or remove the first "
+                "answer.")
     if twice is not None:
         return (f"Messages {twice} and {twice + 1} are both the {roles[twice]}'s: join them, or remove one. "
                 "Some templates want the turns to alternate.")

@@ -61,9 +61,13 @@ class PlainTokens:
     @cached_property
     def _special(self) -> re.Pattern[str] | None:
         """What is a special token's text."""
-        texts = sorted({str(token) for token in self.tokenizer.all_special_tokens if str(token)}, key=len,
-                       reverse=True)
-        return re.compile("|".join(map(re.escape, texts))) if texts else None
+        return re.compile("|".join(map(re.escape, self._special_texts))) if self._special_texts else None
+
+    @cached_property
+    def _special_texts(self) -> list[str]:
+        """The texts of the special tokens, the longest first: one may be the beginning of another."""
+        return sorted({str(token) for token in self.tokenizer.all_special_tokens if str(token)}, key=len,
+                      reverse=True)
 
     def holds_special(self, text: str) -> bool:
         """Whether there is a special token's text in a text."""
@@ -97,9 +101,7 @@ class PlainTokens:
 
     @cached_property
     def _marked_special(self) -> re.Pattern[str]:
-        texts = {str(token) for token in self.tokenizer.all_special_tokens if str(token)}
-        return re.compile("|".join(re.escape(text[0] + _MARK + text[1:])
-                                   for text in sorted(texts, key=len, reverse=True)))
+        return re.compile("|".join(re.escape(text[0] + _MARK + text[1:]) for text in self._special_texts))
 
     def rendered_ids(self, text: str) -> list[int]:
         """The tokens of what a chat template wrote: its own special tokens are tokens, those of marked texts
@@ -128,8 +130,7 @@ class PlainTokens:
         """Whether a text is taken behind a special token as it is alone, with a blank put before it, for
         example.
         """
-        token = next(str(token) for token in self.tokenizer.all_special_tokens if str(token))
-        return self._as_template(f"{token}a b")[1:] == self._as_text("a b")
+        return self._as_template(f"{self._special_texts[0]}a b")[1:] == self._as_text("a b")
 
     def _as_template(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []

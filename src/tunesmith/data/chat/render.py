@@ -111,16 +111,10 @@ class TemplateRenderer:
     def render(self, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool,
                tools: Sequence[Mapping[str, Any]] = (), kwargs: Mapping[str, Any] | None = None) -> str:
         """A chat as text. Raises TemplateRefused, TemplateUnbounded."""
-        return self.render_all([Chat(messages, generation_prompt, tools, kwargs or {})])[0]
-
-    def render_all(self, chats: Sequence[Chat]) -> list[str]:
-        """Several chats as texts. Raises TemplateRefused, TemplateUnbounded for the first that makes none."""
-        texts = []
-        for text in self.try_all(chats):
-            if isinstance(text, Exception):
-                raise text
-            texts.append(text)
-        return texts
+        text = self.try_all([Chat(messages, generation_prompt, tools, kwargs or {})])[0]
+        if isinstance(text, TemplateRefused):
+            raise text
+        return text
 
     def try_all(self, chats: Sequence[Chat]) -> list[str | TemplateRefused]:
         """The same, with what a template says against a chat in place of its text. Raises

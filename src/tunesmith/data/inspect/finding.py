@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -54,7 +55,7 @@ class Hits:
             self.indices.append(row.index)
 
 
-class Check:
+class Check(ABC):
     """Looks for one kind of finding: sees every row once, in order, and then says what it found.
 
     A check keeps at most a few numbers for each row. cheap: whether it costs so little that every training
@@ -67,13 +68,13 @@ class Check:
         self.facts = facts
         self.hits = Hits()
 
+    @abstractmethod
     def see(self, row: SeenRow) -> None:
         """Look at a row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def findings(self, places: Places) -> Iterable[Finding]:
         """What was found, once every row was seen."""
-        raise NotImplementedError
 
     def found(self, kind: str, severity: Severity, message: str, advice: str,
               hits: Hits | None = None) -> list[Finding]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Literal
 
-from tunesmith.data.chat.answers import ChatRemarks
+from tunesmith.data.chat.remarks import ChatRemarks
 from tunesmith.data.examples import Example
 from tunesmith.data.sets import Dataset, Texts
 from tunesmith.data.tokenize import Encoder, Rules, TokenRow

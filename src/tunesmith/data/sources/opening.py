@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
 
 from tunesmith.data.rows import Row
 from tunesmith.data.sources.bad_rows import BadRows
@@ -16,29 +15,13 @@ from tunesmith.data.sources.reading import Reading
 from tunesmith.data.sources.source import Read, Source, sliced
 from tunesmith.errors import DataError
 from tunesmith.hub.client import Tell, quiet
+from tunesmith.recipe.schema import DataSection
 
 #: What `data.validation` begins with where it names a split of `data.source`.
 SPLIT_PREFIX = "split:"
 
 
-class SourceSettings(Protocol):
-    """What is read of the recipe's data section."""
-
-    @property
-    def source(self) -> str | list[str]: ...  # noqa: D102
-    @property
-    def weights(self) -> list[float] | None: ...  # noqa: D102
-    @property
-    def name(self) -> str | None: ...  # noqa: D102
-    @property
-    def split(self) -> str: ...  # noqa: D102
-    @property
-    def validation(self) -> float | int | str | list[str]: ...  # noqa: D102
-    @property
-    def bad_rows(self) -> str: ...  # noqa: D102
-
-
-def open_source(settings: SourceSettings, key: str = "data.source", tell: Tell = quiet) -> Source:
+def open_source(settings: DataSection, key: str = "data.source", tell: Tell = quiet) -> Source:
     """The source of the training rows, or with the key `data.validation` that of the held-out rows.
 
     tell: receives which files are taken, what is waited for, and later what was skipped. Raises DataError
